@@ -1,0 +1,72 @@
+"""Stores for sparse vectors: `VDRQdrant`, `VDRElasticsearch` and what they are made of.
+
+```python
+from vdr_db.connectors import VDRElasticsearch, VDRQdrant
+```
+
+Importing this package imports no client; each is imported by the class that needs it. Nothing here
+needs torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdr_db.connectors.base import Hit, Id, Payload, Record, Store, Term, Written
+    from vdr_db.connectors.collection import Collection, Encoder
+    from vdr_db.connectors.elasticsearch import VDRElasticsearch
+    from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+    from vdr_db.connectors.memory import MemoryStore
+    from vdr_db.connectors.qdrant import QdrantStore
+    from vdr_db.connectors.vdr_qdrant import VDRQdrant
+
+__all__ = [
+    "Collection",
+    "ElasticsearchStore",
+    "Encoder",
+    "Hit",
+    "Id",
+    "MemoryStore",
+    "Payload",
+    "QdrantStore",
+    "Record",
+    "Store",
+    "Term",
+    "VDRElasticsearch",
+    "VDRQdrant",
+    "Written",
+]
+
+_HOME = {
+    "Collection": "collection",
+    "ElasticsearchStore": "elasticsearch_store",
+    "Encoder": "collection",
+    "Hit": "base",
+    "Id": "base",
+    "MemoryStore": "memory",
+    "Payload": "base",
+    "QdrantStore": "qdrant",
+    "Record": "base",
+    "Store": "base",
+    "Term": "base",
+    "VDRElasticsearch": "elasticsearch",
+    "VDRQdrant": "vdr_qdrant",
+    "Written": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name in _HOME:
+        from importlib import import_module
+
+        value = getattr(import_module(f"vdr_db.connectors.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, imported or not yet."""
+    return sorted(__all__)

@@ -1,0 +1,262 @@
+"""What every store speaks: ids, hits, records, and the `Store` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias
+
+from vdr_db.errors import ConfigError, InputError, StoreMismatch
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = [
+    "BatchLimits",
+    "Documents",
+    "EmptyRows",
+    "Hit",
+    "Id",
+    "Payload",
+    "Record",
+    "Store",
+    "Term",
+    "Written",
+    "check_stamp",
+    "check_width",
+    "checked_page",
+]
+
+Id: TypeAlias = int | str
+"""A document id: an unsigned 64-bit integer or a string. `1` and `"1"` are different documents."""
+
+Payload: TypeAlias = dict[str, Any]
+"""What is stored beside a vector: JSON types only."""
+
+Documents: TypeAlias = Literal["encoded", "tokens"]
+"""What the document side of a collection is: vectors of a model, or bags of tokens."""
+
+EmptyRows: TypeAlias = Literal["store", "skip", "error"]
+"""What becomes of a row without entries: kept but never found, left out and counted, refused."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One search result.
+
+    Attributes:
+        id: The caller's id.
+        score: Inner product of query and document, up to the precision of the store.
+        payload: What was stored with the document.
+    """
+
+    id: Id
+    score: float
+    payload: Payload = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored document.
+
+    Attributes:
+        id: The caller's id.
+        payload: What was stored with the document.
+        row: Its vector, one row, when it was asked for.
+    """
+
+    id: Id
+    payload: Payload = field(default_factory=dict)
+    row: SparseRows | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one token adds to a score.
+
+    Attributes:
+        token: Text of the token, or its id as text when no vocabulary is known.
+        id: Token id.
+        query_weight: Weight in the query.
+        document_weight: Weight in the document.
+        product: Both multiplied; the products of all terms add up to the score.
+    """
+
+    token: str
+    id: int
+    query_weight: float
+    document_weight: float
+    product: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write did.
+
+    Attributes:
+        count: Rows written.
+        empty: How many of them have no entries, so that no search finds them.
+        skipped: Ids of empty rows that were left out because the caller asked for it.
+    """
+
+    count: int
+    empty: int = 0
+    skipped: tuple[Id, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How much a store takes in one request.
+
+    Attributes:
+        rows: Rows at most.
+        bytes: Estimated bytes at most; a single larger row still goes alone, up to `row_bytes`.
+        row_bytes: Estimated bytes of one row at most; larger ones are refused.
+    """
+
+    rows: int
+    bytes: int
+    row_bytes: int
+
+
+class Store(Protocol):
+    """A collection of sparse vectors with ids and payloads.
+
+    A store is opened by its constructor and made by `create`, once; `width` is `None` before. All
+    rows of a store have one width, the vocabulary size.
+    """
+
+    @property
+    def width(self) -> int | None:
+        """Width of all rows, `None` while the collection is not made."""
+
+    @property
+    def stamp(self) -> EncoderStamp | None:
+        """The encoder the collection was made for, as far as known."""
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+
+    def create(
+        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+    ) -> None:
+        """Makes the collection; one that is there is checked against the arguments instead.
+
+        Raises:
+            StoreMismatch: It is there with another width, encoder or kind of documents.
+        """
+
+    def upsert(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+    ) -> Written:
+        """Writes rows; a row whose id is there replaces vector and payload.
+
+        When it returns, the rows are found by searches and survive the death of this process.
+
+        Raises:
+            InputError: Ids are unusable or repeated, or sizes disagree; nothing is written.
+            RejectedRows: Some rows cannot be stored; all others are written.
+        """
+
+    def search(
+        self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
+    ) -> list[Hit]:
+        """The best documents by inner product, best first, equal scores by ascending id.
+
+        A document that shares no token with the query is no hit, so fewer than `limit` may come.
+        """
+
+    def search_batch(
+        self, rows: SparseRows, limit: int = 10, filter: Any = None
+    ) -> list[list[Hit]]:
+        """`search` for each row."""
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out."""
+
+    def ids(self) -> Iterator[Id]:
+        """All ids, in the order of the store."""
+
+    def count(self, filter: Any = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+
+    def flush(self) -> None:
+        """Makes everything written survive a loss of power."""
+
+    def optimize(self) -> None:
+        """Reorganises the index after much was written; searches are right with and without."""
+
+    def close(self) -> None:
+        """Releases the store; a second call does nothing."""
+
+    def __enter__(self) -> Store:
+        """The store itself."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the store."""
+
+
+def check_width(rows: SparseRows, width: int, where: str) -> None:
+    """Refuses rows over another vocabulary.
+
+    Raises:
+        InputError: The width differs.
+    """
+    if rows.width != width:
+        raise InputError(
+            f"{where} holds rows of width {width}, got width {rows.width}; "
+            "encode with the model the collection was made for."
+        )
+
+
+def check_stamp(
+    where: str,
+    stored: tuple[int, EncoderStamp | None, Documents],
+    wanted: tuple[int, EncoderStamp | None, Documents],
+) -> None:
+    """Refuses to open a collection with another encoder than it was made for.
+
+    Raises:
+        StoreMismatch: Width, encoder or kind of documents differ; the message names both.
+    """
+    width, stamp, documents = stored
+    reasons = []
+    if stamp is not None and wanted[1] is not None:
+        reasons += stamp.difference(wanted[1])
+    if width != wanted[0]:
+        reasons.append(f"vocabulary size {width} (store) against {wanted[0]} (encoder)")
+    if documents != wanted[2]:
+        reasons.append(f"documents {documents!r} (store) against {wanted[2]!r} (asked for)")
+    if not reasons:
+        return
+    made_for = "" if stamp is None else f", made for {stamp.model!r},"
+    opened_with = "" if wanted[1] is None else f" with {wanted[1].model!r}"
+    raise StoreMismatch(
+        f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; "
+        "use the model it was made for, or another collection."
+    )
+
+
+def checked_page(limit: int, offset: int) -> None:
+    """Refuses a page that cannot be.
+
+    Raises:
+        ConfigError: `limit` is below 1 or `offset` below 0, or one is not an integer.
+    """
+    for name, value, least in (("limit", limit, 1), ("offset", offset, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"`{name}` must be an integer of at least {least}, got {value!r}.")

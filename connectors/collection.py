@@ -1,0 +1,391 @@
+"""`Collection`: an encoder and a store, so that texts go in and texts with reasons come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term
+from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.texts import refuse_string, text_batches
+from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreError
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = ["Collection", "Encoder", "Mode"]
+
+Mode: TypeAlias = Literal["full", "alpha", "beta"]
+"""How query and documents are represented.
+
+| mode  | query            | documents        | model is needed            |
+|-------|------------------|------------------|----------------------------|
+| full  | encoded          | encoded          | for queries and documents  |
+| alpha | bag of tokens    | encoded          | for documents only         |
+| beta  | encoded          | bags of tokens   | for queries only           |
+"""
+
+
+class _Tokens(Protocol):
+    @property
+    def size(self) -> int: ...
+
+    def token(self, token_id: int, /) -> str: ...
+
+
+class Encoder(Protocol):
+    """What a collection needs of an encoder; `vdr_db.SparseEncoder` is one."""
+
+    @property
+    def vocabulary(self) -> _Tokens:
+        """Names of the token ids."""
+
+    def stamp(self) -> EncoderStamp:
+        """Identity of the encoder."""
+
+    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
+        """Vectors of documents."""
+
+    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
+        """Vectors of queries."""
+
+    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
+        """Token sets with weight 1."""
+
+
+class Collection:
+    """Texts in a store, found by what an encoder makes of them.
+
+    ```python
+    with VDRQdrant("articles", encoder=encoder, path="articles.qdrant") as articles:
+        articles.add_texts(["Einstein published the theory in 1905."], ids=["einstein"])
+        articles.search("who came up with relativity", limit=10)
+        articles.explain("who came up with relativity", "einstein")
+    ```
+
+    The collection is made by the first `add_texts` or `add_rows`; searching one that was never
+    written is an error, so that a mistyped name does not look like an empty answer.
+
+    Args:
+        store: Where vectors are kept; it is closed with the collection.
+        encoder: Makes vectors of texts. Without one, `add_rows` and searches by row still work.
+        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
+        store_text: Keep each text in its payload.
+        text_key: Payload field of the text.
+
+    Raises:
+        StoreMismatch: The store was made for another encoder or kind of documents.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        encoder: Encoder | None = None,
+        *,
+        documents: Documents | None = None,
+        store_text: bool = True,
+        text_key: str = "text",
+    ) -> None:
+        if documents not in (None, "encoded", "tokens"):
+            raise ConfigError(f"`documents` must be 'encoded' or 'tokens', got {documents!r}.")
+        self.store = store
+        self.encoder = encoder
+        self.store_text = store_text
+        self.text_key = text_key
+        self._known_stamp: EncoderStamp | None = None
+        if store.width is not None:
+            width = store.width if encoder is None else encoder.vocabulary.size
+            store.create(width, self._stamp(), documents=documents or store.documents)
+        self._documents: Documents = documents or store.documents
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+        return self._documents
+
+    def __repr__(self) -> str:
+        """Store and model, without secrets."""
+        stamp = self._stamp()
+        model = "no encoder" if stamp is None else stamp.model
+        return f"{type(self).__name__}({self.store!r}, {model})"
+
+    # Writing
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        ids: Iterable[Id] | None = None,
+        payloads: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        batch_size: int = 512,
+        empty: EmptyRows = "store",
+    ) -> list[Id]:
+        """Encodes and writes texts; a text whose id is there replaces it.
+
+        Texts are taken `batch_size` at a time, so a generator of any length needs the memory of one
+        batch (and the list of ids).
+
+        Args:
+            texts: Documents.
+            ids: One for each text. Without ids, a text gets a UUID made of its content: adding it
+                again changes nothing, and equal texts in one call are one document.
+            payloads: One mapping (or `None`) for each text, kept beside the vector.
+            batch_size: Texts encoded and written together.
+            empty: What becomes of texts without any token, such as `""`: `"store"` keeps them,
+                though no search finds them, `"skip"` leaves them out, `"error"` refuses them.
+
+        Returns:
+            The id of every text in order, skipped ones left out.
+
+        Raises:
+            TypeError: One string came instead of several, or a text is not a string.
+            ShapeError: Texts, ids and payloads are not equally many. Sequences are compared before
+                anything is written; iterators are found out at their end.
+            InputError: An id is unusable or given twice, two payloads fight for one text without an
+                id, or a payload has another value in the field of the text.
+            RejectedRows: Some texts could not be stored; all others are written.
+        """
+        encoder = self._need_encoder("add_texts")
+        encode = encoder.bag_of_tokens if self._documents == "tokens" else encoder.encode_documents
+        key = self.text_key if self.store_text else None
+        batches = text_batches(texts, ids, payloads, size=batch_size, text_key=key)
+        self._create(encoder.vocabulary.size)
+        written: list[Id] = []
+        refused: dict[Id, str] = {}
+        for batch in batches:
+            refused.update(batch.refused)
+            skipped: set[Id] = set()
+            if batch.texts:
+                rows = encode(batch.texts)
+                try:
+                    report = self.store.upsert(rows, batch.fresh_ids, batch.payloads, empty=empty)
+                    skipped.update(report.skipped)
+                except RejectedRows as rejection:
+                    refused.update(zip(rejection.ids, rejection.reasons, strict=True))
+            written += [id for id in batch.ids if id not in skipped]
+        if refused:
+            raise RejectedRows(list(refused), list(refused.values()))
+        return written
+
+    def add_rows(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+    ) -> list[Id]:
+        """Writes vectors made elsewhere; a row whose id is there replaces it.
+
+        Args:
+            rows: Vectors over the vocabulary of this collection.
+            ids: One for each row.
+            payloads: One mapping (or `None`) for each row.
+            empty: What becomes of rows without entries; see `add_texts`.
+
+        Returns:
+            The ids in order, skipped ones left out.
+
+        Raises:
+            TypeError: `rows` is not `SparseRows`.
+            ShapeError: Rows, ids and payloads are not equally many.
+            InputError: An id is unusable or given twice, or the rows have another width.
+            RejectedRows: Some rows could not be stored; all others are written.
+        """
+        if not isinstance(rows, SparseRows):
+            raise TypeError(
+                f"`rows` must be SparseRows, got {type(rows).__name__}; "
+                "make them with SparseRows.from_dicts, from_scipy or from_torch"
+            )
+        checked = checked_ids(ids)
+        self._create(rows.width if self.encoder is None else self.encoder.vocabulary.size)
+        left_out = set(self.store.upsert(rows, checked, payloads, empty=empty).skipped)
+        return [id for id in checked if id not in left_out]
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+        return self.store.delete(ids)
+
+    # Reading
+
+    def search(
+        self,
+        query: str | SparseRows,
+        limit: int = 10,
+        filter: Any = None,
+        *,
+        offset: int = 0,
+        mode: Mode | None = None,
+        rerank: int | None = None,
+    ) -> list[Hit]:
+        """The best documents for a query, best first.
+
+        Args:
+            query: A text, or a vector of one row.
+            limit: Hits wanted; fewer come when fewer documents share a token with the query.
+            filter: Conditions on payloads, see `vdr_db.filters`.
+            offset: Hits to leave out at the start.
+            mode: How the query is represented, see `Mode`; by default `"full"`, or `"beta"` in a
+                collection of bags of tokens.
+            rerank: Take this many hits and order them anew by the full score, with documents
+                encoded now from their stored texts. Meant for mode beta.
+
+        Raises:
+            ConfigError: The mode does not fit the collection, or a number is impossible.
+        """
+        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        if rerank is None:
+            return self.store.search(row, limit, filter, offset)
+        if rerank < limit + offset:
+            raise ConfigError(
+                f"`rerank` must be at least limit + offset = {limit + offset}, got {rerank}."
+            )
+        best = self._rerank(row, self.store.search(row, rerank, filter))
+        return best[offset : offset + limit]
+
+    def search_batch(
+        self,
+        queries: Sequence[str] | SparseRows,
+        limit: int = 10,
+        filter: Any = None,
+        *,
+        mode: Mode | None = None,
+    ) -> list[list[Hit]]:
+        """`search` for several queries at once, in their order.
+
+        Raises:
+            TypeError: One string came instead of several.
+        """
+        if not isinstance(queries, SparseRows):
+            refuse_string(queries, "queries")
+        return self.store.search_batch(self._query_rows(queries, mode), limit, filter)
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out."""
+        return self.store.get(ids, with_rows)
+
+    def ids(self) -> Iterator[Id]:
+        """All ids, in the order of the store."""
+        return self.store.ids()
+
+    def count(self, filter: Any = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+        return self.store.count(filter)
+
+    def explain(self, query: str | SparseRows, id: Id, *, mode: Mode | None = None) -> list[Term]:
+        """What every shared token adds to the score of a document, the largest part first.
+
+        The products add up to the score of a search, up to the precision of the store.
+
+        Raises:
+            InputError: There is no document with this id.
+        """
+        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        if len(row) != 1:
+            raise ShapeError(f"`explain` takes one query, got {len(row)} rows.")
+        records = self.store.get([id], with_rows=True)
+        if not records or records[0].row is None:
+            raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
+        query_ids, query_weights = row.row(0)
+        document_ids, document_weights = records[0].row.row(0)
+        shared, in_query, in_document = np.intersect1d(
+            query_ids, document_ids, assume_unique=True, return_indices=True
+        )
+        left = query_weights[in_query].astype(np.float64)
+        right = document_weights[in_document].astype(np.float64)
+        terms = [
+            Term(self._token(token), token, weight, other, weight * other)
+            for token, weight, other in zip(
+                shared.tolist(), left.tolist(), right.tolist(), strict=True
+            )
+        ]
+        return sorted(terms, key=lambda term: (-term.product, term.id))
+
+    # Life
+
+    def flush(self) -> None:
+        """Makes everything written survive a loss of power."""
+        self.store.flush()
+
+    def optimize(self) -> None:
+        """Reorganises the index after much was written; searches are right with and without."""
+        self.store.optimize()
+
+    def close(self) -> None:
+        """Closes the store; a second call does nothing."""
+        self.store.close()
+
+    def __enter__(self) -> Collection:
+        """The collection itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the store."""
+        self.close()
+
+    def _stamp(self) -> EncoderStamp | None:
+        # Kept, because a stamp may cost a pass over the weights.
+        if self._known_stamp is None and self.encoder is not None:
+            self._known_stamp = self.encoder.stamp()
+        return self._known_stamp
+
+    def _create(self, width: int) -> None:
+        if self.store.width is None:
+            self.store.create(width, self._stamp(), documents=self._documents)
+
+    def _need_encoder(self, what: str) -> Encoder:
+        if self.encoder is None:
+            raise ConfigError(
+                f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
+                "use SparseRows."
+            )
+        return self.encoder
+
+    def _query_rows(self, queries: Sequence[str] | SparseRows, mode: Mode | None) -> SparseRows:
+        usual: Mode = "beta" if self._documents == "tokens" else "full"
+        mode = usual if mode is None else mode
+        if mode not in ("full", "alpha", "beta"):
+            raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
+        if (mode == "beta") != (self._documents == "tokens"):
+            held = "bags of tokens" if self._documents == "tokens" else "encoded documents"
+            raise ConfigError(
+                f"mode {mode!r} cannot be searched in a collection of {held}; "
+                f"use mode {usual!r}, or build a collection with another `documents`."
+            )
+        if isinstance(queries, SparseRows):
+            return queries
+        encoder = self._need_encoder("search")
+        if not isinstance(queries, Sequence):
+            raise TypeError(f"queries must be strings or SparseRows, got {type(queries).__name__}")
+        for query in queries:
+            if not isinstance(query, str):
+                raise TypeError(f"queries must be strings, got {type(query).__name__}: {query!r}")
+        if mode == "alpha":
+            return encoder.bag_of_tokens(queries)
+        return encoder.encode_queries(queries)
+
+    def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
+        encoder = self._need_encoder("rerank")
+        if not hits:
+            return []
+        texts = [hit.payload.get(self.text_key) for hit in hits]
+        known = [text for text in texts if isinstance(text, str)]
+        if len(known) < len(texts):
+            raise StoreError(
+                f"`rerank` needs the text of every hit in the payload field {self.text_key!r}, "
+                f"{len(texts) - len(known)} of {len(texts)} have none; add texts with "
+                "store_text=True."
+            )
+        scores = encoder.encode_documents(known).dot(query)[:, 0].tolist()
+        fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))
+
+    def _token(self, token_id: int) -> str:
+        return str(token_id) if self.encoder is None else self.encoder.vocabulary.token(token_id)

@@ -1,0 +1,107 @@
+"""Ids: what callers may use, and the point ids Qdrant stores them under.
+
+Qdrant knows unsigned 64-bit integers and UUIDs. The mapping below gives every caller's id a point
+id of its own: integers keep their value; the canonical text of a UUID of any version but 5 keeps
+its value; every other string becomes a UUID of version 5. A caller's own version 5 UUID is hashed
+like any other string, so that no string can be chosen to meet the hash of another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vdr_db.connectors.base import Id
+from vdr_db.errors import InputError
+
+__all__ = ["MAX_ID_BYTES", "checked_id", "checked_ids", "content_id", "id_order", "point_id"]
+
+# Elasticsearch's limit for `_id`; one limit for all stores keeps collections portable.
+MAX_ID_BYTES = 512
+
+_STRING_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:string-id")
+_TEXT_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:text")
+
+
+def checked_id(id: Any) -> Id:
+    """The id as `int` or `str`.
+
+    Raises:
+        InputError: It is neither, negative, above 64 bits, empty, too long, or not valid Unicode.
+    """
+    if isinstance(id, (int, np.integer)) and not isinstance(id, bool):
+        if not 0 <= id < 2**64:
+            raise InputError(
+                f"integer ids must lie in [0, 2^64), got {id}; use a string for other names."
+            )
+        return int(id)
+    if not isinstance(id, str):
+        raise InputError(
+            f"ids must be integers or strings, got {id!r} ({type(id).__name__}); "
+            "pass str(id) to keep other kinds."
+        )
+    try:
+        size = len(id.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"ids must be valid Unicode, got {id!r} with a lone surrogate; clean it first."
+        ) from error
+    if not 1 <= size <= MAX_ID_BYTES:
+        shown = repr(id) if len(id) < 40 else repr(id[:40]) + "…"
+        raise InputError(
+            f"string ids must have 1 to {MAX_ID_BYTES} bytes in UTF-8, got {size} ({shown}); "
+            "use a hash of a longer name."
+        )
+    return str(id)
+
+
+def checked_ids(ids: Sequence[Any], *, unique: bool = False) -> list[Id]:
+    """All ids checked.
+
+    Raises:
+        TypeError: One id came instead of a sequence.
+        InputError: An id is unusable, or occurs twice although `unique`.
+    """
+    if isinstance(ids, (str, bytes, int, np.integer)):
+        raise TypeError(f"`ids` must be a sequence of ids, got {ids!r}; pass [{ids!r}]")
+    checked = [checked_id(id) for id in ids]
+    if unique:
+        seen: set[Id] = set()
+        for id in checked:
+            if id in seen:
+                raise InputError(
+                    f"every id of a call must be different, got {id!r} twice; "
+                    "add the later version in a call of its own."
+                )
+            seen.add(id)
+    return checked
+
+
+def point_id(id: Id) -> int | str:
+    """The Qdrant point id of a checked id: an integer, or the text of a UUID."""
+    if isinstance(id, int):
+        return id
+    if len(id) == 36:
+        try:
+            parsed = uuid.UUID(id)
+        except ValueError:
+            pass
+        else:
+            if str(parsed) == id and parsed.version != 5:
+                return id
+    return str(uuid.uuid5(_STRING_IDS, id))
+
+
+def content_id(text: str) -> str:
+    """The id of a text without one: a UUID of version 5 of the text, the same in every run."""
+    digest = hashlib.sha1(_TEXT_IDS.bytes + text.encode("utf-8", "surrogatepass"))
+    return str(uuid.UUID(bytes=digest.digest()[:16], version=5))
+
+
+def id_order(id: Id) -> tuple[bool, Id]:
+    """Sort key of ids: integers first, then strings."""
+    return isinstance(id, str), id

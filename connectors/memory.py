@@ -1,0 +1,227 @@
+"""`MemoryStore`: the exact answer, for tests and small collections.
+
+Scores are float64 inner products over all rows, so this store is what every other one is measured
+against. It costs one pass over all entries per query and keeps everything in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.connectors.base import (
+    BatchLimits,
+    Documents,
+    EmptyRows,
+    Hit,
+    Id,
+    Payload,
+    Record,
+    Written,
+    check_stamp,
+    checked_page,
+)
+from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.validation import checked_query, prepare
+from vdr_db.errors import RejectedRows, StoreError
+from vdr_db.filters import Filter, parse_filter
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = ["MemoryStore"]
+
+_LIMITS = BatchLimits(rows=1 << 30, bytes=1 << 60, row_bytes=32 << 20)
+
+
+class MemoryStore:
+    """A `Store` in plain Python objects, exact and without persistence.
+
+    Args:
+        name: Name of the collection, for messages.
+    """
+
+    def __init__(self, name: str = "memory") -> None:
+        self.name = name
+        self._width: int | None = None
+        self._stamp: EncoderStamp | None = None
+        self._documents: Documents = "encoded"
+        self._rows: dict[Id, SparseRows] = {}
+        self._payloads: dict[Id, Payload] = {}
+        self._joined: tuple[list[Id], SparseRows] | None = None
+        self._closed = False
+
+    @property
+    def width(self) -> int | None:
+        """Width of all rows, `None` while the collection is not made."""
+        return self._width
+
+    @property
+    def stamp(self) -> EncoderStamp | None:
+        """The encoder the collection was made for, as far as known."""
+        return self._stamp
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+        return self._documents
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"MemoryStore({self.name!r}, {len(self._rows)} documents)"
+
+    def create(
+        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+    ) -> None:
+        """Makes the collection, or checks the one that is there; see `Store.create`."""
+        self._check_open()
+        if self._width is not None:
+            stored = (self._width, self._stamp, self._documents)
+            check_stamp(self._where, stored, (width, stamp, documents))
+            return
+        SparseRows.empty(0, width)  # checks the width
+        self._width, self._stamp, self._documents = width, stamp, documents
+
+    def upsert(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+    ) -> Written:
+        """Writes rows; see `Store.upsert`."""
+        ready = prepare(
+            rows,
+            ids,
+            payloads,
+            width=self._made(),
+            empty=empty,
+            limits=_LIMITS,
+            where=self._where,
+        )
+        for i, (id, payload) in enumerate(zip(ready.ids, ready.payloads, strict=True)):
+            self._rows[id] = ready.rows[i]
+            self._payloads[id] = payload
+        self._joined = None
+        if ready.refused:
+            raise RejectedRows(list(ready.refused), list(ready.refused.values()))
+        return Written(len(ready.ids), ready.empty, ready.skipped)
+
+    def search(
+        self,
+        row: SparseRows,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
+        offset: int = 0,
+    ) -> list[Hit]:
+        """The best documents by exact inner product; see `Store.search`."""
+        checked_page(limit, offset)
+        query = checked_query(row, self._made(), self._where, single=True)
+        ids, rows = self._all_rows()
+        scores = rows.dot(query)[:, 0]
+        keep = self._mask(filter, ids) & (scores > 0)
+        found = sorted(
+            ((float(scores[i]), ids[i]) for i in np.flatnonzero(keep)),
+            key=lambda pair: (-pair[0], *id_order(pair[1])),
+        )
+        return [
+            Hit(id, score, copy.deepcopy(self._payloads[id]))
+            for score, id in found[offset : offset + limit]
+        ]
+
+    def search_batch(
+        self,
+        rows: SparseRows,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """`search` for each row."""
+        checked_query(rows, self._made(), self._where)
+        return [self.search(row, limit, filter) for row in rows]
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out."""
+        self._made()
+        return [
+            Record(id, copy.deepcopy(self._payloads[id]), self._rows[id] if with_rows else None)
+            for id in checked_ids(ids)
+            if id in self._rows
+        ]
+
+    def ids(self) -> Iterator[Id]:
+        """All ids, in the order they were first written."""
+        self._made()
+        return iter(list(self._rows))
+
+    def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+        self._check_open()
+        return int(self._mask(filter, list(self._rows)).sum())
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+        self._made()
+        present = {id for id in checked_ids(ids) if id in self._rows}
+        for id in present:
+            del self._rows[id], self._payloads[id]
+        self._joined = None
+        return len(present)
+
+    def flush(self) -> None:
+        """Does nothing: memory has no disk."""
+        self._check_open()
+
+    def optimize(self) -> None:
+        """Does nothing: there is no index."""
+        self._check_open()
+
+    def close(self) -> None:
+        """Forgets everything; a second call does nothing."""
+        self._closed = True
+        self._rows, self._payloads, self._joined = {}, {}, None
+
+    def __enter__(self) -> MemoryStore:
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the store."""
+        self.close()
+
+    @property
+    def _where(self) -> str:
+        return f"collection {self.name!r}"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self._where} is closed; open it again to use it.")
+
+    def _made(self) -> int:
+        self._check_open()
+        if self._width is None:
+            raise StoreError(f"{self._where} holds nothing yet; add documents first.")
+        return self._width
+
+    def _all_rows(self) -> tuple[list[Id], SparseRows]:
+        if self._joined is None:
+            parts = [SparseRows.empty(0, self._made()), *self._rows.values()]
+            self._joined = list(self._rows), SparseRows.concat(parts)
+        return self._joined
+
+    def _mask(
+        self, filter: Filter | Mapping[str, Any] | None, ids: list[Id]
+    ) -> npt.NDArray[np.bool_]:
+        if filter is None:
+            return np.ones(len(ids), np.bool_)
+        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
+        return np.array([tree.matches(self._payloads[id]) for id in ids], np.bool_)

@@ -1,0 +1,217 @@
+"""Payload filters in the words of Qdrant, for the embedded engine and for the client alike.
+
+Both packages build filters from classes of their own; a `Dialect` names the six pieces needed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vdr_db.filters import (
+    EXACT_INTEGERS,
+    AllOf,
+    AnyFilter,
+    Equals,
+    Filter,
+    Key,
+    Negation,
+    OneOf,
+    Range,
+    TimeRange,
+)
+
+__all__ = ["ClientDialect", "Dialect", "EdgeDialect", "json_path", "to_qdrant"]
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_BOUNDS = ("gt", "gte", "lt", "lte")
+
+
+class Dialect(Protocol):
+    """The filter classes of one package."""
+
+    def match(self, path: str, value: str | int | bool) -> Any:
+        """The value equals."""
+
+    def match_any(self, path: str, values: list[str] | list[int]) -> Any:
+        """The value equals one of several."""
+
+    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
+        """The number lies in a range."""
+
+    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
+        """The time lies in a range."""
+
+    def no_value(self, path: str) -> Any:
+        """The field is absent, null or an empty list."""
+
+    def group(
+        self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
+    ) -> Any:
+        """Conditions joined into a filter, which is a condition again."""
+
+    def index(self, kind: str) -> Any:
+        """The schema of a kind of payload index."""
+
+
+def json_path(key: Key) -> str:
+    """The key as a JSON path of Qdrant: names with other than plain characters are quoted."""
+    names = ((n if _PLAIN.fullmatch(n) else f'"{n}"', depth) for n, depth in key.parts)
+    return ".".join(name + "[]" * depth for name, depth in names)
+
+
+def to_qdrant(filter: Filter, dialect: Dialect) -> Any:
+    """The filter object of the dialect that keeps what `filter.matches` keeps.
+
+    An integer payload index holds integers only: once there is one, `{"year": 2000}` no longer
+    finds a stored `2000.0`.
+    """
+    return dialect.group(must=[_condition(filter, dialect)])
+
+
+def _condition(filter: Filter, dialect: Dialect) -> Any:
+    if isinstance(filter, Equals):
+        return _one_of(filter.key, (filter.value,), dialect)
+    if isinstance(filter, OneOf):
+        return _one_of(filter.key, filter.values, dialect)
+    if isinstance(filter, Range):
+        return dialect.numbers(json_path(filter.key), _bounds(filter))
+    if isinstance(filter, TimeRange):
+        return dialect.times(json_path(filter.key), _bounds(filter))
+    if isinstance(filter, Negation):
+        return dialect.group(must_not=[_condition(filter.part, dialect)])
+    if isinstance(filter, AllOf):
+        return dialect.group(must=[_condition(part, dialect) for part in filter.parts])
+    if isinstance(filter, AnyFilter):
+        return _any([_condition(part, dialect) for part in filter.parts], dialect)
+    raise TypeError(f"no translation of {type(filter).__name__} to Qdrant")
+
+
+def _one_of(key: Key, values: Sequence[Any], dialect: Dialect) -> Any:
+    path = json_path(key)
+    texts = [value for value in values if isinstance(value, str)]
+    integers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    conditions = []
+    for group in (texts, integers):
+        if len(group) == 1:
+            conditions.append(dialect.match(path, group[0]))
+        elif group:
+            conditions.append(dialect.match_any(path, group))
+    for value in values:
+        if value is None:
+            conditions.append(dialect.no_value(path))
+        elif isinstance(value, bool):
+            conditions.append(dialect.match(path, value))
+        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < EXACT_INTEGERS):
+            # Qdrant's match tells 2000 from 2000.0, its range does not.
+            conditions.append(dialect.numbers(path, {"gte": float(value), "lte": float(value)}))
+    return conditions[0] if len(conditions) == 1 else _any(conditions, dialect)
+
+
+def _any(conditions: list[Any], dialect: Dialect) -> Any:
+    if not conditions:
+        # An empty `should` would keep everything.
+        return dialect.group(must_not=[dialect.group()])
+    return dialect.group(should=conditions)
+
+
+def _bounds(filter: Range | TimeRange) -> dict[str, Any]:
+    values = {name: getattr(filter, name) for name in _BOUNDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class EdgeDialect:
+    """The classes of `qdrant_edge`.
+
+    Args:
+        edge: The module.
+    """
+
+    def __init__(self, edge: Any) -> None:
+        self._edge = edge
+
+    def match(self, path: str, value: str | int | bool) -> Any:
+        """The value equals."""
+        # A plain True would be taken for the integer 1; NumPy's boolean is not an integer.
+        plain = np.bool_(value) if isinstance(value, bool) else value
+        return self._edge.FieldCondition(path, match=self._edge.MatchValue(plain))
+
+    def match_any(self, path: str, values: list[str] | list[int]) -> Any:
+        """The value equals one of several."""
+        return self._edge.FieldCondition(path, match=self._edge.MatchAny(values))
+
+    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
+        """The number lies in a range."""
+        return self._edge.FieldCondition(path, range=self._edge.RangeFloat(**bounds))
+
+    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
+        """The time lies in a range."""
+        texts = {name: time.isoformat() for name, time in bounds.items()}
+        return self._edge.FieldCondition(path, range=self._edge.RangeDateTime(**texts))
+
+    def no_value(self, path: str) -> Any:
+        """The field is absent, null or an empty list."""
+        return self._edge.IsEmptyCondition(path)
+
+    def group(
+        self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
+    ) -> Any:
+        """Conditions joined into a filter."""
+        return self._edge.Filter(
+            must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None
+        )
+
+    def index(self, kind: str) -> Any:
+        """The schema of a kind of payload index."""
+        if kind == "tenant":
+            return self._edge.KeywordIndexParams(is_tenant=True)
+        return getattr(self._edge.PayloadSchemaType, kind.capitalize())
+
+
+class ClientDialect:
+    """The classes of `qdrant_client.models`.
+
+    Args:
+        models: The module.
+    """
+
+    def __init__(self, models: Any) -> None:
+        self._models = models
+
+    def match(self, path: str, value: str | int | bool) -> Any:
+        """The value equals."""
+        return self._models.FieldCondition(key=path, match=self._models.MatchValue(value=value))
+
+    def match_any(self, path: str, values: list[str] | list[int]) -> Any:
+        """The value equals one of several."""
+        return self._models.FieldCondition(key=path, match=self._models.MatchAny(any=values))
+
+    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
+        """The number lies in a range."""
+        return self._models.FieldCondition(key=path, range=self._models.Range(**bounds))
+
+    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
+        """The time lies in a range."""
+        return self._models.FieldCondition(key=path, range=self._models.DatetimeRange(**bounds))
+
+    def no_value(self, path: str) -> Any:
+        """The field is absent, null or an empty list."""
+        return self._models.IsEmptyCondition(is_empty=self._models.PayloadField(key=path))
+
+    def group(
+        self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
+    ) -> Any:
+        """Conditions joined into a filter."""
+        return self._models.Filter(
+            must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None
+        )
+
+    def index(self, kind: str) -> Any:
+        """The schema of a kind of payload index."""
+        if kind == "tenant":
+            return self._models.KeywordIndexParams(type="keyword", is_tenant=True)
+        return self._models.PayloadSchemaType(kind)

@@ -1,0 +1,59 @@
+"""Vocabulary projection with max pooling, and top-k selection, on ragged batches.
+
+`project_pool` and `select_topk` choose an implementation by device; `reference` is what all of them
+must agree with. Names are imported on first use, because they need torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdr_db.kernels.activation import ACTIVATIONS, Activation, activate
+    from vdr_db.kernels.dispatch import BACKENDS, Backend, choose_backend, project_pool, select_topk
+    from vdr_db.kernels.reference import Pooled, Selection
+
+__all__ = [  # noqa: RUF022  (plain order, as every public module has it)
+    "ACTIVATIONS",
+    "Activation",
+    "BACKENDS",
+    "Backend",
+    "Pooled",
+    "Selection",
+    "activate",
+    "choose_backend",
+    "project_pool",
+    "select_topk",
+]
+
+_HOME = {
+    "ACTIVATIONS": "activation",
+    "BACKENDS": "dispatch",
+    "Activation": "activation",
+    "Backend": "dispatch",
+    "Pooled": "reference",
+    "Selection": "reference",
+    "activate": "activation",
+    "choose_backend": "dispatch",
+    "project_pool": "dispatch",
+    "select_topk": "dispatch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name in _HOME:
+        from importlib import import_module
+
+        from vdr_db.errors import require
+
+        require("torch", "encode")
+        value = getattr(import_module(f"vdr_db.kernels.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, imported or not yet."""
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""Activations of pooled logits: increasing functions with values of at least 0, or the identity.
+
+Being increasing, they commute with the max over tokens, so they are applied to what is kept after
+pooling and selection: `[nnz]` values instead of `[T, V]`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vdr_db.errors import ConfigError
+
+__all__ = ["ACTIVATIONS", "Activation", "activate", "check_activation"]
+
+Activation = Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+def activate(logits: Tensor, activation: Activation) -> Tensor:
+    """Weights of logits, element by element; NaN stays NaN.
+
+    `elu1p` is x + 1 where x >= 0, else exp(x): never 0 before exp underflows (below -103 in
+    float32), where `elu(x) + 1` rounds to 0 from -17 on. `log1p_relu` is log(1 + max(x, 0)),
+    `double_log1p_relu` is log(1 + log(1 + max(x, 0))), `none` is x itself.
+
+    Args:
+        logits: Any shape, any float dtype.
+        activation: One of `ACTIVATIONS`.
+
+    Returns:
+        Weights, same shape and dtype.
+
+    Raises:
+        ConfigError: `activation` is not one of them.
+
+    Source: elu1p: Zhou et al., Retrieval-based Disentangled Representation Learning (VDR), 2024;
+    log1p_relu: Formal et al., SPLADE, 2021.
+    """
+    check_activation(activation)
+    if activation == "elu1p":
+        # The clamp keeps the branch not taken finite, so that its zero gradient stays zero.
+        return torch.where(logits < 0, logits.clamp(max=0).exp(), logits + 1)
+    if activation == "log1p_relu":
+        return logits.relu().log1p()
+    if activation == "double_log1p_relu":
+        return logits.relu().log1p().log1p()
+    return logits
+
+
+def check_activation(activation: str) -> None:
+    """Refuses an unknown activation.
+
+    Raises:
+        ConfigError: `activation` is not one of `ACTIVATIONS`.
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}.")

@@ -1,0 +1,129 @@
+"""Checks of what callers hand to the kernels, shared by every implementation.
+
+Sizes and dtypes are checked everywhere. Values (does `cu_seqlens` end at T?) are checked where the
+tensor lies in main memory: on a device that would make the host wait for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from vdr_db.errors import ConfigError, ShapeError
+
+__all__ = ["check_pool", "check_selection", "document_bounds"]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+
+Lexical = tuple[Tensor, Tensor]
+
+
+def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses inputs of `project_pool` whose sizes, dtypes or devices disagree.
+
+    Raises:
+        ShapeError: They do.
+    """
+    if hidden.dim() != 2 or hidden.dtype not in FLOATS:
+        raise ShapeError(
+            f"`hidden` must be [T, H] and of a float dtype, got {describe(hidden)}; "
+            "pack the tokens of all documents into one axis."
+        )
+    if weight.dim() != 2 or weight.dtype not in FLOATS or 0 in weight.shape:
+        raise ShapeError(
+            f"`weight` must be [V, H] with V and H of at least 1 and of a float dtype, "
+            f"got {describe(weight)}."
+        )
+    if hidden.shape[1] != weight.shape[1]:
+        raise ShapeError(
+            f"`hidden` and `weight` must agree in H, got {describe(hidden)} and {describe(weight)}."
+        )
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in INTEGERS or cu_seqlens.shape[0] == 0:
+        raise ShapeError(
+            f"`cu_seqlens` must be [B + 1] and int32 or int64, got {describe(cu_seqlens)}; "
+            "an empty batch is [0]."
+        )
+    V = weight.shape[0]
+    if bias is not None and (bias.shape != (V,) or bias.dtype not in FLOATS):
+        raise ShapeError(
+            f"`bias` must be [V] = [{V}] and of a float dtype, got {describe(bias)}; "
+            "slice it together with `weight`."
+        )
+    tensors = [hidden, cu_seqlens, weight] + ([] if bias is None else [bias])
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise ShapeError(
+            f"all tensors must be on one device, got {sorted(devices)}; move them first."
+        )
+
+
+def document_bounds(cu_seqlens: Tensor, T: int) -> list[int]:
+    """First token of each document, and T, as Python integers.
+
+    Args:
+        cu_seqlens: `[B + 1]`, int32 or int64; waits for its device.
+        T: Number of tokens.
+
+    Returns:
+        B + 1 integers that start at 0, never fall, and end at T.
+
+    Raises:
+        ShapeError: `cu_seqlens` does not hold such integers.
+    """
+    bounds: list[int] = cu_seqlens.tolist()
+    falls = any(last > first for last, first in itertools.pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != T or falls:
+        raise ShapeError(
+            f"`cu_seqlens` must start at 0, never fall and end at T = {T}, "
+            f"got {bounds[:4]}...{bounds[-1]}; it is the running sum of the document lengths."
+        )
+    return bounds
+
+
+def check_selection(logits: Tensor, k: int | None, lexical: Lexical | None) -> None:
+    """Refuses inputs of `select_topk` that cannot be used.
+
+    Raises:
+        ConfigError: `k` is not None and not an integer in [1, V].
+        ShapeError: Sizes or dtypes disagree, or a lexical column is not in [0, V).
+    """
+    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"`logits` must be [B, V] and float32 or float64, got {describe(logits)}; "
+            "half precision makes ties, so keep the logits as they were pooled."
+        )
+    B, V = logits.shape
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= V):
+        raise ConfigError(
+            f"`k` must be an integer from 1 to V = {V}, or None to keep all columns, got {k!r}."
+        )
+    if lexical is None:
+        return
+    indptr, columns = lexical
+    is_csr = indptr.shape == (B + 1,) and columns.dim() == 1
+    if not is_csr or indptr.dtype not in INTEGERS or columns.dtype not in INTEGERS:
+        raise ShapeError(
+            f"`lexical` must be (indptr [B + 1] = [{B + 1}], columns [n]), both int32 or int64, "
+            f"got {describe(indptr)} and {describe(columns)}."
+        )
+    if indptr.device != logits.device or columns.device != logits.device:
+        raise ShapeError(
+            f"`lexical` must be on the device of `logits`, {logits.device}, "
+            f"got {indptr.device} and {columns.device}; move it first."
+        )
+    if logits.device.type != "cpu":
+        return
+    document_bounds(indptr, columns.shape[0])
+    if columns.numel() and not (int(columns.min()) >= 0 and int(columns.max()) < V):
+        raise ShapeError(
+            f"`lexical` columns must be in [0, V = {V}), "
+            f"got {int(columns.min())} to {int(columns.max())}; are these token ids, not columns?"
+        )
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype, as error messages show them."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,192 @@
+"""The two operations, by device: one decision, one override.
+
+`"auto"` takes Triton for CUDA tensors, the packed CPU path for tensors in main memory, and the
+reference for all else. `backend=` forces one; what cannot run is an error, never another path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vdr_db.errors import ConfigError
+from vdr_db.kernels import reference
+from vdr_db.kernels.activation import Activation
+from vdr_db.kernels.arguments import Lexical, check_pool
+from vdr_db.kernels.reference import Pooled, Selection
+
+__all__ = ["BACKENDS", "Backend", "choose_backend", "project_pool", "select_topk"]
+
+Backend = Literal["auto", "reference", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+logger = logging.getLogger(__name__)
+
+
+def project_pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_argmax: bool = False,
+    backend: Backend = "auto",
+) -> Pooled:
+    """Max-pooled vocabulary logits of each document of a packed batch, without `[T, V]` in memory.
+
+    logits[b, v] = max over tokens l of document b of hidden[l] . weight[v], + bias[v]. A document's
+    row depends on its own tokens alone. Differentiable in `hidden`, `weight` and `bias`; the
+    gradient of a maximum goes to the first token that reaches it. NaN counts as largest. Under
+    autocast on CUDA, `hidden` and `weight` are cast as for a linear layer; accumulation and result
+    are float32 all the same.
+
+    Args:
+        hidden: `[T, H]`, float, the tokens of all documents one after the other.
+        cu_seqlens: `[B + 1]`, int32 or int64: document b has tokens `cu_seqlens[b]` up to, not
+            including, `cu_seqlens[b + 1]`.
+        weight: `[V, H]`, float; any strides.
+        bias: `[V]`, float, or None.
+        return_argmax: Also return which token reached each maximum.
+        backend: `"auto"`, or the implementation to use.
+
+    Returns:
+        `Pooled`: logits `[B, V]`, float32 (float64 for float64 inputs), -inf for a document without
+        tokens; argmax `[B, V]`, int32, position within the document, -1 without tokens; or None.
+
+    Raises:
+        ShapeError: Sizes, dtypes or devices disagree, or (in main memory) `cu_seqlens` is not a
+            running sum up to T.
+        ConfigError: The forced backend cannot run here.
+    """
+    check_pool(hidden, cu_seqlens, weight, bias)
+    device = hidden.device.type
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    common = torch.promote_types(hidden.dtype, weight.dtype)
+    chosen = choose_backend(backend, hidden, common)
+    if chosen == "triton":
+        hidden, weight = hidden.to(common), weight.to(common)
+    with torch.autocast(device, enabled=False):
+        if chosen == "reference":
+            return reference.project_pool(
+                hidden, cu_seqlens, weight, bias, return_argmax=return_argmax
+            )
+        from vdr_db.kernels import ops
+
+        needs_gradient = torch.is_grad_enabled() and (
+            hidden.requires_grad
+            or weight.requires_grad
+            or (bias is not None and bias.requires_grad)
+        )
+        if not needs_gradient and not torch.compiler.is_compiling():
+            # The first call of a torch operator loads the whole compiler: seconds, and 130 MB.
+            forward = ops.launchers(chosen).forward
+            return Pooled(*forward(hidden, cu_seqlens, weight, bias, return_argmax))
+        logits, argmax = ops.project_pool(
+            hidden, cu_seqlens, weight, bias, return_argmax or needs_gradient, chosen
+        )
+    return Pooled(logits, argmax if return_argmax else None)
+
+
+def select_topk(
+    logits: Tensor,
+    k: int | None,
+    *,
+    activation: Activation,
+    lexical: Lexical | None = None,
+    backend: Backend = "auto",
+) -> Selection:
+    """The k largest columns of each row, joined with given columns, and their weights, as CSR.
+
+    Of equal logits the smallest columns are taken. NaN counts as largest, so that it surfaces. -inf
+    is never kept, nor a column whose weight is not greater than 0. Not differentiable.
+
+    Args:
+        logits: `[B, V]`, float32 or float64, as `project_pool` returns them.
+        k: How many columns to take from each row, 1 to V; None takes all.
+        activation: Turns kept logits into weights.
+        lexical: (indptr `[B + 1]`, columns `[n]`), int32 or int64: columns to keep in any case,
+            each in [0, V), in any order; repetitions do no harm.
+        backend: `"auto"`, or the implementation to use.
+
+    Returns:
+        `Selection`: indptr `[B + 1]` int64, columns `[nnz]` int32 ascending in each row, weights
+        `[nnz]` float32.
+
+    Raises:
+        ConfigError: `k` is not in [1, V], `activation` is unknown, or the forced backend cannot
+            run here.
+        ShapeError: Sizes or dtypes disagree, or a lexical column is not in [0, V).
+    """
+    chosen = choose_backend(backend, logits, logits.dtype)
+    if chosen == "reference":
+        return reference.select_topk(logits, k, activation=activation, lexical=lexical)
+    if chosen == "cpu":
+        from vdr_db.kernels import cpu
+
+        return cpu.select_topk(logits, k, activation=activation, lexical=lexical)
+    from vdr_db.kernels import topk
+
+    return topk.select_topk(logits, k, activation=activation, lexical=lexical)
+
+
+def choose_backend(
+    backend: Backend, tensor: Tensor, dtype: torch.dtype
+) -> Literal["reference", "cpu", "triton"]:
+    """Implementation that will run: the only place where this is decided.
+
+    Args:
+        backend: What the caller asked for.
+        tensor: One of the tensors; only its device counts.
+        dtype: In which the inputs will be read.
+
+    Returns:
+        The backend; never `"auto"`.
+
+    Raises:
+        ConfigError: It is unknown, or cannot run here.
+    """
+    device = tensor.device.type
+    if backend not in BACKENDS:
+        raise ConfigError(f"`backend` must be one of {BACKENDS}, got {backend!r}.")
+    if backend == "reference":
+        return "reference"
+    if backend == "cpu":
+        if device != "cpu":
+            raise ConfigError(
+                f'`backend="cpu"` needs tensors on the CPU, got {device}; move them, or use "auto".'
+            )
+        return "cpu"
+    if backend == "auto" and device != "cuda":
+        return "cpu" if device == "cpu" else "reference"
+    obstacle = triton_obstacle(device, dtype)
+    if not obstacle:
+        return "triton"
+    if backend == "triton":
+        raise ConfigError(f'`backend="triton"` cannot run here: {obstacle}; use "auto".')
+    warn_slow(obstacle)
+    return "reference"
+
+
+def triton_obstacle(device: str, dtype: torch.dtype) -> str:
+    """Why the Triton kernels cannot run; empty if they can."""
+    if dtype == torch.float64:
+        return "they have no float64"
+    if find_spec("triton") is None:
+        return "the package `triton` is not installed"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"tensors are on {device}, not on CUDA, and Triton's interpreter is off"
+    return ""
+
+
+@cache
+def warn_slow(obstacle: str) -> None:
+    """Says once for each cause that CUDA tensors take the slow path."""
+    logger.warning("Triton kernels are not used (%s); the slower reference is.", obstacle)

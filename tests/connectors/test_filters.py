@@ -1,0 +1,120 @@
+"""The filter language: what it keeps, and what it refuses to guess."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pytest
+
+from vdr_db.errors import InputError
+from vdr_db.filters import AllOf, Equals, Key, Range, parse_filter
+
+UTC = dt.timezone.utc
+
+
+@pytest.mark.parametrize(
+    ("condition", "payload", "kept"),
+    [
+        ({"a": "x"}, {"a": "x"}, True),
+        ({"a": "x"}, {"a": ["y", "x"]}, True),
+        ({"a": "x"}, {"a": [["x"]]}, False),
+        ({"a": "x"}, {}, False),
+        ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1.0}, {"a": 1}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": True}, {"a": 1}, False),
+        ({"a": True}, {"a": True}, True),
+        ({"a": "1"}, {"a": 1}, False),
+        ({"a": 2**53 + 1}, {"a": 2**53}, False),
+        ({"a": 2**53 + 1}, {"a": 2**53 + 1}, True),
+        ({"a": 2**53}, {"a": float(2**53)}, False),
+        ({"a": None}, {}, True),
+        ({"a": None}, {"a": None}, True),
+        ({"a": None}, {"a": []}, True),
+        ({"a": None}, {"a": [None]}, False),
+        ({"a": None}, {"a": 0}, False),
+        ({"a": ["x", 1, None]}, {}, True),
+        ({"a": ["x", 1]}, {"a": 1.0}, True),
+        ({"a": []}, {"a": []}, False),
+        ({"a": ("x",)}, {"a": "x"}, True),
+        ({"a": {"gte": 1, "lt": 3}}, {"a": 1}, True),
+        ({"a": {"gte": 1, "lt": 3}}, {"a": 3}, False),
+        ({"a": {"gt": 1, "lt": 3}}, {"a": [0, 5]}, False),
+        ({"a": {"gte": 0}}, {"a": True}, False),
+        ({"a": {"gte": 0}}, {"a": "5"}, False),
+        ({"a.b": 1}, {"a": {"b": 1}}, True),
+        ({"a.b": 1}, {"a": [{"b": 1}]}, False),
+        ({"a[].b": 1}, {"a": [{"b": 2}, {"b": 1}]}, True),
+        ({"a[].b": 1}, {"a": {"b": 1}}, False),
+        ({"a.b": 1}, {"a.b": 1}, False),
+        ({'"a.b"': 1}, {"a.b": 1}, True),
+        ({'"not"': 1}, {"not": 1}, True),
+        ({"größe": 1}, {"größe": 1}, True),
+        ({"not": {"a": "x"}}, {"a": "y"}, True),
+        ({"any": [{"a": 1}, {"b": 2}]}, {"b": 2}, True),
+        ({"any": []}, {}, False),
+        ({"all": [{"a": 1}, {"a": 2}]}, {"a": [1, 2]}, True),
+        ({"all": []}, {}, True),
+        ({}, {}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ({"a": np.int64(3)}, {"a": 3}, True),
+        ({"a": {"gte": np.float32(0.5)}}, {"a": 0.5}, True),
+        ({"d": {"gte": "2020-01-01"}}, {"d": "2020-01-01T00:00:00Z"}, True),
+        ({"d": {"gt": "2020-01-01"}}, {"d": "2020-01-01T01:00:00+02:00"}, False),
+        ({"d": {"lt": "2020-01-01T00:00:00.000001Z"}}, {"d": "2020-01-01"}, True),
+        ({"d": {"gte": dt.date(2020, 1, 1)}}, {"d": "2020-01-01 00:00"}, True),
+        ({"d": {"gte": dt.datetime(2020, 1, 1)}}, {"d": "2019-12-31T23:59:59-01:00"}, True),
+        ({"d": {"gte": dt.datetime(2020, 1, 1, tzinfo=UTC)}}, {"d": "soon"}, False),
+        ({"d": {"gte": "2020-01-01"}}, {"d": "2020-02-30"}, False),
+        ({"d": {"gte": "2020-01-01"}}, {"d": 2021}, False),
+    ],
+    ids=str,
+)
+def test_what_is_kept(condition, payload, kept):
+    assert parse_filter(condition).matches(payload) is kept
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("a", "a filter must be a dictionary"),
+        ([{"a": 1}], "a filter must be a dictionary"),
+        ({1: 2}, "filter keys must be strings"),
+        ({"": 1}, "not a payload key"),
+        ({"a..b": 1}, "not a payload key"),
+        ({"a.": 1}, "not a payload key"),
+        ({"a[0]": 1}, "not a payload key"),
+        ({'a"b': 1}, "not a payload key"),
+        ({"a\\b": 1}, "not a payload key"),
+        ({'"a\\"': 1}, "not a payload key"),
+        ({"a": float("nan")}, "finite number"),
+        ({"a": 2**63}, "64 signed bits"),
+        ({"a": b"x"}, "compared with a string"),
+        ({"a": [["x"]]}, "compared with a string"),
+        ({"a": dt.date(2020, 1, 1)}, "write dates as a range"),
+        ({"a[].b": None}, "walks a list"),
+        ({"a": {}}, "got nothing"),
+        ({"a": {"b": 1}}, "write the key 'a.inner'"),
+        ({"a": {"gte": 1, "from": 2}}, r"got \['from'\]"),
+        ({"a": {"gte": "soon"}}, "ISO 8601"),
+        ({"a": {"gte": 1, "lt": "2020-01-01"}}, "ISO 8601"),
+        ({"a": {"gte": float("inf")}}, "finite numbers"),
+        ({"a": {"gte": True}}, "finite numbers"),
+        ({"not": [{"a": 1}]}, "quote the name"),
+        ({"any": {"a": 1}}, "takes a list"),
+        ({"any": ["x"]}, "takes filter dictionaries"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(condition, told):
+    with pytest.raises(InputError, match=told):
+        parse_filter(condition)
+
+
+def test_the_tree():
+    assert parse_filter({"a.b": "x"}) == Equals(Key((("a", 0), ("b", 0))), "x")
+    assert parse_filter({"a": {"lt": 2}, "b": 1}) == AllOf(
+        (Range(Key.parse("a"), lt=2.0), Equals(Key.parse("b"), 1))
+    )
+    assert Key.parse('"a b"[].c').quoted == '"a b"[]."c"'

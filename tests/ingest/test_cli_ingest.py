@@ -1,0 +1,162 @@
+"""`vdr-db ingest`, `load` and `encode --spool` with a real model, as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vdr_db.cli import main
+from vdr_db.cli_ingest import _resume_command
+from vdr_db.connectors.vdr_qdrant import VDRQdrant
+
+SECRET = "s3cr3t-value-42"
+TEXTS = [
+    "Giraffes are the tallest animals on land.",
+    "Green tea is brewed from leaves that are not fermented.",
+    "The theory of relativity was published by Einstein.",
+    "A lighthouse warns ships of rocks near the coast.",
+]
+
+
+@pytest.fixture
+def corpus(tmp_path, tiny_splade_folder):
+    path = tmp_path / "corpus.jsonl"
+    with open(path, "w", encoding="utf-8") as stream:
+        for i in range(40):
+            text = f"{TEXTS[i % 4]} Note {i}."
+            stream.write(json.dumps({"_id": f"n{i}", "text": text, "group": i % 4}) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_ingest_then_search_then_ingest_again(run, tmp_path, corpus, tiny_splade):
+    store = tmp_path / "notes"
+    code, out, err = run("ingest", corpus, "--store", store, "--json", "--progress", "none")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["totals"]["acknowledged"] == 40
+    assert report["verification"]["is_passed"]
+    assert "40 texts written" in err
+    assert (tmp_path / "notes.ledger").exists()
+    with VDRQdrant("texts", tiny_splade, path=store) as notes:
+        hit = notes.search("the tallest animal", limit=1)[0]
+        assert hit.payload["group"] == 0
+        # The vectors are the encoder's own, whatever batches the ingest made.
+        texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+        rows = tiny_splade.encode_documents(texts)
+        for i, record in enumerate(notes.store.get([f"n{i}" for i in range(40)], with_rows=True)):
+            assert record.row == rows[i]
+            assert record.payload["text"] == texts[i]
+    code, out, err = run("ingest", corpus, "--store", store, "--json", "--progress", "none")
+    assert code == 0
+    assert json.loads(out)["totals"]["resumed"] == 40
+    code, out, err = run(
+        "ingest", corpus, "--store", store, "--no-ledger", "--skip-unchanged", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["totals"]["unchanged"] == 40
+
+
+def test_encode_by_slices_then_load(run, tmp_path, corpus):
+    pytest.importorskip("pyarrow")
+    spool, store = tmp_path / "spool", tmp_path / "notes"
+    for k in range(2):
+        code, _, err = run(
+            "encode", corpus, "--spool", spool, "--slice", f"{k}/2", "--progress", "none"
+        )
+        assert code == 0, err
+    code, out, err = run("load", spool, "--store", store, "--json", "--progress", "none")
+    assert code == 0, err
+    assert json.loads(out)["totals"]["acknowledged"] == 40
+    code, out, _ = run("search", "a hot drink", "--store", store, "--json")
+    assert code == 0
+    assert "tea" in out
+
+
+def test_refused_documents_are_told_and_change_the_exit_code(run, tmp_path, corpus):
+    with open(corpus, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"_id": "bad", "text": "x", "_vdr_id": 1}) + "\n")
+    store = tmp_path / "notes"
+    code, _, err = run("ingest", corpus, "--store", store, "--progress", "none")
+    assert code == 3
+    assert "1 refused" in err
+    assert "must not start with" in err
+    quarantine = tmp_path / "notes.ledger.quarantine.jsonl"
+    assert str(quarantine) in err
+    assert json.loads(quarantine.read_text())["source"] == f"{corpus}:41"
+
+
+def test_bad_use_is_explained(run, tmp_path, corpus):
+    store = tmp_path / "notes"
+    code, _, err = run("ingest", corpus, "--store", store, "--slice", "2/2")
+    assert code == 2
+    assert "0 ≤ k < n" in err
+    code, _, err = run("ingest", tmp_path / "missing.jsonl", "--store", store)
+    assert code == 2
+    assert "no such file" in err
+    code, _, err = run("load", tmp_path, "--store", store)
+    assert code == 2
+    assert "no finished slice" in err
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, corpus):
+    with open(corpus, "a", encoding="utf-8") as stream:
+        for i in range(40, 2000):
+            stream.write(json.dumps({"_id": f"n{i}", "text": f"{TEXTS[i % 4]} {i}"}) + "\n")
+    command = [sys.executable, "-m", "vdr_db.cli", "ingest", str(corpus), "--store", "notes"]
+    command += ["--progress", "json", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("{") and json.loads(line)["acknowledged"] > 0:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    report = json.loads(out)
+    assert report["is_interrupted"]
+    assert 0 < report["totals"]["acknowledged"] < 2000
+    assert "go on with: vdr-db ingest" in err
+    began = time.monotonic()
+    again = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - began < 120
+    report_again = json.loads(again.stdout)
+    assert report_again["totals"]["resumed"] == report["totals"]["acknowledged"]
+    assert report_again["acknowledged_in_total"] == 2000
+
+
+def test_the_command_to_go_on_shows_no_secret(monkeypatch):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["vdr-db", "ingest", "a b.jsonl", "--restart", "--store", f"https://me:{SECRET}@host:6333"],
+    )
+    shown = _resume_command()
+    assert SECRET not in shown
+    assert "--restart" not in shown
+    assert "'a b.jsonl'" in shown

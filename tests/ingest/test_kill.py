@@ -1,0 +1,251 @@
+"""Kill −9 at random moments: nothing acknowledged is lost, nothing is twice, the end is exact.
+
+The ingest runs in a process of its own, which writes each acknowledgement of the store to a pipe
+before anything else happens. It is killed at a random acknowledgement or a random time after its
+start; then the store is looked at, and the next process resumes. What this proves is death of the
+process, at any instruction; loss of power is another matter (see docs/ingest.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from faults import FaultPlan
+from hashing_encoder import HashingEncoder
+from ingest_worker import make_store
+from qdrant_contract_server import QdrantContractServer
+
+from vdr_db.ingest.ledger import Ranges
+
+WORKER = Path(__file__).parents[1] / "support" / "ingest_worker.py"
+COUNT = 20_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    with open(path, "w", encoding="utf-8") as stream:
+        for i in range(COUNT):
+            stream.write(json.dumps({"_id": f"d{i}", "text": f"text number {i}", "n": i}) + "\n")
+    return path
+
+
+class Worker:
+    """One process that ingests, and the acknowledgements it has reported."""
+
+    def __init__(self, job, folder):
+        self.acknowledged: list[str] = []
+        self.report = None
+        self.arrived = threading.Condition()
+        self.errors = open(folder / "worker.err", "w+b")  # noqa: SIM115, closed in `end`
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER), json.dumps(job)],
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if not line.endswith(b"\n"):
+                return
+            told = json.loads(line)
+            with self.arrived:
+                if isinstance(told, dict):
+                    self.report = told["report"]
+                else:
+                    self.acknowledged.extend(told)
+                self.arrived.notify_all()
+
+    def wait_for(self, count, seconds):
+        """Returns at the n-th acknowledged document, at the end of the process or of the time."""
+        until = time.monotonic() + seconds
+        with self.arrived:
+            while len(self.acknowledged) < count and self.process.poll() is None:
+                if time.monotonic() > until:
+                    return
+                self.arrived.wait(0.01)
+
+    def end(self, signal_number=None):
+        if signal_number is not None and self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        code = self.process.wait(60)
+        self.reader.join(10)
+        self.process.stdout.close()
+        self.errors.seek(0)
+        said = self.errors.read().decode()
+        self.errors.close()
+        return code, said
+
+
+def settled_numbers(ledger):
+    """What the ledger holds after a kill, read the way the next run will."""
+    if not ledger.exists():
+        return Ranges()
+    import sqlite3
+
+    connection = sqlite3.connect(ledger)
+    try:
+        return Ranges(connection.execute("SELECT start, stop FROM settled"))
+    except sqlite3.OperationalError:
+        return Ranges()  # killed before its tables were made
+    finally:
+        connection.close()
+
+
+def check_nothing_is_lost(place, acknowledged, ledger, checked):
+    """Everything acknowledged or committed since the last look is in the store."""
+    committed = {f"d{n}" for start, stop in settled_numbers(ledger) for n in range(start, stop)}
+    new = sorted((acknowledged | committed) - checked)
+    with make_store(place) as store:
+        assert not new or store.width is not None
+        assert [one.id for one in (store.get(new) if new else [])] == new
+    checked.update(new)
+
+
+def check_end(place, encoder, every=1):
+    with make_store(place) as store:
+        assert store.count() == COUNT
+        ids = list(store.ids())
+        assert len(ids) == len(set(ids)) == COUNT
+        assert set(ids) == {f"d{i}" for i in range(COUNT)}
+        for start in range(0, COUNT, 2000 * every):
+            numbers = range(start, start + 2000)
+            found = store.get([f"d{i}" for i in numbers], with_rows=True)
+            rows = encoder.encode_documents([f"text number {i}" for i in numbers])
+            for i, one in zip(numbers, found, strict=True):
+                assert one.id == f"d{i}"
+                assert one.payload["n"] == i
+                assert one.row == rows[i - start]
+
+
+def ingest_with_kills(tmp_path, corpus, place, kills, seed, *, batch=128, writers=1, every=1):
+    chance = random.Random(seed)
+    ledger = tmp_path / "run.ledger"
+    job = {
+        "files": [str(corpus)],
+        "ledger": str(ledger),
+        "place": place,
+        "encoder": {"nonzeros": 16},
+        "retry": {"base_s": 0.02, "cap_s": 0.5, "deadline_s": 30},
+        "options": {
+            "batch_documents": batch,
+            "writers": writers,
+            "checkpoint_documents": 1500,
+            "queue_bytes": 4 << 20,
+        },
+    }
+    acknowledged: set[str] = set()
+    checked: set[str] = set()
+    done = 0
+    for _ in range(kills):
+        worker = Worker(job, tmp_path)
+        # Nearly all moments lie between two acknowledgements; some before the first one, where
+        # files are made and opened.
+        is_early = chance.random() < 0.2
+        worker.wait_for(
+            10**9 if is_early else chance.randrange(1, max(2, 2 * COUNT // (kills + 1))),
+            chance.uniform(0.2, 0.8) if is_early else 30,
+        )
+        time.sleep(chance.uniform(0, 0.01))
+        code, said = worker.end(signal.SIGKILL)
+        assert code == -signal.SIGKILL or (code == 0 and worker.report), said
+        acknowledged.update(worker.acknowledged)
+        check_nothing_is_lost(place, acknowledged, ledger, checked)
+        done += code == -signal.SIGKILL
+    worker = Worker(job, tmp_path)
+    code, said = worker.end()
+    assert code == 0, said
+    report = worker.report
+    assert report["verification"]["is_passed"]
+    assert report["acknowledged_in_total"] == COUNT
+    assert acknowledged | checked <= {f"d{n}" for n in range(COUNT)}
+    check_end(place, HashingEncoder(), every)  # all 20,000, so none looked at before has gone
+    return done, report
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_writing_to_the_embedded_store(tmp_path, corpus, kills):
+    place = {"path": str(tmp_path / "articles")}
+    done, report = ingest_with_kills(tmp_path, corpus, place, kills, seed=kills)
+    assert done >= kills // 2
+    assert report["totals"]["resumed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kills"), [("rest", 3), pytest.param("grpc", 20, marks=pytest.mark.slow)]
+)
+def test_killed_while_writing_to_a_server(tmp_path, corpus, protocol, kills):
+    with QdrantContractServer(tmp_path / "server", faults=FaultPlan()) as server:
+        place = {
+            "url": server.url,
+            "prefer_grpc": protocol == "grpc",
+            "client_options": {"grpc_port": server.grpc_port},
+            "timeout": 10,
+        }
+        done, report = ingest_with_kills(
+            tmp_path, corpus, place, kills, seed=100 + kills, batch=256, writers=2, every=2
+        )
+    assert done >= kills // 2
+    assert report["totals"]["resumed"] > 0
+
+
+def test_a_ledger_that_cannot_grow_stops_and_resumes(tmp_path):
+    corpus, ledger, count = tmp_path / "corpus.jsonl", tmp_path / "run.ledger", 6000
+    lines = (json.dumps({"_id": f"d{i}", "text": f"text number {i}"}) for i in range(count))
+    corpus.write_text("\n".join(lines))
+    with QdrantContractServer(tmp_path / "server") as server:
+        place = {"url": server.url, "prefer_grpc": True, "timeout": 10}
+        place["client_options"] = {"grpc_port": server.grpc_port}
+        job = {"files": [str(corpus)], "ledger": str(ledger), "place": place}
+        job["options"] = {"batch_documents": 128, "checkpoint_documents": 256}
+        worker = Worker({**job, "file_limit": 150_000}, tmp_path)
+        code, said = worker.end()
+        assert code == 1
+        assert "StoreUnavailable: the ledger" in said
+        assert "cannot be written" in said
+        assert "resume" in said
+        settled = len(settled_numbers(ledger))
+        assert 256 <= settled <= len(worker.acknowledged) < count
+        worker = Worker(job, tmp_path)
+        code, said = worker.end()
+        assert code == 0, said
+        assert worker.report["totals"]["resumed"] == settled
+        assert worker.report["acknowledged_in_total"] == count
+        assert worker.report["verification"]["count"] == count
+
+
+def test_interrupt_drains_commits_and_resumes(tmp_path, corpus):
+    place = {"path": str(tmp_path / "articles")}
+    job = {
+        "files": [str(corpus)],
+        "ledger": str(tmp_path / "run.ledger"),
+        "place": place,
+        "options": {"batch_documents": 128},
+    }
+    worker = Worker(job, tmp_path)
+    worker.wait_for(1000, 30)
+    code, said = worker.end(signal.SIGINT)
+    assert code == 130, said
+    report = worker.report
+    assert report["is_interrupted"]
+    assert report["totals"]["encoded"] == report["totals"]["acknowledged"] < COUNT
+    settled = settled_numbers(tmp_path / "run.ledger")
+    assert len(settled) == report["totals"]["acknowledged"] == len(worker.acknowledged)
+    worker = Worker(job, tmp_path)
+    code, said = worker.end()
+    assert code == 0, said
+    assert worker.report["totals"]["resumed"] == len(settled)
+    check_end(place, HashingEncoder())

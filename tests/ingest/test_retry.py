@@ -1,0 +1,162 @@
+"""Errors of real clients are told apart, waits are bounded, secrets stay out of messages."""
+
+from __future__ import annotations
+
+import random
+
+import httpx
+import pytest
+from grpc import RpcError, StatusCode
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from vdr_db.errors import (
+    ConfigError,
+    InputError,
+    RejectedRows,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+)
+from vdr_db.ingest.retry import RetryPolicy, classify, redact
+
+SECRET = "s3cr3t-value-42"
+
+
+def response(status, text="", headers=None):
+    return UnexpectedResponse(status, "reason", text.encode(), httpx.Headers(headers or {}))
+
+
+class GrpcError(RpcError):
+    def __init__(self, code, details):
+        self._code, self._details = code, details
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return self._details
+
+    def __str__(self):
+        return f"<status {self._code}\n details {self._details}>"
+
+
+class PanicException(BaseException):
+    pass
+
+
+def caused(outer, inner):
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (response(429), "transient"),
+        (response(500), "transient"),
+        (response(502), "transient"),
+        (response(503), "transient"),
+        (response(504), "timeout"),
+        (response(408), "timeout"),
+        (response(413), "too_big"),
+        (response(400, "Payload error: JSON payload (40000000 bytes) is larger than"), "too_big"),
+        (response(400, "vector is wrong"), "data"),
+        (response(422), "data"),
+        (response(401), "setup"),
+        (response(403), "setup"),
+        (response(404), "setup"),
+        (ResourceExhaustedResponse("slow down", 3), "transient"),
+        (ResponseHandlingException(httpx.ConnectError("refused")), "transient"),
+        (ResponseHandlingException(httpx.ReadError("reset")), "transient"),
+        (ResponseHandlingException(httpx.RemoteProtocolError("gone")), "transient"),
+        (ResponseHandlingException(httpx.WriteTimeout("slow")), "timeout"),
+        (ResponseHandlingException(httpx.ReadTimeout("slow")), "timeout"),
+        (GrpcError(StatusCode.UNAVAILABLE, "down"), "transient"),
+        (GrpcError(StatusCode.ABORTED, "again"), "transient"),
+        (GrpcError(StatusCode.RESOURCE_EXHAUSTED, "rate"), "transient"),
+        (GrpcError(StatusCode.RESOURCE_EXHAUSTED, "message larger than max"), "too_big"),
+        (GrpcError(StatusCode.DEADLINE_EXCEEDED, "late"), "timeout"),
+        (GrpcError(StatusCode.INVALID_ARGUMENT, "wrong"), "data"),
+        (GrpcError(StatusCode.UNAUTHENTICATED, "who"), "setup"),
+        (GrpcError(StatusCode.NOT_FOUND, "where"), "setup"),
+        (ConnectionResetError(104, "reset"), "transient"),
+        (TimeoutError("late"), "timeout"),
+        (RejectedRows([1], ["bad"]), "data"),
+        (InputError("bad"), "data"),
+        (StoreMismatch("other"), "setup"),
+        (ConfigError("impossible"), "setup"),
+        (StoreUnavailable("later"), "transient"),
+        (caused(StoreUnavailable("later"), response(413)), "too_big"),
+        (caused(StoreUnavailable("later"), TimeoutError("late")), "timeout"),
+        (caused(StoreError("broken"), PanicException("index out of bounds")), "fatal"),
+        (PanicException("index out of bounds"), "fatal"),
+        (StoreError("broken"), "fatal"),
+        (TypeError("our own fault"), "fatal"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_errors_are_told_apart(error, kind):
+    assert classify(error).kind == kind
+
+
+def test_a_waiting_time_is_found_wherever_the_client_puts_it():
+    assert classify(ResourceExhaustedResponse("slow down", "7")).retry_after_s == 7
+    assert classify(response(429, headers={"Retry-After": "5"})).retry_after_s == 5
+    wrapped = caused(StoreUnavailable("x"), response(503, headers={"retry-after": "2.5"}))
+    assert classify(wrapped).retry_after_s == 2.5
+    dated = response(503, headers={"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"})
+    assert classify(dated).retry_after_s is None
+
+
+def test_refused_rows_keep_their_reasons():
+    failure = classify(RejectedRows(["a", 2], ["too long", f"api-key: {SECRET}"]))
+    assert failure.rejected is not None
+    assert failure.rejected["a"] == "too long"
+    assert SECRET not in failure.rejected[2]
+
+
+def test_waits_grow_are_jittered_and_bounded():
+    policy = RetryPolicy(base_s=0.5, cap_s=30.0)
+    chance = random.Random(1)
+    for failures, bound in [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (200, 30.0)]:
+        waits = [policy.delay_s(failures, None, chance) for _ in range(200)]
+        assert min(waits) >= 0
+        assert max(waits) <= bound
+        assert max(waits) > 0.9 * bound
+        assert min(waits) < 0.1 * bound
+    asked = [policy.delay_s(1, 4.0, chance) for _ in range(50)]
+    assert min(asked) >= 4.0
+    assert max(asked) <= 4.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"tries": 0}, {"base_s": 0}, {"base_s": 5, "cap_s": 1}, {"deadline_s": 0}]
+)
+def test_a_policy_that_never_tries_or_never_ends_is_refused(options):
+    with pytest.raises(ConfigError, match="retry policy"):
+        RetryPolicy(**options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://user:{SECRET}@host:6333/collections",
+        f"http://{SECRET}@host",
+        f"headers {{'api-key': '{SECRET}'}}",
+        f"api_key={SECRET}&x=1",
+        f"Authorization: Bearer {SECRET}",
+        f"authorization: ApiKey {SECRET}",
+        f'"password": "{SECRET}"',
+        f"token {SECRET}",
+    ],
+)
+def test_secrets_are_taken_out(text):
+    assert SECRET not in redact(text)
+    assert SECRET not in classify(response(500, text)).reason
+
+
+def test_reasons_are_one_short_line():
+    reason = classify(response(503, "line\nbreak " * 500)).reason
+    assert "\n" not in reason
+    assert len(reason) <= 300

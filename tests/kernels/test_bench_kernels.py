@@ -1,0 +1,76 @@
+"""The kernel benchmark runs from end to end without a GPU, and prints no speed on a red check."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "bench_kernels.py"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    specification = importlib.util.spec_from_file_location("bench_kernels", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "bench_kernels", module)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_dry_run(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), "--dry-run", "--autotune"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    output = finished.stdout
+    assert finished.returncode == 0, output + finished.stderr[-4000:]
+    assert "2 shapes agree with float64" in output
+    for arm in ("torch.mm", "eager", "torch.compile", "chunked cuBLAS", "tokens on M"):
+        assert f"| {arm}" in output
+    for operation in ("forward", "backward, all entries", "backward, kept entries", "top-k"):
+        assert f"| {operation} | vdr_db |" in output
+    assert "PoolRow(90, 16," in output
+
+
+def test_no_speed_on_red(bench, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(bench, "tests_pass", lambda: False)
+    monkeypatch.setattr(bench, "Run", None)
+    assert bench.main([]) == 1
+    assert "no speed" in capsys.readouterr().out
+
+
+def test_says_so_without_a_device(bench, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert bench.main([]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+
+
+def test_the_report_judges_the_bars(bench):
+    shape = bench.BARS[0][1]
+    facts = dict.fromkeys(("dtype", "device", "torch", "triton", "commit", "date"), "x")
+    common = {"shape": shape, "p20": 1.0, "p80": 2.0, "of_mm": 0.9, "launched": "graph", **facts}
+    rows = [
+        bench.Row(op="same-shape product", backend="torch.mm", metric="time", unit="ms",
+                  median=1.0, tflops=768.0, **common),
+        bench.Row(op="forward", backend="vdr_db", metric="time", unit="ms", median=1.2,
+                  tflops=640.0, **common),
+        bench.Row(op="forward", backend="vdr_db", metric="memory", unit="MB", median=7.8,
+                  tflops=0.0, **common),
+    ]  # fmt: skip
+    text = bench.markdown(rows, ["a note"], ["an arm: memory"], facts)
+    assert "| forward | vdr_db | 1.2 (1 to 2) | 640 | 83% | 7.8 |" in text
+    assert f"| forward, time | {shape} | 1.3 | 1.08 | 1.2 | holds |" in text
+    assert "- a note" in text
+    assert "- an arm: memory" in text

@@ -1,0 +1,93 @@
+"""Every shipped kernel configuration compiles within the limits of its device, without a GPU."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GATE = ROOT / "benchmarks" / "compile_gate.py"
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    pytest.importorskip("triton")
+    specification = importlib.util.spec_from_file_location("compile_gate", GATE)
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "compile_gate", module)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_every_configuration_passes_the_gate(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(GATE), "--check"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
+    assert f"0 faults, Triton {version('triton')}" in finished.stdout
+
+
+@pytest.mark.parametrize(("sm", "shared_limit"), [(90, 227 * 1024), (80, 163 * 1024)])
+def test_the_stored_table_holds_the_limits(sm, shared_limit):
+    with (ROOT / "benchmarks" / "results" / f"compile_sm{sm}.csv").open(newline="") as file:
+        assert file.readline().startswith("# triton ")
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 30
+    for row in rows:
+        assert int(row["spills"]) == int(row["stack_bytes"]) == int(row["serialised"]) == 0, row
+        assert int(row["registers"]) <= 255, row
+        assert int(row["shared_bytes"]) <= shared_limit, row
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"spills": 1}, "spill"),
+        ({"stack_bytes": 8}, "stack"),
+        ({"registers": 256}, "registers"),
+        ({"shared_bytes": 227 * 1024 + 1}, "shared memory"),
+        ({"wgmma": 0}, "warpgroup"),
+        ({"tma": 0}, "bulk tensor"),
+        ({"serialised": 1}, "serialised"),
+    ],
+)
+def test_each_fault_is_found(gate, change, fault):
+    spec = next(gate.pool_specs(90))
+    row = gate.Resources(spec.kernel, spec.label, 8, 4, 200, 0, 0, 100_000, 8, 0, 8, 0)
+    assert gate.faults(90, spec, row) == []
+    found = gate.faults(90, spec, dataclasses.replace(row, **change))
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+def test_each_regression_is_found(gate):
+    _, stored = gate.read_table(90)
+    rows = [
+        gate.Resources(**{
+            name: value if name in ("kernel", "label") else int(value)
+            for name, value in row.items()
+        })
+        for row in stored
+    ]  # fmt: skip
+    assert gate.regressions(stored, rows) == []
+    more = dataclasses.replace(rows[0], registers=rows[0].registers + 9, shared_bytes=230_000)
+    assert len(gate.regressions(stored, [more, *rows[1:]])) == 2
+    assert len(gate.regressions(stored, rows[1:])) == 1
+    assert len(gate.regressions(stored[1:], rows)) == 1

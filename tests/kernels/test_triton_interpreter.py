@@ -1,0 +1,36 @@
+"""Runs the Triton tests under Triton's interpreter, in a process of its own.
+
+The switch must be set before kernels are defined, and it holds for a whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = ("test_pooling_triton.py", "test_backward_triton.py", "test_topk_triton.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("file", FILES)
+def test_under_the_interpreter(file, tmp_path):
+    here = Path(__file__).parent
+    settings = ["-c", str(here.parents[1] / "pyproject.toml"), "-p", "no:cacheprovider", "-x"]
+    # run from elsewhere: in the root, the folder `vdr_db` would hide the installed package
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", *settings, str(here / file)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    output = finished.stdout + finished.stderr
+    assert finished.returncode == 0, output
+    assert re.search(r"[1-9]\d* passed", output), output
+    assert "skipped" not in output, output

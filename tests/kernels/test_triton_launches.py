@@ -1,0 +1,135 @@
+"""Every launch compiles for a real target from the arguments that launchers pass, without a GPU.
+
+The interpreter runs kernels but compiles nothing; the compile gate compiles them, but from
+signatures of its own. Here a stand-in for the driver names the target, and launches stop once they
+are compiled.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from strategies import bounds_of
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from vdr_db.kernels import pooling, pooling_backward, primitives
+from vdr_db.kernels.pooling_forward import pool_aligned_kernel
+from vdr_db.kernels.topk import select_topk
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        primitives.is_interpreted(pool_aligned_kernel), reason="the interpreter compiles nothing"
+    ),
+]
+
+
+class Target:
+    """The part of a driver that compilation asks."""
+
+    def __init__(self, sm):
+        self.sm = sm
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.sm, 32)
+
+    def get_current_device(self):
+        return f"compile only, sm_{self.sm}"
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture(params=[90, 80], ids=["sm90", "sm80"])
+def compiled(request, monkeypatch):
+    """Names of kernels in the order of their launches, none of which runs."""
+    names = []
+    plain = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        names.append(self.__name__)
+        return plain(self, *args, grid=grid, warmup=True, **kwargs)
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(primitives, "compute_capability", lambda tensor: request.param)
+    for module in (pooling, pooling_backward):
+        monkeypatch.setattr(module, "compute_capability", lambda tensor: request.param)
+    monkeypatch.setattr(driver, "_active", Target(request.param))
+    return names
+
+
+def batch(lengths, V, H, dtype):
+    return (
+        torch.zeros((sum(lengths), H), dtype=dtype),
+        bounds_of(lengths),
+        torch.zeros((V, H), dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "V", "H", "dtype"),
+    [
+        pytest.param([200, 150], 300, 64, torch.bfloat16, id="long"),
+        pytest.param([9, 0, 30], 300, 64, torch.float16, id="short"),
+        pytest.param([200], 50, 37, torch.bfloat16, id="odd-H"),
+        pytest.param([20, 8], 60, 32, torch.float32, id="float32"),
+        pytest.param([1], 1, 16, torch.float32, id="one-of-all"),
+    ],
+)
+def test_forward(compiled, lengths, V, H, dtype):
+    hidden, cu_seqlens, weight = batch(lengths, V, H, dtype)
+    pooling.forward(hidden, cu_seqlens, weight)
+    pooling.forward(hidden, cu_seqlens.int(), weight, torch.zeros(V), True, max_length=300)
+    layout = ["pool_aligned_kernel"]
+    if sum(lengths) / len(lengths) <= 96:
+        layout = ["pool_packed_kernel", "pool_finish_kernel"]
+    assert compiled == layout * 2
+
+
+@pytest.mark.parametrize("method", ["gather", "onehot"])
+def test_backward(compiled, method):
+    hidden, cu_seqlens, weight = batch([20, 13], 1100, 48, torch.bfloat16)
+    argmax = torch.zeros((2, 1100), dtype=torch.int16)
+    pooling.backward(
+        torch.zeros(2, 1100), argmax, hidden, cu_seqlens, weight, True, True, True, method=method
+    )
+    expected = {
+        "gather": ["weight_gather_kernel", "count_entries_kernel", "chunk_offsets_kernel",
+                   "place_entries_kernel", "hidden_gather_kernel", "hidden_merge_kernel"],
+        "onehot": ["weight_onehot_kernel", "hidden_onehot_kernel"],
+    }[method]  # fmt: skip
+    assert compiled == [*expected, "bias_kernel"]
+
+
+def test_backward_of_kept_entries(compiled):
+    hidden, cu_seqlens, weight = batch([20, 13], 1100, 48, torch.bfloat16)
+    columns = torch.arange(1030, dtype=torch.int32)
+    pooling.backward_sparse(
+        torch.zeros(1030), bounds_of([530, 500]), columns, columns, hidden, cu_seqlens, weight,
+        True, True, True, accumulate_into=torch.zeros(1100, 48),
+    )  # fmt: skip
+    assert compiled == [
+        "mark_columns_kernel", "count_columns_kernel", "place_columns_kernel",
+        "weight_kept_kernel", "count_entries_kernel", "chunk_offsets_kernel",
+        "place_entries_kernel", "hidden_gather_kernel", "hidden_merge_kernel",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("V", "k"), [(1, None), (2, 1), (300, 7), (40000, 5), (40000, 20000)])
+def test_selection(compiled, V, k):
+    lexical = (bounds_of([1, 1]), torch.tensor([0, 0]))
+    select_topk(torch.zeros(2, V), k, activation="elu1p", lexical=lexical, trim=False)
+    if k is None:
+        assert compiled == ["count_kept_kernel", "write_kept_kernel"]
+        return
+    parts = ["part_candidates_kernel"] if (V, k) == (40000, 5) else []
+    assert compiled == [
+        *parts, "row_threshold_kernel", "mark_lexical_kernel", "count_kept_kernel",
+        "write_kept_kernel",
+    ]  # fmt: skip

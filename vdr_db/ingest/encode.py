@@ -1,0 +1,177 @@
+"""`encode_to_spool`: from a source of texts to Parquet parts, without any store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from vdr_db.connectors.folder_lock import FolderLock
+from vdr_db.errors import ConfigError, InputError
+from vdr_db.ingest.options import IngestOptions
+from vdr_db.ingest.pipeline import as_source
+from vdr_db.ingest.preparation import Preparation, comparable_stamp
+from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
+from vdr_db.ingest.quarantine import Quarantine, Refusal
+from vdr_db.ingest.report import IngestReport, Totals
+from vdr_db.ingest.source import Slice, Source, Window
+from vdr_db.ingest.spool import SpoolWriter
+from vdr_db.ingest.stop import Stop
+
+__all__ = ["encode_to_spool"]
+
+
+def encode_to_spool(
+    source: Source | Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    *,
+    encoder: Any,
+    options: IngestOptions | None = None,
+    part_rows: int = 65536,
+    progress: Progress | ProgressKind = "none",
+    stop: Stop | None = None,
+) -> IngestReport:
+    """Encodes a source, or a slice of it, into a spool folder; resumes after the last whole part.
+
+    A finished part is what an acknowledgement is for a store: it is on disk, whole, under its name.
+    Slices of one input may be encoded into one folder at the same time, on one machine or many.
+
+    Args:
+        source: Paths of files, or a source with a description; its slice names the parts.
+        folder: The spool; made when missing.
+        encoder: What turns texts into rows.
+        options: Of these count `documents`, `keeps_text`, `has_fingerprint`, `empty`, `max_errors`
+            and `restart`.
+        part_rows: Rows of a part: what a kill repeats at most, and what a loader takes at a time.
+        progress: Who is told how far it is.
+        stop: Lets another thread or a signal handler end the run after the open part.
+
+    Returns:
+        What was done; `acknowledged` counts rows in finished parts.
+
+    Raises:
+        ConfigError: The folder holds parts of another run, or the source cannot be recognised.
+        InputError: A line cannot be read, or too many documents were refused.
+        StoreUnavailable: The folder cannot be written, or another process encodes this slice.
+        MissingExtraError: pyarrow is not installed.
+    """
+    options = options or IngestOptions()
+    reporter = choose_progress(progress) if isinstance(progress, str) else progress
+    origin, stop = as_source(source), stop or Stop()
+    if origin.description is None:
+        raise ConfigError(
+            "a spool needs an input that can be recognised and read again, got a stream; "
+            "encode files, or name a `RecordSource` by `identity=`."
+        )
+    stamp, width = encoder.stamp(), int(encoder.vocabulary.size)
+    documents = options.documents or "encoded"
+    keeps_text = options.keeps_text is not False
+    description = {
+        "input": {name: one for name, one in origin.description.items() if name != "slice"},
+        "encoder": comparable_stamp(stamp),
+        "policy": [documents, keeps_text, options.has_fingerprint, options.empty],
+    }
+    slice = getattr(origin, "slice", Slice())
+    os.makedirs(folder, exist_ok=True)
+    with ExitStack() as closing:
+        name = f".lock-{slice.k:05d}-of-{slice.n:05d}"
+        lock = FolderLock(Path(folder, name), f"slice {slice} of the spool {folder}")
+        closing.callback(lock.release)
+        writer = SpoolWriter(
+            folder,
+            slice,
+            description,
+            width=width,
+            stamp=stamp,
+            documents=documents,
+            part_rows=part_rows,
+            restart=options.restart,
+        )
+        closing.callback(writer.close)
+        quarantine = Quarantine(writer.quarantine, restart=not len(writer.settled))
+        prepare = Preparation(
+            encode=encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents,
+            stamp=stamp,
+            width=width,
+            text_key="text" if keeps_text else None,
+            has_fingerprint=options.has_fingerprint,
+            empty=options.empty,
+            stored=None,
+            skip=None,
+        )
+        return _encode(origin, writer, quarantine, prepare, options, reporter, stop)
+
+
+def _encode(
+    source: Source,
+    writer: SpoolWriter,
+    quarantine: Quarantine,
+    prepare: Preparation,
+    options: IngestOptions,
+    reporter: Progress,
+    stop: Stop,
+) -> IngestReport:
+    began = time.monotonic()
+    totals, window = Totals(), Window()
+    earlier_rows = writer.rows
+    is_interrupted = False
+    waiting: list[Refusal] = []
+    for block in source.blocks(writer.settled.copy(), window):
+        totals.resumed += block.resumed
+        totals.read += block.resumed + len(block.records)
+        reporter.update(totals)
+        if stop.is_urgent:
+            raise KeyboardInterrupt
+        if stop.is_requested:
+            is_interrupted = True
+            break
+        if not block.records:
+            continue
+        window_began = time.monotonic()
+        prepared = prepare(block)
+        window.took(len(block.records), time.monotonic() - window_began)
+        totals.encoded += len(prepared.piece)
+        totals.nonzeros += prepared.piece.rows.nnz
+        totals.repeated += prepared.repeated
+        totals.empty += prepared.empty
+        totals.refused += len(prepared.refused)
+        waiting.extend(prepared.refused)
+        _check_refusals(len(quarantine) + len(waiting), options.max_errors, totals, waiting)
+        writer.skip([*prepared.skipped, *(one.number for one in prepared.refused)])
+        writer.write(prepared.piece)
+        if writer.is_full:
+            quarantine.append(waiting)
+            waiting = []
+            writer.finish_part()
+            totals.acknowledged = writer.rows - earlier_rows
+    quarantine.append(waiting)
+    writer.finish_part()
+    if not is_interrupted:
+        writer.complete(read=totals.read, refused=len(quarantine))
+    totals.acknowledged = writer.rows - earlier_rows
+    reporter.update(totals, is_last=True)
+    return IngestReport(
+        totals=totals,
+        acknowledged_in_total=writer.rows,
+        refused_in_total=len(quarantine),
+        is_complete=not is_interrupted,
+        is_interrupted=is_interrupted,
+        seconds={"total": time.monotonic() - began},
+        quarantine=str(quarantine.path),
+    )
+
+
+def _check_refusals(
+    refused: int, max_errors: int | None, totals: Totals, latest: Sequence[Refusal]
+) -> None:
+    allowed = max(100, totals.read // 100) if max_errors is None else max_errors
+    if refused > allowed:
+        last = latest[-1]
+        raise InputError(
+            f"{refused} documents were refused, more than the {allowed} allowed; the last is "
+            f"{last.id!r}{f' ({last.source})' if last.source else ''}: {last.reason}; mend the "
+            "input, or allow more with `max_errors`."
+        )

@@ -1,0 +1,226 @@
+"""From records to rows: what is stored beside a vector, and which records need no vector at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vdr_db.connectors.base import EmptyRows
+from vdr_db.connectors.ids import checked_id
+from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
+from vdr_db.errors import InputError, ShapeError
+from vdr_db.ingest.batches import Piece
+from vdr_db.ingest.quarantine import Refusal
+from vdr_db.ingest.source import Block
+from vdr_db.readers import Record
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = ["Preparation", "Prepared", "comparable_stamp"]
+
+
+_IDS_AT_ONCE = 512
+_JSON_BYTES_PER_WEIGHT = 25  # id and weight in a JSON body; gRPC needs about 7
+_RECORD_BYTES = 120
+_OBJECT_BYTES = 600  # Python objects of one waiting record, beside text and vector
+
+
+def comparable_stamp(stamp: EncoderStamp | None) -> dict[str, Any]:
+    """What of a stamp changes vectors."""
+    facts = {} if stamp is None else stamp.to_dict()
+    for name in ("model", "revision", "library_version"):
+        facts.pop(name, None)
+    return facts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a block.
+
+    Attributes:
+        piece: Rows to write; may be empty.
+        nbytes: Memory the piece takes.
+        skipped: Numbers that are settled without a write.
+        refused: Records that cannot be stored.
+        existing: How many were skipped because the store has their id.
+        unchanged: How many were skipped because the store has the same text and payload.
+        repeated: How many were skipped because their id comes again in the block.
+        empty: Rows without weights.
+    """
+
+    piece: Piece
+    nbytes: int
+    skipped: Sequence[int]
+    refused: Sequence[Refusal]
+    existing: int
+    unchanged: int
+    repeated: int
+    empty: int
+
+
+class Preparation:
+    """Turns blocks into pieces.
+
+    Args:
+        encode: Texts to rows; may be `None` when every block brings rows.
+        stamp: Identity of the encoder, part of each fingerprint.
+        width: Width of the rows.
+        text_key: Payload field the text is kept in; `None` does not keep it.
+        has_fingerprint: Whether payloads get `_vdr_fp`.
+        empty: What happens to rows without weights.
+        stored: `stored(ids)` → id → payload for those in the store; `None` never asks.
+        skip: `"existing"` leaves out what the store has, `"unchanged"` what it has with the same
+            fingerprint.
+    """
+
+    def __init__(
+        self,
+        *,
+        encode: Callable[[list[str]], SparseRows] | None,
+        stamp: EncoderStamp | None,
+        width: int,
+        text_key: str | None,
+        has_fingerprint: bool,
+        empty: EmptyRows,
+        stored: Callable[[Sequence[int | str]], dict[int | str, dict[str, Any]]] | None,
+        skip: Literal["existing", "unchanged"] | None,
+    ) -> None:
+        self._encode = encode
+        self._width = width
+        self._text_key = text_key
+        self._has_fingerprint = has_fingerprint
+        self._empty = empty
+        self._stored = stored
+        self._skip = skip
+        self._key = json.dumps(comparable_stamp(stamp), sort_keys=True).encode()
+
+    def __call__(self, block: Block) -> Prepared:
+        """The piece to write for a block, and what needs no write."""
+        refused: list[Refusal] = []
+        payloads: dict[int, dict[str, Any]] = {}
+        sizes: dict[int, int] = {}
+        last_of_id: dict[int | str, int] = {}
+        skipped: list[int] = []
+        for i, record in enumerate(block.records):
+            try:
+                payloads[i], sizes[i] = self._payload(record, is_spooled=block.rows is not None)
+            except InputError as error:
+                refused.append(Refusal(block.numbers[i], record.id, str(error), record.source))
+                continue
+            earlier = last_of_id.pop(record.id, None)
+            if earlier is not None:
+                skipped.append(block.numbers[earlier])
+            last_of_id[record.id] = i
+        repeated = len(skipped)
+        chosen = sorted(last_of_id.values())
+        existing = unchanged = 0
+        if self._skip is not None and chosen:
+            known = self._known(block, chosen, payloads)
+            skipped.extend(block.numbers[i] for i in known)
+            existing = len(known) if self._skip == "existing" else 0
+            unchanged = len(known) if self._skip == "unchanged" else 0
+            chosen = [i for i in chosen if i not in known]
+        rows, kept, failed = self._rows(block, chosen)
+        refused.extend(failed)
+        is_empty = rows.counts == 0
+        empty = int(is_empty.sum())
+        if empty and self._empty != "store":
+            for i in np.flatnonzero(is_empty).tolist():
+                record, number = block.records[kept[i]], block.numbers[kept[i]]
+                if self._empty == "skip":
+                    skipped.append(number)
+                else:
+                    refused.append(
+                        Refusal(number, record.id, "its vector has no weight", record.source)
+                    )
+            rows = rows[~is_empty]
+            kept = [i for i, gone in zip(kept, is_empty, strict=True) if not gone]
+        records = [block.records[i] for i in kept]
+        texts = np.array([sizes[i] for i in kept], np.int64)
+        piece = Piece(
+            [block.numbers[i] for i in kept],
+            [record.id for record in records],
+            rows,
+            [payloads[i] for i in kept],
+            [record.source for record in records],
+            rows.counts * _JSON_BYTES_PER_WEIGHT + texts + _RECORD_BYTES,
+        )
+        nbytes = rows.nbytes + 2 * int(texts.sum()) + _OBJECT_BYTES * len(kept)
+        return Prepared(piece, nbytes, skipped, refused, existing, unchanged, repeated, empty)
+
+    def _payload(self, record: Record, *, is_spooled: bool) -> tuple[dict[str, Any], int]:
+        """Payload as it is stored, and its size as JSON."""
+        checked_id(record.id)
+        payload, _ = clean_payload(record.payload)
+        given = payload.pop(FINGERPRINT_FIELD, None) if is_spooled else None
+        for name in payload:
+            if name.startswith(RESERVED_PREFIX):
+                raise InputError(
+                    f"payload fields must not start with {RESERVED_PREFIX!r}, got {name!r}; "
+                    "rename the field"
+                )
+        text = json.dumps([record.text, payload], sort_keys=True)
+        key = self._text_key
+        if key is not None and payload.setdefault(key, record.text) != record.text:
+            raise InputError(
+                f"its payload has another value in the field {key!r} of the text; rename the field"
+            )
+        if self._has_fingerprint:
+            payload[FINGERPRINT_FIELD] = given if isinstance(given, str) else self._hashed(text)
+        return payload, len(text)
+
+    def _hashed(self, text: str) -> str:
+        # Text, payload and encoder: any of them changed means that the document must be written.
+        hashed = hashlib.blake2b(self._key, digest_size=16)
+        hashed.update(text.encode("utf-8", "surrogatepass"))
+        return hashed.hexdigest()
+
+    def _known(
+        self, block: Block, chosen: Sequence[int], payloads: dict[int, dict[str, Any]]
+    ) -> set[int]:
+        assert self._stored is not None
+        known = set()
+        for start in range(0, len(chosen), _IDS_AT_ONCE):
+            part = chosen[start : start + _IDS_AT_ONCE]
+            stored = self._stored([block.records[i].id for i in part])
+            for i in part:
+                payload = stored.get(block.records[i].id)
+                if payload is None:
+                    continue
+                is_same = payload.get(FINGERPRINT_FIELD) == payloads[i].get(FINGERPRINT_FIELD)
+                if self._skip == "existing" or is_same:
+                    known.add(i)
+        return known
+
+    def _rows(
+        self, block: Block, chosen: Sequence[int]
+    ) -> tuple[SparseRows, list[int], list[Refusal]]:
+        """Rows of the chosen records, which of them have one, and refusals for the others."""
+        if block.rows is not None:
+            return block.rows[list(chosen)], list(chosen), []
+        if not chosen:
+            return SparseRows.empty(0, self._width), [], []
+        assert self._encode is not None
+        texts = [block.records[i].text for i in chosen]
+        try:
+            rows = self._encode(texts)
+        except InputError as error:
+            if len(chosen) == 1:
+                record, number = block.records[chosen[0]], block.numbers[chosen[0]]
+                refusal = Refusal(number, record.id, f"not encoded: {error}", record.source)
+                return SparseRows.empty(0, self._width), [], [refusal]
+            middle = len(chosen) // 2
+            left, right = (self._rows(block, part) for part in (chosen[:middle], chosen[middle:]))
+            rows = SparseRows.concat([left[0], right[0]])
+            return rows, left[1] + right[1], left[2] + right[2]
+        if len(rows) != len(texts) or rows.width != self._width:
+            raise ShapeError(
+                f"the encoder must give one row of width {self._width} per text, got {rows!r} for "
+                f"{len(texts)} texts."
+            )
+        return rows, list(chosen), []

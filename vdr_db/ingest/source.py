@@ -1,0 +1,312 @@
+"""Where documents come from: files, slices of files for several workers, or any iterable.
+
+A source numbers its records from 0 in reading order. The order is the same in every run, so a
+number names a record, and a ledger of numbers is enough to resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from vdr_db.errors import ConfigError, InputError
+from vdr_db.ingest.ledger import Ranges
+from vdr_db.readers import Fields, Format, Record, read_records
+from vdr_db.sparse import SparseRows
+
+__all__ = ["Block", "FileSource", "RecordSource", "Slice", "Source", "Window"]
+
+STRIPE = 1024  # records; long enough that a stripe fills encoder batches, short enough to balance
+_LONGEST_WINDOW = 16 << 20  # characters
+_PARTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some records that are not settled yet.
+
+    Attributes:
+        numbers: Number of each record.
+        records: The records; their texts may be empty when `rows` is given.
+        rows: Vectors made earlier, one per record, or `None` when they must be encoded.
+        resumed: Settled records that were passed over on the way to this block.
+    """
+
+    numbers: Sequence[int]
+    records: Sequence[Record]
+    rows: SparseRows | None = None
+    resumed: int = 0
+
+
+@dataclass
+class Window:
+    """How many records are encoded at a time, tuned to take about a second.
+
+    A long window lets the encoder sort by length; a short one bounds what a kill repeats and how
+    long Ctrl-C waits. Vectors do not depend on it.
+
+    Attributes:
+        documents: Records of the next window.
+        most: Largest such number.
+    """
+
+    documents: int = 128
+    most: int = 4096
+
+    def took(self, documents: int, seconds: float) -> None:
+        """Learns from one window: doubles below half a second, halves above four."""
+        if documents >= self.documents and seconds < 0.5:
+            self.documents = min(self.most, self.documents * 2)
+        elif seconds > 4.0:
+            self.documents = max(16, self.documents // 2)
+
+
+class Source(Protocol):
+    """Anything an ingest can read.
+
+    Attributes:
+        description: What identifies the input in a ledger; `None` when nothing does.
+        is_rereadable: Whether `blocks` can be called again and gives the same records.
+    """
+
+    description: Mapping[str, Any] | None
+    is_rereadable: bool
+
+    def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
+        """The records that are not settled, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part k of n, with k from 0: what one of n independent workers takes.
+
+    Attributes:
+        k: Number of this part, from 0.
+        n: Number of parts.
+    """
+
+    k: int = 0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses impossible parts."""
+        if not 0 <= self.k < self.n:
+            raise ConfigError(
+                f"a slice k/n needs 0 ≤ k < n, got {self.k}/{self.n}; parts are counted from 0."
+            )
+
+    def __str__(self) -> str:
+        """`k/n`."""
+        return f"{self.k}/{self.n}"
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] | None = None) -> Slice:
+        """A slice from `"k/n"`, or from the launcher's environment for `"auto"`.
+
+        `auto` reads `RANK` and `WORLD_SIZE` (torchrun), else `SLURM_PROCID` and `SLURM_NTASKS`
+        (srun), else the `SLURM_ARRAY_TASK_*` numbers (job arrays), else takes everything.
+
+        Raises:
+            ConfigError: The text is neither, or the numbers are impossible.
+        """
+        if text == "auto":
+            return cls._from_environment(os.environ if environment is None else environment)
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None:
+            raise ConfigError(f"a slice is written k/n (such as 0/8) or auto, got {text!r}.")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def _from_environment(cls, environment: Mapping[str, str]) -> Slice:
+        def number(name: str) -> int:
+            try:
+                return int(environment[name])
+            except ValueError:
+                raise ConfigError(
+                    f"the environment variable {name} must be a whole number, "
+                    f"got {environment[name]!r}."
+                ) from None
+
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            return cls(number("RANK"), number("WORLD_SIZE"))
+        # Inside one task of an array every process is task 0 of 1: then the array is the split.
+        if "SLURM_PROCID" in environment and number("SLURM_NTASKS") > 1:
+            return cls(number("SLURM_PROCID"), number("SLURM_NTASKS"))
+        if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
+            first = number("SLURM_ARRAY_TASK_MIN") if "SLURM_ARRAY_TASK_MIN" in environment else 0
+            return cls(number("SLURM_ARRAY_TASK_ID") - first, number("SLURM_ARRAY_TASK_COUNT"))
+        return cls()
+
+
+class RecordSource:
+    """Records from an iterable, or from a function that gives a fresh iterator each time.
+
+    Args:
+        records: The records. A function makes the source rereadable: it must yield the same
+            records in the same order every time.
+        identity: Names the input in a ledger; needed for resuming. Change it when the input does.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Record] | Callable[[], Iterable[Record]],
+        *,
+        identity: str | None = None,
+    ) -> None:
+        if isinstance(records, str):
+            raise TypeError(
+                "`records` must be an iterable of `Record`, got a str; for a file use FileSource"
+            )
+        self._records = records
+        self.is_rereadable = callable(records)
+        self.description: Mapping[str, Any] | None = (
+            None if identity is None else {"identity": identity}
+        )
+
+    def records(self) -> Iterator[Record]:
+        """The records from the start."""
+        return iter(self._records() if callable(self._records) else self._records)
+
+    def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
+        """Windows of the records that are not settled; see `Source`."""
+        return cut_windows(self.records(), settled, window)
+
+
+class FileSource:
+    """Records of files in the order given; see `vdr_db.readers` for formats and fields.
+
+    A folder stands for its BEIR corpus, or else for the data files in it, sorted by name. With at
+    least n files a slice k/n takes whole files, file i for k = i mod n; with fewer, stripes of
+    1,024 records, for which every worker reads everything and keeps its share.
+
+    Args:
+        paths: Files, folders, or `-` for standard input.
+        format: Format of all files; `None` decides by name. `"parquet"` needs the extra `parquet`.
+        fields: Where id, text and payload are.
+        slice: The part of this worker.
+        digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
+            and modification time. Slow, but copies count as the same input.
+
+    Raises:
+        ConfigError: There is no file.
+        InputError: A file does not exist.
+        TypeError: One str instead of a sequence of paths.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        format: Format | str | None = None,
+        fields: Fields | None = None,
+        slice: Slice | None = None,
+        digest: bool = False,
+    ) -> None:
+        if isinstance(paths, (str, os.PathLike)):
+            raise TypeError(f"`paths` must be a sequence of paths, got one; write [{paths!r}]")
+        self.slice = slice or Slice()
+        self._format = format
+        self._fields = fields
+        self.paths = [part for path in paths for part in _expanded(os.fspath(path))]
+        if not self.paths:
+            raise ConfigError("`paths` must name at least one file, got none.")
+        self._takes_files = len(self.paths) >= self.slice.n
+        self.is_rereadable = "-" not in self.paths
+        self.description = self._described(digest) if self.is_rereadable else None
+
+    def _described(self, digest: bool) -> Mapping[str, Any]:
+        return {
+            "files": [file for path in self.paths for file in _identities(path, digest)],
+            "format": self._format,
+            "fields": None if self._fields is None else repr(self._fields),
+            "slice": str(self.slice),
+        }
+
+    def records(self) -> Iterator[Record]:
+        """The records of this slice from the start."""
+        if self._takes_files:
+            for path in self.paths[self.slice.k :: self.slice.n]:
+                yield from self._read(path)
+            return
+        everything = (record for path in self.paths for record in self._read(path))
+        for number, record in enumerate(everything):
+            if number // STRIPE % self.slice.n == self.slice.k:
+                yield record
+
+    def _read(self, path: str) -> Iterator[Record]:
+        if self._format == "parquet" or (self._format is None and path.endswith(".parquet")):
+            from vdr_db.ingest.parquet import read_parquet
+
+            return read_parquet(path, fields=self._fields)
+        return read_records(path, format=self._format, fields=self._fields)  # type: ignore[arg-type]
+
+    def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
+        """Windows of the records that are not settled; see `Source`."""
+        return cut_windows(self.records(), settled, window)
+
+
+def cut_windows(records: Iterator[Record], settled: Ranges, window: Window) -> Iterator[Block]:
+    """Blocks of unsettled records; the last one may hold no record but the count passed over."""
+    watermark = settled.watermark
+    resumed = sum(1 for _ in islice(records, watermark))
+    numbers: list[int] = []
+    chosen: list[Record] = []
+    characters = 0
+    failure = None
+    try:
+        for number, record in enumerate(records, start=watermark):
+            if number in settled:
+                resumed += 1
+                continue
+            numbers.append(number)
+            chosen.append(record)
+            characters += len(record.text)
+            if len(chosen) >= window.documents or characters >= _LONGEST_WINDOW:
+                yield Block(numbers, chosen, None, resumed)
+                numbers, chosen, characters, resumed = [], [], 0, 0
+    except InputError as error:
+        failure = error
+    if chosen or resumed:
+        yield Block(numbers, chosen, None, resumed)
+    if failure is not None:
+        raise failure  # after what was read before the broken line
+
+
+def _expanded(path: str) -> list[str]:
+    if path == "-" or os.path.isfile(path):
+        return [path]
+    if not os.path.isdir(path):
+        raise InputError(f"{path}: no such file or folder.")
+    if any(os.path.isfile(os.path.join(path, f"corpus.jsonl{end}")) for end in ("", ".gz")):
+        return [path]
+    names = sorted(os.listdir(path))
+    parts = [name for name in names if name.lower().removesuffix(".gz").endswith(_PARTS)]
+    if not parts:
+        raise InputError(
+            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or .gz)."
+        )
+    return [os.path.join(path, name) for name in parts]
+
+
+def _identities(path: str, digest: bool) -> list[dict[str, Any]]:
+    if os.path.isdir(path):
+        ends = ("corpus.jsonl", "corpus.jsonl.gz")
+        path = next(str(Path(path, end)) for end in ends if Path(path, end).is_file())
+    status = os.stat(path)
+    identity: dict[str, Any] = {"name": os.path.basename(path), "size": status.st_size}
+    if digest:
+        hashed = hashlib.sha256()
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                hashed.update(chunk)
+        identity["sha256"] = hashed.hexdigest()
+    else:
+        identity["mtime_ns"] = status.st_mtime_ns
+    return [identity]

@@ -1,0 +1,596 @@
+"""`SparseRows`: sparse vectors over token ids, the one type that crosses borders in this library.
+
+A batch of rows in compressed sparse row (CSR) form. Encoders return it, stores take it, metrics and
+files speak it. Dimensions are always token ids of the tokenizer, whatever part of the vocabulary a
+model computes, so rows of different models over one tokenizer share one space.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import ConfigError, InputError, ShapeError, require
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["SparseRows"]
+
+IntArray = npt.NDArray[np.int64]
+IdArray = npt.NDArray[np.int32]
+WeightArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float64]
+
+_FILE_FORMAT = 1
+_GATHER_ELEMENTS = 1 << 22  # elements gathered at once in `dot_dense`: 32 MB of float64
+
+
+class _Names(Protocol):
+    def token(self, token_id: int, /) -> str: ...
+
+
+class SparseRows:
+    """N sparse vectors with positive weights over `width` token ids.
+
+    Invariants, checked once at construction: `indptr` starts at 0 and never falls; the indices of
+    a row are unique and ascending, in `[0, width)`; values are finite and greater than 0. A row may
+    be empty, anywhere. Instances are read-only; the arrays are taken over, not copied, so do not
+    write to them afterwards.
+
+    Attributes:
+        indptr: `[N + 1]` int64; row i is `indices[indptr[i]:indptr[i + 1]]`.
+        indices: `[nnz]` int32, token ids.
+        values: `[nnz]` float32, weights.
+        width: Number of token ids, the vocabulary size of the tokenizer.
+    """
+
+    __slots__ = ("indices", "indptr", "values", "width")
+    __hash__ = None  # type: ignore[assignment]
+
+    indptr: IntArray
+    indices: IdArray
+    values: WeightArray
+    width: int
+
+    def __init__(
+        self,
+        indptr: npt.ArrayLike,
+        indices: npt.ArrayLike,
+        values: npt.ArrayLike,
+        width: int,
+    ) -> None:
+        """Checks the invariants and takes the arrays over.
+
+        Raises:
+            ShapeError: Sizes or dtypes disagree.
+            InputError: An index is out of range, repeated or out of order, or a value is not a
+                finite number greater than 0; the message names the row.
+        """
+        width = _checked_width(width)
+        pointers = _integers(indptr, "indptr", np.int64)
+        ids = _integers(indices, "indices", np.int32, width)
+        weights = _weights(values)
+        if pointers.size == 0 or pointers[0] != 0 or np.any(np.diff(pointers) < 0):
+            raise ShapeError(
+                "`indptr` must start at 0 and never fall, got "
+                f"{_short(pointers)}; it holds the running count of entries, one more than rows."
+            )
+        if not (pointers[-1] == ids.size == weights.size):
+            raise ShapeError(
+                "`indices` and `values` must both have `indptr[-1]` entries, got "
+                f"indptr[-1] = {pointers[-1]}, {ids.size} indices and {weights.size} values."
+            )
+        _check_entries(pointers, ids, weights, width)
+        self._take(pointers, ids, weights, width)
+
+    def _take(self, indptr: IntArray, indices: IdArray, values: WeightArray, width: int) -> None:
+        for name, array in (("indptr", indptr), ("indices", indices), ("values", values)):
+            view = array.view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+        object.__setattr__(self, "width", width)
+
+    @classmethod
+    def _trusted(
+        cls, indptr: IntArray, indices: IdArray, values: WeightArray, width: int
+    ) -> SparseRows:
+        """Rows cut from checked rows, which hold the invariants by construction."""
+        rows = cls.__new__(cls)
+        rows._take(indptr, indices, values, width)
+        return rows
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses: rows are read-only."""
+        raise AttributeError(f"SparseRows is read-only; make a new one instead of setting `{name}`")
+
+    def __reduce__(self) -> tuple[type[SparseRows], tuple[IntArray, IdArray, WeightArray, int]]:
+        """Pickles through the constructor, so that unpickled rows are checked too."""
+        return SparseRows, (self.indptr, self.indices, self.values, self.width)
+
+    # Size and access
+
+    def __len__(self) -> int:
+        """Number of rows N."""
+        return int(self.indptr.size - 1)
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries of all rows."""
+        return int(self.indices.size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N, width)`."""
+        return len(self), self.width
+
+    @property
+    def counts(self) -> IntArray:
+        """Entries of each row, `[N]` int64."""
+        return np.diff(self.indptr)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return int(self.indptr.nbytes + self.indices.nbytes + self.values.nbytes)
+
+    def row(self, i: int) -> tuple[IdArray, WeightArray]:
+        """Token ids (ascending) and weights of row `i`; a negative `i` counts from the end.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        i = self._row_number(i)
+        span = slice(int(self.indptr[i]), int(self.indptr[i + 1]))
+        return self.indices[span], self.values[span]
+
+    @overload
+    def __getitem__(self, key: int, /) -> SparseRows: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> SparseRows: ...
+    @overload
+    def __getitem__(self, key: Sequence[int] | npt.NDArray[Any], /) -> SparseRows: ...
+    def __getitem__(self, key: int | slice | Sequence[int] | npt.NDArray[Any], /) -> SparseRows:
+        """The chosen rows, always as `SparseRows`: by number, slice, integer or boolean array.
+
+        Raises:
+            IndexError: A row number is out of range, or a boolean array is not `[N]` long.
+        """
+        if isinstance(key, (int, np.integer)):
+            i = self._row_number(int(key))
+            key = slice(i, i + 1)
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                stop = max(start, stop)
+                span = slice(int(self.indptr[start]), int(self.indptr[stop]))
+                indptr = self.indptr[start : stop + 1] - self.indptr[start]
+                return self._trusted(indptr, self.indices[span], self.values[span], self.width)
+            chosen = np.arange(start, stop, step)
+        else:
+            chosen = np.asarray(key)
+            if chosen.size == 0:
+                chosen = chosen.astype(np.int64)
+            if chosen.dtype == np.bool_:
+                if chosen.shape != (len(self),):
+                    raise IndexError(
+                        f"a boolean index must be [{len(self)}] long, got {list(chosen.shape)}"
+                    )
+                chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+            raise IndexError(
+                "rows are chosen by a number, a slice, or a flat array of integers or booleans, "
+                f"got {chosen.dtype} {list(chosen.shape)}"
+            )
+        if chosen.size and (chosen.min() < -len(self) or chosen.max() >= len(self)):
+            raise IndexError(f"row numbers must lie in [-{len(self)}, {len(self)})")
+        chosen = np.where(chosen < 0, chosen + len(self), chosen).astype(np.int64)
+        counts = self.counts[chosen]
+        indptr = _pointers(counts)
+        offsets = np.repeat(self.indptr[chosen] - indptr[:-1], counts)
+        source = offsets + np.arange(indptr[-1])
+        return self._trusted(indptr, self.indices[source], self.values[source], self.width)
+
+    def __iter__(self) -> Iterator[SparseRows]:
+        """One-row `SparseRows`, in order."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        """Sizes only."""
+        mean = self.nnz / len(self) if len(self) else 0.0
+        return f"SparseRows({len(self)} rows x {self.width}, {mean:.1f} non-zeros a row)"
+
+    def __eq__(self, other: object) -> bool:
+        """Same width, same rows, bit for bit."""
+        if not isinstance(other, SparseRows):
+            return NotImplemented
+        return (
+            self.width == other.width
+            and np.array_equal(self.indptr, other.indptr)
+            and np.array_equal(self.indices, other.indices)
+            and np.array_equal(self.values, other.values)
+        )
+
+    def allclose(self, other: SparseRows, *, rtol: float = 1e-6, atol: float = 0.0) -> bool:
+        """Same rows and token ids, with weights equal up to a tolerance."""
+        return (
+            self.width == other.width
+            and np.array_equal(self.indptr, other.indptr)
+            and np.array_equal(self.indices, other.indices)
+            and np.allclose(self.values, other.values, rtol=rtol, atol=atol)
+        )
+
+    # Making and joining
+
+    @classmethod
+    def empty(cls, count: int, width: int) -> SparseRows:
+        """`count` rows without entries."""
+        return cls(np.zeros(count + 1, np.int64), np.zeros(0, np.int32), np.zeros(0), width)
+
+    @staticmethod
+    def concat(parts: Sequence[SparseRows]) -> SparseRows:
+        """All rows of all parts, in order.
+
+        Raises:
+            InputError: There is no part, so the width is unknown.
+            ShapeError: Widths differ.
+        """
+        if not parts:
+            raise InputError(
+                "`concat` needs at least one `SparseRows`, got none; for no rows of a known width "
+                "use `SparseRows.empty(0, width)`."
+            )
+        widths = sorted({part.width for part in parts})
+        if len(widths) > 1:
+            raise ShapeError(
+                f"all parts must have one width, got {widths}; "
+                "rows over different vocabularies cannot be joined."
+            )
+        indptr = _pointers(np.concatenate([part.counts for part in parts]))
+        indices = np.concatenate([part.indices for part in parts])
+        values = np.concatenate([part.values for part in parts])
+        return SparseRows._trusted(indptr, indices, values, widths[0])
+
+    @classmethod
+    def from_dicts(cls, rows: Sequence[Mapping[int, float]], width: int) -> SparseRows:
+        """Rows from `{token id: weight}` mappings; a weight of 0 means absent and is left out.
+
+        Raises:
+            TypeError: One mapping came instead of a sequence of them.
+            InputError: A key is not an integer in `[0, width)`, or a weight is not a finite number
+                greater than or equal to 0.
+        """
+        if isinstance(rows, Mapping):
+            raise TypeError(
+                "`rows` must be a sequence of mappings, got one mapping; pass [mapping]"
+            )
+        counts = np.zeros(len(rows), np.int64)
+        ids: list[int] = []
+        weights: list[float] = []
+        for i, row in enumerate(rows):
+            entries = []
+            for key, weight in row.items():
+                if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+                    raise InputError(
+                        f"token ids must be integers, got {key!r} in row {i}; "
+                        "`Vocabulary.id(token)` turns a token into its id."
+                    )
+                number = _finite_number(weight, i, int(key))
+                if number != 0:
+                    entries.append((int(key), number))
+            entries.sort()
+            counts[i] = len(entries)
+            ids.extend(key for key, _ in entries)
+            weights.extend(weight for _, weight in entries)
+        out_of_range = next((key for key in ids if not 0 <= key < width), None)
+        if out_of_range is not None:
+            raise InputError(
+                f"token ids must lie in [0, {width}), got {out_of_range}; "
+                "the rows come from another vocabulary."
+            )
+        return cls(_pointers(counts), np.array(ids, np.int32), np.array(weights, np.float64), width)
+
+    def to_dicts(self) -> list[dict[int, float]]:
+        """`{token id: weight}` of each row, ids ascending."""
+        pairs = (self.row(i) for i in range(len(self)))
+        return [dict(zip(ids.tolist(), weights.tolist(), strict=True)) for ids, weights in pairs]
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> SparseRows:
+        """Rows of a SciPy sparse matrix or array; repeated entries are summed, zeros left out.
+
+        Raises:
+            ShapeError: It is not a two-dimensional sparse matrix.
+            InputError: A value is negative or not finite.
+        """
+        if not (hasattr(matrix, "tocsr") and getattr(matrix, "ndim", 2) == 2):
+            raise ShapeError(
+                f"a two-dimensional SciPy sparse matrix is expected, got {type(matrix).__name__}; "
+                "for dictionaries use `from_dicts`, for tensors `from_torch`."
+            )
+        csr = matrix.tocsr(copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        csr.sort_indices()
+        return cls(csr.indptr, csr.indices, csr.data, csr.shape[1])
+
+    def to_scipy(self) -> csr_array[Any]:
+        """The rows as a `scipy.sparse.csr_array` float32 `[N, width]` with arrays of its own.
+
+        Raises:
+            MissingExtraError: SciPy is not installed.
+        """
+        sparse = require("scipy.sparse", "bench")
+        arrays = (self.values.copy(), self.indices.copy(), self.indptr.copy())
+        matrix: csr_array[Any] = sparse.csr_array(arrays, shape=self.shape)
+        return matrix
+
+    @classmethod
+    def from_torch(cls, tensor: Any) -> SparseRows:
+        """Rows of a two-dimensional torch tensor: dense, COO or CSR; zeros are left out.
+
+        Raises:
+            ShapeError: The tensor is not two-dimensional.
+            InputError: A value is negative or not finite.
+        """
+        if getattr(tensor, "ndim", None) != 2:
+            raise ShapeError(
+                "a two-dimensional torch tensor is expected, got "
+                f"{list(getattr(tensor, 'shape', [])) or type(tensor).__name__}."
+            )
+        tensor = tensor.detach().cpu()
+        layout = str(tensor.layout)
+        if layout == "torch.strided":
+            tensor = tensor.float()
+            rows, ids = tensor.nonzero(as_tuple=True)
+            values = tensor[rows, ids].numpy()
+        else:
+            coo = (tensor if layout == "torch.sparse_coo" else tensor.to_sparse_coo()).coalesce()
+            rows, ids = coo.indices()
+            values = coo.values().float().numpy()
+        rows, ids = rows.numpy(), ids.numpy()
+        kept = values != 0
+        counts = np.bincount(rows[kept], minlength=tensor.shape[0]).astype(np.int64)
+        return cls(_pointers(counts), ids[kept], values[kept], int(tensor.shape[1]))
+
+    # Algebra
+
+    def dot(self, other: SparseRows) -> FloatArray:
+        """Inner products of every row with every row of `other`, `[N, M]` float64.
+
+        Products of float32 weights are exact in float64, so this is the score that stores are
+        measured against.
+
+        Raises:
+            ShapeError: Widths differ.
+        """
+        if self.width != other.width:
+            raise ShapeError(
+                f"both sides must have one width, got {self.width} and {other.width}; "
+                "rows over different vocabularies have no common score."
+            )
+        row_of_entry = np.repeat(np.arange(len(self)), self.counts)
+        scores = np.zeros((len(self), len(other)), np.float64)
+        dense = np.zeros(self.width, np.float64)
+        for j in range(len(other)):
+            ids, weights = other.row(j)
+            dense[ids] = weights
+            products = self.values * dense[self.indices]
+            scores[:, j] = np.bincount(row_of_entry, weights=products, minlength=len(self))
+            dense[ids] = 0.0
+        return scores
+
+    def dot_dense(self, matrix: npt.ArrayLike) -> FloatArray:
+        """The rows times a dense matrix `[width, D]`: `[N, D]` float64.
+
+        Raises:
+            ShapeError: The matrix is not `[width, D]`.
+        """
+        dense = np.asarray(matrix)
+        if dense.ndim != 2 or dense.shape[0] != self.width:
+            raise ShapeError(
+                f"`matrix` must be [{self.width}, D], got {list(dense.shape)}; "
+                "its rows are the token ids of these sparse rows."
+            )
+        product = np.zeros((len(self), dense.shape[1]), np.float64)
+        entries_at_once = max(1, _GATHER_ELEMENTS // max(1, dense.shape[1]))
+        start = 0
+        while start < len(self):
+            limit = self.indptr[start] + entries_at_once
+            stop = max(start + 1, int(np.searchsorted(self.indptr, limit, side="right")) - 1)
+            part = self[start:stop]
+            filled = np.flatnonzero(part.counts)
+            if filled.size:
+                weighted = part.values[:, None].astype(np.float64) * dense[part.indices]
+                product[start + filled] = np.add.reduceat(weighted, part.indptr[filled], axis=0)
+            start = stop
+        return product
+
+    def topk(self, k: int) -> SparseRows:
+        """The `k` largest weights of each row; equal weights keep the smallest token ids.
+
+        Raises:
+            ConfigError: `k` is below 1.
+        """
+        if k < 1:
+            raise ConfigError(f"`k` must be at least 1, got {k}; leave it out to keep all entries.")
+        counts = self.counts
+        if not np.any(counts > k):
+            return self
+        row_of_entry = np.repeat(np.arange(len(self)), counts)
+        order = np.lexsort((self.indices, -self.values, row_of_entry))
+        rank = np.arange(self.nnz) - np.repeat(self.indptr[:-1], counts)
+        kept = np.sort(order[rank < k])
+        return self._trusted(
+            _pointers(np.minimum(counts, k)), self.indices[kept], self.values[kept], self.width
+        )
+
+    def top_terms(
+        self, n: int, vocabulary: _Names | None = None
+    ) -> list[list[tuple[int | str, float]]]:
+        """The `n` heaviest dimensions of each row, heaviest first.
+
+        Args:
+            n: Entries wanted per row; short rows give fewer.
+            vocabulary: Turns token ids into token texts when given.
+
+        Returns:
+            One list per row of (token id or token text, weight); equal weights by ascending id.
+        """
+        result: list[list[tuple[int | str, float]]] = []
+        for i in range(len(self)):
+            ids, weights = self.row(i)
+            order = np.lexsort((ids, -weights))[:n]
+            pairs = zip(ids[order].tolist(), weights[order].tolist(), strict=True)
+            if vocabulary is None:
+                result.append(list(pairs))
+            else:
+                result.append([(vocabulary.token(id), weight) for id, weight in pairs])
+        return result
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a NumPy `.npz` file; an earlier file is replaced at once, never half."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    format=np.int64(_FILE_FORMAT),
+                    indptr=self.indptr,
+                    indices=self.indices,
+                    values=self.values,
+                    width=np.int64(self.width),
+                )
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SparseRows:
+        """Rows written by `save`, checked again.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ConfigError: The file is damaged, cut short, or something else.
+        """
+        expected = {"format", "indptr", "indices", "values", "width"}
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        try:
+            with Path(path).open("rb") as handle:
+                file = np.load(handle, allow_pickle=False)
+                if set(getattr(file, "files", ())) == expected:
+                    arrays = {name: file[name] for name in expected}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"{os.fspath(path)} cannot be read as sparse rows ({error}); "
+                "it is damaged or something else: write it again."
+            ) from error
+        if not arrays:
+            raise ConfigError(
+                f"{os.fspath(path)} is not a file of sparse rows: it should hold the arrays "
+                f"{sorted(expected)}; write one with `SparseRows.save`."
+            )
+        if int(arrays["format"]) != _FILE_FORMAT:
+            raise ConfigError(
+                f"{os.fspath(path)} has format {int(arrays['format'])}, this version reads "
+                f"{_FILE_FORMAT}; use the library version that wrote it."
+            )
+        return cls(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["width"]))
+
+    def _row_number(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)} rows")
+        return i + len(self) if i < 0 else i
+
+
+def _pointers(counts: IntArray) -> IntArray:
+    pointers = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=pointers[1:])
+    return pointers
+
+
+def _short(array: npt.NDArray[Any]) -> str:
+    return np.array2string(array, threshold=6, edgeitems=3)
+
+
+def _checked_width(width: int) -> int:
+    if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
+        raise ShapeError(f"`width` must be an integer, got {width!r}; it is the vocabulary size.")
+    if not 1 <= width <= np.iinfo(np.int32).max:
+        raise ShapeError(f"`width` must lie in [1, 2^31), got {width}; it is the vocabulary size.")
+    return int(width)
+
+
+def _flat(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+    flat = np.asarray(array)
+    if flat.ndim != 1:
+        raise ShapeError(f"`{name}` must be a flat array, got shape {list(flat.shape)}.")
+    return flat
+
+
+def _integers(
+    array: npt.ArrayLike, name: str, dtype: Any, width: int | None = None
+) -> npt.NDArray[Any]:
+    flat = _flat(array, name)
+    if flat.size and not np.issubdtype(flat.dtype, np.integer):
+        raise ShapeError(f"`{name}` must hold integers, got {flat.dtype}.")
+    if width is not None and flat.size and (flat.min() < 0 or flat.max() >= width):
+        bad = int(flat.min()) if flat.min() < 0 else int(flat.max())
+        raise InputError(
+            f"token ids must lie in [0, {width}), got {bad}; the rows come from another vocabulary."
+        )
+    return np.ascontiguousarray(flat, dtype=dtype)
+
+
+def _weights(array: npt.ArrayLike) -> WeightArray:
+    flat = _flat(array, "values")
+    if flat.size and not (
+        np.issubdtype(flat.dtype, np.floating) or np.issubdtype(flat.dtype, np.integer)
+    ):
+        raise ShapeError(f"`values` must hold real numbers, got {flat.dtype}.")
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(flat, dtype=np.float32)
+
+
+def _check_entries(indptr: IntArray, indices: IdArray, values: WeightArray, width: int) -> None:
+    good = np.isfinite(values) & (values > 0)
+    if not good.all():
+        at = int(np.flatnonzero(~good)[0])
+        row = int(np.searchsorted(indptr, at, side="right")) - 1
+        raise InputError(
+            f"weights must be finite and greater than 0 in float32, got {values[at]} for token id "
+            f"{indices[at]} in row {row}; leave absent tokens out, and look for NaN in the model."
+        )
+    if indices.size > 1:
+        rises = indices[1:] > indices[:-1]
+        rises[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True
+        if not rises.all():
+            at = int(np.flatnonzero(~rises)[0]) + 1
+            row = int(np.searchsorted(indptr, at, side="right")) - 1
+            raise InputError(
+                "token ids of a row must be unique and ascending, got "
+                f"{indices[at - 1]} before {indices[at]} in row {row}; "
+                "sort them and join repeated ones first."
+            )
+
+
+def _finite_number(weight: Any, row: int, token_id: int) -> float:
+    try:
+        number = float(weight)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not (np.isfinite(number) and number >= 0):
+        raise InputError(
+            f"weights must be finite and not negative, got {weight!r} for token id {token_id} in "
+            f"row {row}; leave absent tokens out, and look for NaN in the model."
+        )
+    return number

@@ -1,0 +1,163 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `checkpoint-STEP` with one file, written beside its place and then renamed,
+so a process killed at any moment leaves the one before it, whole. Random numbers need no state: the
+order of examples is a function of seed and epoch, dropout of seed, step and rank.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdr_db.errors import ConfigError
+
+__all__ = ["Position", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_FILE = "state.pt"
+_FORMAT = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: Steps done.
+        epoch: Of the data.
+        batch: Global batches consumed in this epoch.
+        best: Best nDCG@10 so far, -1 before the first evaluation.
+        best_step: When it was reached.
+        stale: Evaluations since then.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def save_checkpoint(
+    output: Path, position: Position, state: dict[str, Any], settings: dict[str, Any], keep: int
+) -> Path:
+    """Writes a checkpoint, then drops the oldest beyond `keep`.
+
+    Args:
+        output: Folder of the run.
+        position: Where the run stands.
+        state: State dicts by name.
+        settings: Of the run, to compare on resuming.
+        keep: Most checkpoints kept, at least 1.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    target = output / f"checkpoint-{position.step}"
+    fresh = output / f".checkpoint-{position.step}.new"
+    content = {
+        "format": _FORMAT,
+        "position": vars(position),
+        "state": state,
+        "settings": settings,
+    }
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        with open(fresh / _FILE, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint {target} cannot be written: {error}; choose an output folder with room."
+        ) from error
+    for _, old in _checkpoints(output)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def find_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    found = _checkpoints(output)
+    return found[-1][1] if found else None
+
+
+def load_checkpoint(
+    folder: Path, settings: dict[str, Any], device: torch.device
+) -> tuple[Position, dict[str, Any]]:
+    """Position and state of a checkpoint.
+
+    Args:
+        folder: Of the checkpoint.
+        settings: Of the run that resumes.
+        device: Where tensors go.
+
+    Raises:
+        ConfigError: It is damaged, or was made with other settings.
+    """
+    try:
+        content = torch.load(folder / _FILE, map_location=device, weights_only=True)
+    except Exception as error:  # whatever torch raises, the file is what is wrong
+        raise ConfigError(
+            f"checkpoint {folder} cannot be read: {error}; remove it to go on from the one before."
+        ) from error
+    if content.get("format") != _FORMAT:
+        raise ConfigError(f"checkpoint {folder} is of another version; start the run anew.")
+    changed = _differences(content["settings"], settings)
+    if changed:
+        raise ConfigError(
+            f"checkpoint {folder} was made with other settings ({'; '.join(changed)}); give them "
+            "back, or choose another output folder."
+        )
+    return Position(**content["position"]), content["state"]
+
+
+def _checkpoints(output: Path) -> list[tuple[int, Path]]:
+    if not output.is_dir():
+        return []
+    found = [(_NAME.fullmatch(path.name), path) for path in output.iterdir()]
+    whole = [(int(match[1]), path) for match, path in found if match and (path / _FILE).is_file()]
+    return sorted(whole)
+
+
+# What may change between two halves of a run without changing what is learnt.
+_FREE = {
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.log_every",
+    "run.threads",
+    "data.prefetch",
+}
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for key in sorted({*old, *new})
+            for change in _differences(
+                old.get(key), new.get(key), f"{where}.{key}" if where else key
+            )
+        ]
+    if where in _FREE or _plain(old) == _plain(new):
+        return []
+    return [f"{where} was {old!r}, now {new!r}"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

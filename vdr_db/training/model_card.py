@@ -1,0 +1,170 @@
+"""The card of a trained model: what it is, what it saw, how good it is, how to make it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdr_db import __version__
+from vdr_db.training.settings import TrainConfig
+from vdr_db.training.trainer import Outcome
+
+__all__ = ["write_model_card"]
+
+CARD = "README.md"
+
+
+def write_model_card(
+    folder: Path,
+    config: TrainConfig,
+    outcome: Outcome,
+    *,
+    command: str,
+    notes: Sequence[str] = (),
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+) -> Path:
+    """Writes `README.md` into the model's folder.
+
+    Args:
+        folder: Of the model.
+        config: What it was trained with.
+        outcome: How the run ended.
+        command: What was typed.
+        notes: Paragraphs on licence and limits.
+        quality: Collection -> figures, measured afterwards.
+
+    Returns:
+        The card.
+    """
+    model, run = config.model, config.run
+    lines = [
+        f"# {folder.name}",
+        "",
+        "A sparse text encoder for `vdr_db`: texts become weights of word pieces.",
+        "",
+        "```python",
+        "from vdr_db import SparseEncoder",
+        "",
+        f'encoder = SparseEncoder.from_pretrained("{folder.name}")',
+        "```",
+        "",
+        "## What it is",
+        "",
+        *_table(
+            {
+                "start": model.start,
+                "head": model.head or "the start's",
+                "activation": model.activation or "the start's",
+                "kept per document / query": f"{model.k} / {model.query_k}",
+                "towers": "one, shared" if model.shared else "two",
+                "weights": model.save_dtype,
+                "size": f"{_size(folder) / 1e6:.1f} MB",
+            }
+        ),
+        "",
+        "## What it saw",
+        "",
+        "| file | weight |",
+        "|---|---|",
+        *(f"| {Path(item.path).name} | {item.weight:g} |" for item in config.data.train),
+        "",
+        f"Objective `{config.loss.objective}`; teachers: {_teachers(config)}.",
+        "",
+        "## How good it is",
+        "",
+        *_quality(outcome, config, quality),
+        "",
+        "## Make it again",
+        "",
+        "```",
+        command,
+        "```",
+        "",
+        *_table(
+            {
+                "seed": run.seed,
+                "steps": outcome.steps,
+                "queries a step": run.batch_size * run.accumulate,
+                "time": f"{outcome.seconds / 60:.0f} minutes",
+                "machine": _machine(),
+                "versions": f"vdr_db {__version__}, torch {torch.__version__}, "
+                f"Python {platform.python_version()}",
+            }
+        ),
+        "",
+        "Settings, as JSON:",
+        "",
+        "```json",
+        json.dumps(_portable(config), indent=1),
+        "```",
+    ]
+    for note in notes:
+        lines += ["", note]
+    card = folder / CARD
+    card.write_text("\n".join(lines) + "\n", "utf-8")
+    return card
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _teachers(config: TrainConfig) -> str:
+    named = [
+        f"{item.kind} {Path(item.path).name} (weight {item.weight:g})".replace("  ", " ")
+        for item in config.teachers
+    ]
+    return ", ".join(named) or "none"
+
+
+def _quality(
+    outcome: Outcome,
+    config: TrainConfig,
+    quality: Mapping[str, Mapping[str, float]] | None,
+) -> list[str]:
+    lines: list[str] = []
+    if outcome.first:
+        held = Path(config.evaluation.folder).name
+        lines += [
+            f"Held-out part `{held}`, never trained on: nDCG@10 {outcome.first['ndcg@10']:.3f} "
+            f"before training, {outcome.best:.3f} at step {outcome.best_step}.",
+        ]
+    if quality:
+        names = list(dict.fromkeys(name for row in quality.values() for name in row))
+        lines += ["", f"| collection | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+        for collection, row in quality.items():
+            cells = (f"{row[name]:.3f}" if name in row else "" for name in names)
+            lines.append(f"| {collection} | {' | '.join(cells)} |")
+    return lines or ["Not measured."]
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def _portable(config: TrainConfig) -> dict[str, Any]:
+    """Settings without the folders of one machine."""
+    settings = config.to_dict()
+    for item in settings["data"]["train"]:
+        item["path"] = Path(item["path"]).name
+    for item in settings["teachers"]:
+        item["path"] = _short(item["path"])
+    settings["model"]["start"] = _short(settings["model"]["start"])
+    settings["evaluation"]["folder"] = Path(settings["evaluation"]["folder"]).name
+    return settings
+
+
+def _short(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() else path

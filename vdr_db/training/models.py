@@ -1,0 +1,145 @@
+"""The encoder a run trains: loaded, set up as configured, and saved for use."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vdr_db.encoder import SparseEncoder
+from vdr_db.errors import ConfigError
+from vdr_db.training.settings import ModelConfig
+from vdr_db.training.vectors import Side
+
+__all__ = ["load_student", "make_sides", "save_model", "set_dropout", "start_folder", "trainable"]
+
+
+def start_folder(start: str) -> str:
+    """Folder or hub id behind a `start`; a name of `vdr_db.assets` is fetched on first use.
+
+    Raises:
+        ConfigError: It is empty, or the asset cannot be had.
+    """
+    from vdr_db.assets import ASSETS, fetch
+
+    if not start:
+        raise ConfigError("`model.start` must name a folder, a hub id or an asset, got none.")
+    return str(fetch(start)) if start in ASSETS and not Path(start).is_dir() else start
+
+
+def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
+    """The encoder to train, float32, with k and lengths it will be used with.
+
+    Raises:
+        ConfigError: The checkpoint cannot be loaded as configured.
+    """
+    encoder = SparseEncoder.from_pretrained(
+        start_folder(settings.start),
+        device=device,
+        head=settings.head,
+        activation=settings.activation,
+        vocabulary=settings.vocabulary,
+        k=settings.k,
+        query_k=settings.query_k,
+        max_length=settings.encode_max_length,
+        query_max_length=settings.encode_query_max_length,
+        lexical=settings.encode_lexical,
+    )
+    if encoder.is_shared and not settings.shared:
+        return SparseEncoder(
+            document_tower=encoder.document_tower,
+            query_tower=copy.deepcopy(encoder.document_tower),
+            tokenizer=encoder.tokenizer,
+            vocabulary=encoder.vocabulary,
+            activation=encoder.activation,
+            document_entry=encoder.document_entry,
+            query_entry=encoder.query_entry,
+            norm=encoder.norm,
+            lexical=encoder.lexical,
+            model=encoder.model,
+        )
+    if settings.shared and not encoder.is_shared:
+        raise ConfigError(
+            "`model.shared` must be false for this checkpoint, which holds two towers; set it."
+        )
+    return encoder
+
+
+def make_sides(encoder: SparseEncoder, settings: ModelConfig) -> tuple[Side, Side]:
+    """Queries and documents as training encodes them.
+
+    Args:
+        encoder: The student.
+        settings: Their maximal lengths in training, and the lexical gate.
+    """
+    query = Side.of(encoder, "query", lexical=settings.lexical)
+    document = Side.of(encoder, "document", lexical=settings.lexical)
+    lengths = (settings.query_max_length, settings.max_length)
+    sides = []
+    for side, length in zip((query, document), lengths, strict=True):
+        most = side.tower.body.config.max_length
+        if not side.encoder.tokenizer.extra_length < length <= most:
+            raise ConfigError(
+                f"maximal lengths of training must be at most the model's {most} positions and "
+                f"leave room for a token, got {length}."
+            )
+        sides.append(replace(side, frame=replace(side.frame, max_length=length)))
+    return sides[0], sides[1]
+
+
+def trainable(encoder: SparseEncoder, *, freeze_embeddings: bool) -> dict[str, nn.Parameter]:
+    """Parameters to train, by name; those of a shared tower once.
+
+    Args:
+        encoder: The student.
+        freeze_embeddings: Leave the word embeddings out.
+    """
+    towers = {"document": encoder.document_tower}
+    if not encoder.is_shared:
+        towers["query"] = encoder.query_tower
+    parameters: dict[str, nn.Parameter] = {}
+    for side, tower in towers.items():
+        for name, parameter in tower.named_parameters():
+            frozen = freeze_embeddings and name.endswith("word.weight")
+            parameter.requires_grad_(not frozen)
+            if not frozen:
+                parameters[f"{side}.{name}"] = parameter
+    return parameters
+
+
+def set_dropout(encoder: SparseEncoder, rate: float | None) -> None:
+    """Gives the bodies another dropout; None leaves the checkpoint's.
+
+    Raises:
+        ConfigError: It is not in [0, 1).
+    """
+    if rate is None:
+        return
+    if not 0 <= rate < 1:
+        raise ConfigError(f"`run.dropout` must be in [0, 1), got {rate}.")
+    for tower in {id(t): t for t in (encoder.document_tower, encoder.query_tower)}.values():
+        for layer in tower.body.layers:
+            for name in ("dropout", "attention_dropout"):
+                setattr(layer, name, rate)
+        tower.body.config = replace(tower.body.config, hidden_dropout=rate, attention_dropout=rate)
+
+
+def save_model(encoder: SparseEncoder, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the encoder with weights of another dtype, the encoder itself stays as it is.
+
+    Args:
+        encoder: What to save.
+        folder: Where to.
+        dtype: Of the saved weights.
+    """
+    if dtype == encoder.dtype:
+        encoder.save_pretrained(folder)
+        return
+    document = copy.deepcopy(encoder.document_tower).to(dtype)
+    query = document if encoder.is_shared else copy.deepcopy(encoder.query_tower).to(dtype)
+    smaller = copy.copy(encoder)
+    smaller.document_tower, smaller.query_tower = document, query
+    smaller.save_pretrained(folder)

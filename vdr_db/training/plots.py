@@ -1,0 +1,93 @@
+"""Plots of a run: loss and quality over steps, and how a model's mass is spread over columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import require
+
+__all__ = ["plot_mass", "plot_run"]
+
+SIZE_INCHES = (7.0, 5.5)
+DOTS_PER_INCH = 120
+
+
+def plot_run(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws loss above and held-out nDCG@10 below, over steps.
+
+    Args:
+        rows: Of the run's log.
+        path: Of the picture; its ending says the kind.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (upper, lower) = _figure(2, sharex=True)
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    parts = sorted({name for row in rows for name in row} & set(PARTS))
+    if losses:
+        upper.plot(*zip(*losses, strict=True), color="black", label="loss")
+    for name in parts:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        upper.plot(*zip(*points, strict=True), linewidth=0.8, label=PARTS[name])
+    upper.set_ylabel("loss")
+    if losses:
+        upper.legend(fontsize=8)
+    quality = [(row["step"], row["ndcg@10"]) for row in rows if "ndcg@10" in row]
+    if quality:
+        lower.plot(*zip(*quality, strict=True), marker="o", color="black")
+    else:
+        lower.text(0.5, 0.5, "no held-out part", ha="center", transform=lower.transAxes)
+    lower.set_ylabel("nDCG@10, held out")
+    lower.set_xlabel("step")
+    figure.savefig(path)
+
+
+PARTS = {
+    "parametric": "gate(V(q)) . V(d)",
+    "document_gated": "V(q) . gate(V(d))",
+    "lexical": "BoW(q) . V(d)",
+    "document_lexical": "V(q) . BoW(d)",
+    "infonce": "V(q) . V(d)",
+    "kl": "KL to teachers",
+    "kl_listed": "KL to listed scores",
+    "margin_mse": "margin-MSE",
+}
+"""Names of the log -> what they are."""
+
+
+def plot_mass(masses: Mapping[str, npt.NDArray[np.float64]], path: Path) -> None:
+    """Draws which share of all weight the most used columns hold, one curve a model.
+
+    Args:
+        masses: Name -> `[V]`, weight of each column summed over documents.
+        path: Of the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (axis,) = _figure(1)
+    for name, mass in masses.items():
+        share = np.sort(mass)[::-1].cumsum() / max(mass.sum(), 1e-12)
+        axis.plot(np.arange(1, share.size + 1), share, label=name)
+    axis.axvline(100, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xscale("log")
+    axis.set_xlabel("most used columns")
+    axis.set_ylabel("share of all weight")
+    axis.legend()
+    figure.savefig(path)
+
+
+def _figure(count: int, **options: Any) -> tuple[Any, Any]:
+    """A figure of its own, without pyplot's global state."""
+    require("matplotlib", "train")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots(count, squeeze=False, **options)[:, 0]
+    return figure, axes

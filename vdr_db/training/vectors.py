@@ -1,0 +1,220 @@
+"""Training-time vectors of texts: dense, gated, bags of tokens, or the dense CLS state.
+
+The same packed path as `SparseEncoder` at inference, with gradients. A side that is only used gated
+never gets a `[B, V]` gradient: its columns are selected without one, and only the products that
+were kept are computed again with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vdr_db.batching import Frame, PackedBatch, pack
+from vdr_db.encoder import SparseEncoder
+from vdr_db.kernels import Activation, project_pool
+from vdr_db.tokenization import TokenizedTexts
+from vdr_db.tower import Tower
+from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh
+
+__all__ = ["Need", "Side", "Vectors"]
+
+Need = Literal["dense", "gated", "bags", "cls"]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of B texts; what was not asked for is None.
+
+    Attributes:
+        dense: `[B, V]` float, weights of all columns.
+        gated: The kept columns of the same.
+        bags: The texts' own columns with weight 1, without gradient.
+        cls: `[B, H]` float, hidden state of the first token.
+    """
+
+    dense: Tensor | None = None
+    gated: GatedRows | None = None
+    bags: GatedRows | None = None
+    cls: Tensor | None = None
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors that carry a gradient, in one order."""
+        gated = None if self.gated is None else self.gated.weights
+        return [tensor for tensor in (self.dense, gated, self.cls) if tensor is not None]
+
+    def detached(self) -> Vectors:
+        """The same numbers as new leaves that collect gradients."""
+
+        def leaf(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach().requires_grad_()
+
+        gated = self.gated
+        if gated is not None:
+            gated = replace(gated, weights=gated.weights.detach().requires_grad_())
+        return Vectors(leaf(self.dense), gated, self.bags, leaf(self.cls))
+
+    @staticmethod
+    def concat(parts: list[Vectors]) -> Vectors:
+        """Texts of all parts, in order, with their gradients."""
+
+        def stacked(name: str) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            return None if tensors[0] is None else torch.cat(tensors)
+
+        def joined(name: str) -> GatedRows | None:
+            rows = [getattr(part, name) for part in parts]
+            return None if rows[0] is None else GatedRows.concat(rows)
+
+        return Vectors(stacked("dense"), joined("gated"), joined("bags"), stacked("cls"))
+
+
+@dataclass(frozen=True)
+class Side:
+    """How one side, queries or documents, becomes vectors in training.
+
+    Attributes:
+        tower: Body and head.
+        frame: Special tokens around a text, and its maximal length.
+        k: Columns a gated row keeps; None for all.
+        lexical: Whether a gated row also keeps the text's own columns.
+        activation: Turns logits into weights.
+        encoder: Whose vocabulary and tokenizer are used.
+    """
+
+    tower: Tower
+    frame: Frame
+    k: int | None
+    lexical: bool
+    activation: Activation
+    encoder: SparseEncoder
+
+    @classmethod
+    def of(
+        cls, encoder: SparseEncoder, side: Literal["query", "document"], *, lexical: bool
+    ) -> Side:
+        """A side as the encoder has it set up.
+
+        Args:
+            encoder: Its tower, maximal length and k are used.
+            side: Which side.
+            lexical: Whether gated rows keep the text's own columns.
+        """
+        is_query = side == "query"
+        tower = encoder.query_tower if is_query else encoder.document_tower
+        entry = encoder.query_entry if is_query else encoder.document_entry
+        return cls(tower, encoder.frame(side), entry.k, lexical, encoder.activation, encoder)
+
+    def encode(
+        self,
+        tokens: TokenizedTexts,
+        chosen: npt.NDArray[np.int64],
+        needs: set[Need],
+        also: GatedRows | None = None,
+    ) -> Vectors:
+        """Vectors of chosen texts, in that order.
+
+        Args:
+            tokens: Own tokens of texts.
+            chosen: `[B]` numbers of texts, each at most once.
+            needs: What to compute.
+            also: B rows whose columns gated rows keep in any case; their weights do not count.
+        """
+        bags = self._bags(tokens, chosen)
+        forced = [rows for rows in (bags if self.lexical else None, also) if rows is not None]
+        kept = GatedRows.union(forced) if forced else None
+        if needs <= {"bags"}:
+            return Vectors(bags=bags)
+        batch = pack(tokens, chosen, self.frame)
+        device = self.encoder.device
+        place = {int(text): row for row, text in enumerate(batch.texts)}
+        rows = torch.tensor([place[int(text)] for text in chosen], device=device)
+        hidden, starts, bounds = self._hidden(batch, device)
+        cls = hidden[starts[rows]].float() if "cls" in needs else None
+        dense = gated = None
+        if "dense" in needs:
+            dense, gated = self._dense(hidden, bounds, rows, kept, needs)
+        elif "gated" in needs:
+            gated = self._gated(hidden, bounds, starts, rows, kept)
+        return Vectors(dense, gated, bags if "bags" in needs else None, cls)
+
+    def _hidden(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Body output `[T, H]`, first token of each text `[B]`, and the texts' bounds."""
+        bounds = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
+        hidden = self.tower.body(
+            torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
+            torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
+            batch.runs,
+        )
+        return hidden, bounds[:-1].long(), bounds
+
+    def _matrix(self) -> tuple[Tensor, Tensor | None]:
+        head = self.tower.head
+        return head.matrix(self.tower.body.embeddings.word.weight), head.bias_rows()
+
+    def _dense(
+        self,
+        hidden: Tensor,
+        bounds: Tensor,
+        rows: Tensor,
+        forced: GatedRows | None,
+        needs: set[Need],
+    ) -> tuple[Tensor, GatedRows | None]:
+        hidden = _widened(self.tower.head.transform(hidden))
+        weight, bias = self._matrix()
+        logits = project_pool(hidden, bounds, weight, bias, backend=self.encoder.backend).logits
+        logits = logits[rows]
+        dense = weigh(logits, self.activation)
+        if "gated" not in needs:
+            return dense, None
+        kept = self._select(logits.detach(), forced)
+        return dense, replace(kept, weights=dense[kept.rows, kept.columns])
+
+    def _gated(
+        self, hidden: Tensor, bounds: Tensor, starts: Tensor, rows: Tensor, forced: GatedRows | None
+    ) -> GatedRows:
+        hidden = _widened(self.tower.head.transform(hidden))
+        weight, bias = self._matrix()
+        with torch.no_grad():
+            logits, argmax = project_pool(
+                *(hidden.detach(), bounds, weight.detach()),
+                None if bias is None else bias.detach(),
+                return_argmax=True,
+                backend=self.encoder.backend,
+            )
+            assert argmax is not None
+            logits, argmax = logits[rows], argmax[rows]
+            kept = self._select(logits, forced)
+            tokens = starts[rows][kept.rows] + argmax[kept.rows, kept.columns]
+        picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
+        return replace(kept, weights=weigh(picked, self.activation))
+
+    def _select(self, logits: Tensor, forced: GatedRows | None) -> GatedRows:
+        lexical = None if forced is None else (forced.indptr, forced.columns)
+        chosen = gate(logits, self.k, lexical=lexical)
+        return GatedRows(chosen.indptr, chosen.columns.long(), chosen.weights, logits.shape[1])
+
+    def _bags(self, tokens: TokenizedTexts, chosen: npt.NDArray[np.int64]) -> GatedRows:
+        vocabulary = self.encoder.vocabulary
+        own = np.minimum(tokens.lengths[chosen], self.frame.own)
+        bounds = np.concatenate([[0], np.cumsum(own)])
+        source = np.repeat(tokens.cu_seqlens[chosen] - bounds[:-1], own) + np.arange(bounds[-1])
+        rows = vocabulary.bag_of_tokens(tokens.input_ids[source], bounds)
+        columns = vocabulary.id_to_column[rows.indices].astype(np.int64)
+        device = self.encoder.device
+        return GatedRows(
+            torch.tensor(rows.indptr, device=device),
+            torch.tensor(columns, device=device),
+            torch.tensor(rows.values, device=device),
+            vocabulary.columns,
+        )
+
+
+def _widened(hidden: Tensor) -> Tensor:
+    """Hidden states as the kernels want them: a CPU without bfloat16 units is faster in float32."""
+    return hidden.float() if hidden.device.type == "cpu" and hidden.dtype.itemsize < 4 else hidden
