@@ -42,3 +42,14 @@ test: check
 
 clean:
 	rm -rf $(VENV) build
+
+# DATA holds BEIR folders; benchmarks that need none run without it.
+bench: $(VENV)/ready-test
+	$(BIN)/python benchmarks/bench_head_cpu.py
+	$(BIN)/python benchmarks/bench_search.py
+	$(BIN)/python benchmarks/bench_es_body.py
+	$(if $(DATA),$(BIN)/python benchmarks/bench_encoding.py $(DATA) --out benchmarks/results/encoding_cpu.csv)
+	$(if $(DATA),$(BIN)/python benchmarks/bench_quality.py --max-length 256 demo $(DATA))
+
+gpu: $(VENV)/ready-test
+	$(BIN)/python benchmarks/bench_kernels.py

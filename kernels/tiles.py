@@ -10,10 +10,11 @@ import torch
 
 __all__ = ["Tile", "padded_rows", "rows_are_independent", "tile_for"]
 
-# Measured on one and two AVX2 cores with 32 MB of shared L3, H of 128, 384 and 768: from 768 to 4,096
-# columns and from 256 to 768 tokens rates differ by less than runs do; with 128 tokens they fall by
-# 10 %, with 1,200 by 30 %, when the products no longer stay in L3. A chunk of weights is read once
-# for each block of tokens, so it is to stay there too: 8 MB is 2,048 columns up to H = 1,024.
+# Measured on one and two AVX2 cores with 32 MB of shared L3, H of 128, 384 and 768: from 768 to
+# 4,096 columns and from 256 to 768 tokens rates differ by less than runs do; with 128 tokens they
+# fall by 10 %, with 1,200 by 30 %, when the products no longer stay in L3. A chunk of weights is
+# read once for each block of tokens, so it is to stay there too: 8 MB is 2,048 columns up to
+# H = 1,024.
 TILE_TOKENS = 512
 TILE_COLUMNS = 2048
 SMALLEST_COLUMNS = 256

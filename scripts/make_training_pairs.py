@@ -12,11 +12,14 @@ machine's own lists stay as they are. Written to the output folder:
 | `wordnet_gloss.tsv` | words of a sense | its definition | WordNet 3.0 |
 | `wordnet_example.tsv` | definition | sentence that uses the word | WordNet 3.0 |
 | `foldoc.tsv` | headword | dictionary entry | GFDL 1.1 or later |
+| `sentence.tsv` | a sentence of a long description | that description | DFSG-free, by package |
 | `heldout/` | | BEIR layout: Debian pairs that no training file holds | as above |
 | `SOURCES.json` | | counts, versions and SHA-256 of every file | |
 
 The held-out pairs are drawn by the SHA-256 of the package name, and every training pair that shares
-its query or its document with one of them is dropped. The same lists give the same bytes.
+its query or its document with one of them is dropped. Of packages whose texts begin alike (parts of
+one program) one is kept. Pairs stand in the order of their SHA-256. The same lists give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ MIN_DISTINCT_WORDS = 20
 MAX_DOCUMENT_CHARACTERS = 4000
 MIN_ENTRY_WORDS = 5
 MIN_EXAMPLE_WORDS = 3
+SENTENCE_WORDS = range(5, 31)
+ALIKE_WORDS = 10
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 Pair = tuple[str, str]
@@ -170,6 +175,29 @@ def drop_repeats(pairs: Iterable[Pair], seen: set[str]) -> list[Pair]:
     return kept
 
 
+def drop_twins(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Pairs whose document's first words, and query's first clause, are new."""
+    seen: set[str] = set()
+    for query, document in pairs:
+        opening = " ".join(document.lower().split()[:ALIKE_WORDS])
+        clause = re.split(r"[;(]| - ", query.lower())[0].strip()
+        if not seen.intersection((opening, clause)):
+            yield query, document
+        seen.update((opening, clause))
+
+
+def pick_sentence(document: str) -> str | None:
+    """A sentence of the document, chosen by its SHA-256, or None."""
+    sentences = re.split(r"(?<=[.?!])\s+", document)
+    fitting = [text for text in sentences if len(text.split()) in SENTENCE_WORDS]
+    return fitting[int(draw((document, "")), 16) % len(fitting)] if fitting else None
+
+
+def draw(pair: Pair) -> str:
+    """The place in the lottery: SHA-256 of both texts."""
+    return hashlib.sha256("\t".join(pair).encode()).hexdigest()
+
+
 def split_debian(
     named: list[tuple[str, Pair]], held: int
 ) -> tuple[list[tuple[str, Pair]], list[Pair]]:
@@ -224,8 +252,11 @@ def main() -> None:
     entries = gzip.decompress(read_member(packages["dict-foldoc"], f"{dictionary}dict.dz"))
 
     seen = {text.lower() for _, pair in heldout for text in pair}
+    described = drop_repeats(drop_twins(debian), set(seen))
+    sentences = ((pick_sentence(document), document) for _, document in described)
     files = {
-        "debian.tsv": drop_repeats(debian, set(seen)),
+        "debian.tsv": described,
+        "sentence.tsv": [(query, document) for query, document in sentences if query],
         "wordnet_gloss.tsv": drop_repeats(
             ((words, definition) for words, definition, _ in senses), set(seen)
         ),
@@ -242,6 +273,7 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in files.items():
+        pairs.sort(key=draw)
         text = "".join(f"{query}\t{document}\n" for query, document in pairs)
         (arguments.out / name).write_text(text, "utf-8")
     write_beir(arguments.out / "heldout", heldout)

@@ -322,14 +322,16 @@ def _parse_time(text: str) -> dt.datetime | None:
     match = _TIME.match(text)
     if match is None:
         return None
-    fields = {name: int(match[name] or 0) for name in ("year", "month", "day", "hour", "minute")}
+    year, month, day, hour, minute, second = (
+        int(match[name] or 0) for name in ("year", "month", "day", "hour", "minute", "second")
+    )
     microsecond = int((match["fraction"] or "0")[:6].ljust(6, "0"))
     zone = match["zone"] or "Z"
     minutes = 0
     if zone[0] in "+-":
         minutes = int(zone[1:3]) * 60 + int(zone[3:].removeprefix(":") or 0)
     try:
-        time = dt.datetime(**fields, second=int(match["second"] or 0), microsecond=microsecond)
+        time = dt.datetime(year, month, day, hour, minute, second, microsecond)
         time -= dt.timedelta(minutes=-minutes if zone[0] == "-" else minutes)
     except (ValueError, OverflowError):
         return None

@@ -52,7 +52,7 @@ class _FusedPooling:
     together.
     """
 
-    def __init__(self, pooling: nn.Module, projection: nn.Linear, backend: Backend) -> None:
+    def __init__(self, pooling: Any, projection: nn.Linear, backend: Backend) -> None:
         self.pooling, self.projection, self.backend = pooling, projection, backend
 
     def __call__(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,8 +67,8 @@ class _FusedPooling:
         weight, bias = self.projection.weight, self.projection.bias
         packed = packed.to(weight.dtype)
         logits = project_pool(packed, cu_seqlens, weight, bias, backend=self.backend).logits
-        name = cast(str, self.pooling.activation_function)
-        features["sentence_embedding"] = activate(logits, _ACTIVATIONS[name]).to(dtype)
+        activation = _ACTIVATIONS[self.pooling.activation_function]
+        features["sentence_embedding"] = activate(logits, activation).to(dtype)
         if self.pooling.embedding_dimension is None:
             self.pooling.embedding_dimension = logits.shape[1]
         return features

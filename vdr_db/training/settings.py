@@ -111,6 +111,8 @@ class TeacherConfig:
             document with plain ones often rank better than both alike.
         k: Columns of its documents; None for all.
         query_k: The same of its queries.
+        query_scale: Factor of the queries' weights. It changes no ranking, but what a student has
+            to learn: best is the scale at which its first vectors are near the teacher's.
         length_power: Documents' weights are divided by (norm / `length_norm`) to this power: 0
             leaves them, 1 gives all documents one length.
         length_norm: L2 norm of a document whose weights stay as they are.
@@ -124,6 +126,7 @@ class TeacherConfig:
     query_activation: Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"] | None = None
     k: int | None = 256
     query_k: int | None = 128
+    query_scale: float = 1.0
     length_power: float = 0.0
     length_norm: float = 1.0
     weight: float = 1.0

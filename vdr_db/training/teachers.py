@@ -85,14 +85,17 @@ class EncoderTeacher(Teacher):
             settings: Weight, the queries' activation, and how long documents are damped.
         """
         self.encoder, self.weight, self.device = encoder, settings.weight, encoder.device
+        encoder.truncated = 1  # texts are cut on purpose here; an encoder warns at its first cut
         self.query_encoder = copy.copy(encoder)
         if settings.query_activation is not None:
             self.query_encoder.activation = settings.query_activation
+        self.scale = settings.query_scale
         self.power, self.norm = settings.length_power, settings.length_norm
 
     def queries(self, texts: Sequence[str]) -> GatedRows:
         """Its query vectors."""
-        return self._as_tensors(self.query_encoder.encode_queries(texts))
+        rows = self._as_tensors(self.query_encoder.encode_queries(texts))
+        return replace(rows, weights=rows.weights * self.scale)
 
     def documents(self, texts: Sequence[str]) -> GatedRows:
         """Its document vectors."""
