@@ -30,7 +30,7 @@ def main() -> int:
         for path in ROOT.glob(f"{folder}/**/*.py")
     ]
     seen = int(re.search(r"in (\d+) source file", done.stdout).group(1))  # type: ignore[union-attr]
-    if seen != len(sources):
+    if seen < len(sources):  # folders of data may count as packages of their own
         sys.stdout.write(
             f"mypy saw {seen} files of {len(sources)}; reinstall the library: "
             "pip install -e . --config-settings editable_mode=strict\n"
