@@ -32,6 +32,16 @@ __all__ = [
 ]
 
 
+QUERY_MULTIPLE = 16
+"""Attention on the CPU takes query rows in multiples of this.
+
+torch gives each thread a work space of its own, one after the other, in size a multiple of the
+number of query rows. With whole multiples of 16 all of them start on a cache line. Otherwise the
+matrix library takes other paths in the second thread than in the first, and the bits of a text
+depend on the thread that its batch gives it.
+"""
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     # Written out: torch's own kernel treats the last few elements of a thread's share differently,
     # so its bits depend on the number of tokens.
@@ -287,7 +297,9 @@ def attend(
         )
         if run.kept < run.length:
             k, v = k[:, :, : run.kept], v[:, :, : run.kept]
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        if rest := -run.length % QUERY_MULTIPLE:
+            q = F.pad(q, (0, 0, 0, rest))
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[:, :, : run.length]
         parts.append(out.transpose(1, 2).reshape(-1, query.shape[1]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -84,7 +84,8 @@ def killed(code: str, path, *arguments: object, after_s: float, wait_for: str = 
         child.kill()
         said, complaints = child.communicate()
     assert line, complaints
-    counts = [int(told.split()[1]) for told in said.splitlines() if told.startswith("ack")]
+    told = said.splitlines(keepends=True)
+    counts = [int(one.split()[1]) for one in told if one.startswith("ack") and one.endswith("\n")]
     first = [int(line.split()[1])] if line.startswith("ack") else []
     return max(first + counts, default=-1)
 

@@ -235,7 +235,9 @@ def test_interrupt_drains_commits_and_resumes(tmp_path, corpus):
         "place": place,
         "options": {"batch_documents": 128},
     }
-    worker = Worker(job, tmp_path)
+    # Slow writers and a short queue: the signal comes before the last text is read, on any machine.
+    slow = {"pause_s": 0.1, "options": {**job["options"], "queue_bytes": 100_000}}
+    worker = Worker({**job, **slow}, tmp_path)
     worker.wait_for(1000, 30)
     code, said = worker.end(signal.SIGINT)
     assert code == 130, said

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from hashing_encoder import HashingEncoder
@@ -40,6 +41,7 @@ def main() -> int:
     def upsert(rows: Any, ids: Any, payloads: Any = None, **more: Any) -> Any:
         written = write(rows, ids, payloads, **more)
         os.write(1, (json.dumps(list(ids)) + "\n").encode())
+        time.sleep(job.get("pause_s", 0))
         return written
 
     store.upsert = upsert  # type: ignore[method-assign]

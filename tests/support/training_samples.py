@@ -71,9 +71,12 @@ def train(configuration: dict[str, Any], output: Path, *, kill_at: int = 0) -> A
     return trainer.run(progress)
 
 
-def run_worker(job: dict[str, Any], *, ranks: int = 1, port: int = 0) -> list[int]:
+def run_worker(
+    job: dict[str, Any], *, ranks: int = 1, port: int = 0, threads: int = 1
+) -> list[int]:
     """Exit codes of processes that each run `job`, as torchrun would start them."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MASTER_ADDR": "127.0.0.1"}
+    job = {**job, "threads": threads}
     processes = []
     for rank in range(ranks):
         ranked = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
@@ -86,7 +89,7 @@ def run_worker(job: dict[str, Any], *, ranks: int = 1, port: int = 0) -> list[in
 def main() -> None:
     """One rank's part of a job."""
     job = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
+    torch.set_num_threads(job["threads"])
     if job["what"] == "train":
         train(job["settings"], Path(job["output"]), kill_at=job.get("kill_at", 0))
     else:
