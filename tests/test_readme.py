@@ -69,6 +69,26 @@ def test_links_lead_somewhere():
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+def test_the_speed_table_is_that_of_the_result_file():
+    measured: dict[str, dict[tuple[str, str], float]] = {}
+    with (ROOT / "benchmarks" / "results" / "encoding_cpu.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = measured.setdefault(row["shape"].split()[0], {})
+            values[row["backend"], row["metric"]] = float(row["median"])
+    ours, peer = "vdr_db", "sentence-transformers"
+    for model, numbers in measured.items():
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {model} |"))
+        shown = [float(n) for n in re.findall(r"[\d.]+", line.replace(",", "").split("|", 2)[2])]
+        expected = [
+            numbers[ours, "texts_per_second"],
+            numbers[peer, "texts_per_second"],
+            numbers[ours, "speedup"],
+            numbers[ours, "peak_resident"],
+            numbers[peer, "peak_resident"],
+        ]
+        assert shown == pytest.approx(expected, rel=0.02)
+
+
 def test_the_quality_table_is_that_of_the_result_file():
     metrics = ("ndcg_10", "recall_100", "mrr_10")
     measured: dict[str, dict[tuple[str, str], float]] = {}
