@@ -161,6 +161,10 @@ def arms(given: Inputs, compiled: Callable[..., Tensor] | None) -> Iterator[Arm]
     yield Arm("forward", "vdr_db", lambda: forward(False), flop)
     yield Arm("forward with argmax", "vdr_db", lambda: forward(True), flop)
     yield Arm("backward, all entries", "vdr_db", dense_backward)
+    yield Arm(
+        "backward, all entries", "atomics",
+        lambda: rivals.atomics_backward(given.grad, given.argmax, hidden, cu_seqlens, weight),
+    )  # fmt: skip
     yield Arm("backward, kept entries", "vdr_db", kept_backward)
     yield Arm("forward+backward", "vdr_db", lambda: (forward(True), dense_backward()), flop)
     yield Arm(
@@ -183,7 +187,7 @@ def arms(given: Inputs, compiled: Callable[..., Tensor] | None) -> Iterator[Arm]
     yield Arm("forward", "tokens on M, online max", online, flop)
     yield Arm(
         "forward+backward", "tokens on M, online max, atomics",
-        lambda: rivals.online_backward(
+        lambda: rivals.atomics_backward(
             given.grad, online()[1], hidden, cu_seqlens, weight
         ), flop,
     )  # fmt: skip
@@ -290,6 +294,9 @@ def check_gradients(given: Inputs, columns: Tensor) -> list[str]:
         ),
         "all entries, one-hot": (
             given.grad, pooling.backward(given.grad, given.argmax, *arguments, method="onehot")
+        ),
+        "all entries, atomics": (
+            given.grad, (*rivals.atomics_backward(given.grad, given.argmax, *arguments), None)
         ),
         "kept entries": (dense, pooling.backward_sparse(*kept, *arguments)),
     }  # fmt: skip

@@ -96,7 +96,7 @@ def online_forward_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "V"])
-def online_backward_kernel(
+def atomics_backward_kernel(
     grad_ptr,
     argmax_ptr,
     hidden_ptr,
@@ -152,7 +152,7 @@ def online_forward(
     return logits, argmax
 
 
-def online_backward(
+def atomics_backward(
     grad: Tensor, argmax: Tensor, hidden: Tensor, cu_seqlens: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden and weight in float32, added by atomics."""
@@ -161,7 +161,7 @@ def online_backward(
     grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=hidden.device)
     block_h = min(256, triton.next_power_of_2(H))
-    online_backward_kernel[(triton.cdiv(V, 16), B, triton.cdiv(H, block_h))](
+    atomics_backward_kernel[(triton.cdiv(V, 16), B, triton.cdiv(H, block_h))](
         grad,
         argmax,
         hidden,

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdr_db.kernels.activation import ACTIVATIONS, Activation, activate
-    from vdr_db.kernels.dispatch import BACKENDS, Backend, choose_backend, project_pool, select_topk
+    from vdr_db.kernels.dispatch import (
+        BACKENDS,
+        Backend,
+        choose_backend,
+        gather_kept,
+        project_pool,
+        select_topk,
+    )
     from vdr_db.kernels.reference import Pooled, Selection
 
 __all__ = [  # noqa: RUF022  (plain order, as every public module has it)
@@ -22,6 +29,7 @@ __all__ = [  # noqa: RUF022  (plain order, as every public module has it)
     "Selection",
     "activate",
     "choose_backend",
+    "gather_kept",
     "project_pool",
     "select_topk",
 ]
@@ -35,6 +43,7 @@ _HOME = {
     "Selection": "reference",
     "activate": "activation",
     "choose_backend": "dispatch",
+    "gather_kept": "dispatch",
     "project_pool": "dispatch",
     "select_topk": "dispatch",
 }

@@ -13,15 +13,30 @@ from torch import Tensor
 
 from vdr_db.errors import ConfigError, ShapeError
 
-__all__ = ["check_pool", "check_selection", "document_bounds"]
+__all__ = ["argmax_dtype", "check_kept", "check_pool", "check_selection", "document_bounds"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 
 Lexical = tuple[Tensor, Tensor]
 
+INT16_POSITIONS = 32767
+"""Longest document, in tokens, whose positions fit int16."""
 
-def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+
+def argmax_dtype(max_length: int | None) -> torch.dtype:
+    """Smallest dtype for positions in documents of at most `max_length` tokens (None: any)."""
+    is_short = max_length is not None and max_length <= INT16_POSITIONS
+    return torch.int16 if is_short else torch.int32
+
+
+def check_pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    accumulate_into: Tensor | None = None,
+) -> None:
     """Refuses inputs of `project_pool` whose sizes, dtypes or devices disagree.
 
     Raises:
@@ -52,7 +67,9 @@ def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor 
             f"`bias` must be [V] = [{V}] and of a float dtype, got {describe(bias)}; "
             "slice it together with `weight`."
         )
-    tensors = [hidden, cu_seqlens, weight] + ([] if bias is None else [bias])
+    check_accumulator(accumulate_into, weight)
+    given = (hidden, cu_seqlens, weight, bias, accumulate_into)
+    tensors = [tensor for tensor in given if tensor is not None]
     devices = {str(tensor.device) for tensor in tensors}
     if len(devices) > 1:
         raise ShapeError(
@@ -60,18 +77,53 @@ def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor 
         )
 
 
-def document_bounds(cu_seqlens: Tensor, T: int) -> list[int]:
+def check_accumulator(accumulate_into: Tensor | None, weight: Tensor) -> None:
+    """Refuses a tensor that the gradient of `weight` cannot be added to.
+
+    Raises:
+        ShapeError: Its shape is not that of `weight`, or it is no float tensor.
+    """
+    if accumulate_into is None:
+        return
+    if accumulate_into.shape != weight.shape or accumulate_into.dtype not in FLOATS:
+        raise ShapeError(
+            f"`accumulate_into` must be [V, H] = {list(weight.shape)} and of a float dtype, got "
+            f"{describe(accumulate_into)}; slice it as `weight` is sliced."
+        )
+
+
+def check_kept(argmax: Tensor, indptr: Tensor, columns: Tensor, B: int, V: int) -> None:
+    """Refuses a selection that does not belong to pooled logits `[B, V]`.
+
+    Raises:
+        ShapeError: Sizes or dtypes disagree.
+    """
+    if argmax.shape != (B, V) or argmax.dtype not in (torch.int16, torch.int32):
+        raise ShapeError(
+            f"the argmax must be [B, V] = [{B}, {V}] and int16 or int32, got {describe(argmax)}; "
+            "pool with `return_argmax=True`."
+        )
+    is_csr = indptr.shape == (B + 1,) and columns.dim() == 1
+    if not is_csr or indptr.dtype not in INTEGERS or columns.dtype not in INTEGERS:
+        raise ShapeError(
+            f"`indptr` must be [B + 1] = [{B + 1}] and `columns` [nnz], both int32 or int64, "
+            f"got {describe(indptr)} and {describe(columns)}; take them of one selection."
+        )
+
+
+def document_bounds(cu_seqlens: Tensor, T: int, max_length: int | None = None) -> list[int]:
     """First token of each document, and T, as Python integers.
 
     Args:
         cu_seqlens: `[B + 1]`, int32 or int64; waits for its device.
         T: Number of tokens.
+        max_length: Longest document there may be, or None.
 
     Returns:
         B + 1 integers that start at 0, never fall, and end at T.
 
     Raises:
-        ShapeError: `cu_seqlens` does not hold such integers.
+        ShapeError: `cu_seqlens` does not hold such integers, or a document is too long.
     """
     bounds: list[int] = cu_seqlens.tolist()
     falls = any(last > first for last, first in itertools.pairwise(bounds))
@@ -80,6 +132,13 @@ def document_bounds(cu_seqlens: Tensor, T: int) -> list[int]:
             f"`cu_seqlens` must start at 0, never fall and end at T = {T}, "
             f"got {bounds[:4]}...{bounds[-1]}; it is the running sum of the document lengths."
         )
+    if max_length is not None:
+        longest = max((end - start for start, end in itertools.pairwise(bounds)), default=0)
+        if longest > max_length:
+            raise ShapeError(
+                f"`max_length` must be at least the longest document's {longest} tokens, got "
+                f"{max_length}; pass a true bound, or None."
+            )
     return bounds
 
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdr_db.kernels.arguments import check_pool, document_bounds
-from vdr_db.kernels.cpu_gradient import backward
+from vdr_db.kernels.arguments import argmax_dtype, check_pool, document_bounds
+from vdr_db.kernels.cpu_gradient import backward, backward_sparse
 from vdr_db.kernels.cpu_selection import select_topk
 from vdr_db.kernels.reference import Pooled, compute_dtype
 from vdr_db.kernels.tiles import Tile, padded_rows, rows_are_independent, tile_for
 
-__all__ = ["backward", "forward", "project_pool", "select_topk"]
+__all__ = ["backward", "backward_sparse", "forward", "project_pool", "select_topk"]
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,12 @@ def project_pool(
     bias: Tensor | None = None,
     *,
     return_argmax: bool = False,
+    max_length: int | None = None,
 ) -> Pooled:
     """`reference.project_pool` for tensors in main memory, without its gradient."""
     check_pool(hidden, cu_seqlens, weight, bias)
-    return Pooled(*forward(hidden, cu_seqlens, weight, bias, return_argmax))
+    pooled = forward(hidden, cu_seqlens, weight, bias, return_argmax, max_length=max_length)
+    return Pooled(*pooled)
 
 
 @torch.no_grad()
@@ -88,17 +90,19 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     need_argmax: bool,
+    *,
+    max_length: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Pooled logits, and argmax if needed; arguments and results as in `reference.project_pool`."""
     T, H = hidden.shape
     V = weight.shape[0]
-    bounds = document_bounds(cu_seqlens, T)
+    bounds = document_bounds(cu_seqlens, T, max_length)
     B = len(bounds) - 1
     dtype = compute_dtype(hidden, weight)
     tile = tile_for(H, V, dtype)
     blocks = list(plan_blocks(bounds, tile, packed=rows_are_independent(tile, H, V, dtype)))
     logits = torch.full((B, V), -torch.inf, dtype=dtype)
-    argmax = torch.full((B, V), -1, dtype=torch.int32) if need_argmax else None
+    argmax = torch.full((B, V), -1, dtype=argmax_dtype(max_length)) if need_argmax else None
     widest = max((block.rows for block in blocks), default=0)
     buffer = torch.empty(tile.columns * widest, dtype=dtype)
     block_copy = torch.empty((widest, H), dtype=dtype)
@@ -132,7 +136,7 @@ def pool_span(products: Tensor, span: Span, logits: Tensor, argmax: Tensor | Non
         products: `[columns, rows]`; overwritten if there is an argmax.
         span: Where in the rows.
         logits: `[span.documents, columns]`, written, or raised if the document began earlier.
-        argmax: Same shape, int32, or None; written alike.
+        argmax: Same shape, int16 or int32, or None; written alike.
     """
     end = span.start + span.documents * span.length
     values = products[:, span.start : end].unflatten(1, (span.documents, span.length))
@@ -143,7 +147,7 @@ def pool_span(products: Tensor, span: Span, logits: Tensor, argmax: Tensor | Non
         else:
             logits.copy_(best.T)
         return
-    position = first_position(values, best).T
+    position = first_position(values, best).T.to(argmax.dtype)
     if span.skipped:
         # Earlier tokens win ties; NaN wins over all but an earlier NaN.
         is_larger = (logits < best.T) | (best.T.isnan() & ~logits.isnan())

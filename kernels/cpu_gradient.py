@@ -8,7 +8,8 @@ A maximum passes its gradient to one token, so with token(b, v) = first token of
 Both are sums over bags of rows (`torch.embedding_bag`), 2 B V H operations each instead of 2 T V H,
 and fewer where the gradient is 0. Pairs are sorted by token, stably, and each bag is summed by one
 thread in one order: two runs give the same bits. Memory above the results: about 40 bytes for each
-of at most `_PAIRS` pairs, and the partial sums of long bags.
+of at most `_PAIRS` pairs, and the partial sums of long bags. `backward_sparse` takes the gradient
+of kept entries only: the same sums over nnz pairs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import itertools
 import torch
 from torch import Tensor
 
-from vdr_db.kernels.arguments import document_bounds
-from vdr_db.kernels.reference import compute_dtype
+from vdr_db.errors import ShapeError
+from vdr_db.kernels.arguments import check_accumulator, document_bounds
+from vdr_db.kernels.reference import compute_dtype, text_of
 
-__all__ = ["backward"]
+__all__ = ["backward", "backward_sparse"]
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 # Pairs (b, v) taken at once: more documents, or more columns, go in several rounds.
 _PAIRS = 1 << 20
@@ -42,23 +46,30 @@ def backward(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    *,
+    accumulate_into: Tensor | None = None,
+) -> Gradients:
     """Gradients of the inputs of `reference.project_pool`.
 
     Args:
         grad_logits: `[B, V]`, float.
-        argmax: `[B, V]`, int32, from the forward pass.
+        argmax: `[B, V]`, int16 or int32, from the forward pass.
         hidden: `[T, H]`, as in the forward pass.
         cu_seqlens: `[B + 1]`, as in the forward pass.
         weight: `[V, H]`, as in the forward pass.
         need_hidden: Compute the first result.
         need_weight: Compute the second.
         need_bias: Compute the third.
+        accumulate_into: `[V, H]`, float: the gradient of weight is added to it, and it is returned.
 
     Returns:
         Gradients of hidden `[T, H]` and weight `[V, H]` in their dtypes, and of bias `[V]` in that
         of `grad_logits`; None where not needed.
+
+    Raises:
+        ShapeError: `accumulate_into` does not fit.
     """
+    check_accumulator(accumulate_into, weight)
     bounds = document_bounds(cu_seqlens, hidden.shape[0])
     dtype = compute_dtype(hidden, weight)
     grad = grad_logits.to(dtype)
@@ -72,24 +83,111 @@ def backward(
         grad_hidden = gradient_of_hidden(grad, argmax, bounds, weight, is_sparse)
         grad_hidden = grad_hidden.to(hidden.dtype)
     if need_weight:
-        grad_weight = gradient_of_weight(grad, argmax, bounds, hidden, is_sparse)
-        grad_weight = grad_weight.to(weight.dtype)
+        grad_weight = accumulate_into
+        is_added = grad_weight is not None
+        if grad_weight is None:
+            grad_weight = torch.empty(weight.shape, dtype=weight.dtype)
+        write_gradient_of_weight(grad_weight, grad, argmax, bounds, hidden, is_sparse, is_added)
     grad_bias = grad.sum(0).to(grad_logits.dtype) if need_bias else None
     return grad_hidden, grad_weight, grad_bias
 
 
-def gradient_of_weight(
-    grad: Tensor, argmax: Tensor, bounds: list[int], hidden: Tensor, is_sparse: bool
-) -> Tensor:
-    """`[V, H]` in the dtype of `grad`."""
+@torch.no_grad()
+def backward_sparse(
+    grad_values: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    argmax_at_kept: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    *,
+    accumulate_into: Tensor | None = None,
+) -> Gradients:
+    """Gradients of the inputs of `reference.gather_kept`.
+
+    Args:
+        grad_values: `[nnz]`, float.
+        indptr: `[B + 1]`, as in the forward pass.
+        columns: `[nnz]`, as in the forward pass.
+        argmax_at_kept: `[nnz]`, int16 or int32, position in the document of each entry's maximum.
+        hidden: `[T, H]`, as in the forward pass.
+        cu_seqlens: `[B + 1]`, as in the forward pass.
+        weight: `[V, H]`, as in the forward pass.
+        need_hidden: Compute the first result.
+        need_weight: Compute the second.
+        need_bias: Compute the third.
+        accumulate_into: `[V, H]`, float: the gradient of weight is added to it, and it is returned;
+            rows without a kept entry are not touched.
+
+    Returns:
+        As `backward`.
+
+    Raises:
+        ShapeError: Sizes disagree.
+    """
+    check_accumulator(accumulate_into, weight)
+    T, V, nnz = hidden.shape[0], weight.shape[0], columns.shape[0]
+    if grad_values.shape != (nnz,) or argmax_at_kept.shape != (nnz,):
+        raise ShapeError(
+            f"`grad_values` and `argmax_at_kept` must be [nnz] = [{nnz}] like `columns`, got "
+            f"{list(grad_values.shape)} and {list(argmax_at_kept.shape)}; "
+            "take them at one selection."
+        )
+    dtype = compute_dtype(hidden, weight)
+    grad_hidden = grad_weight = grad_bias = None
+    if need_weight:
+        grad_weight = accumulate_into
+        if grad_weight is None:
+            grad_weight = torch.zeros(weight.shape, dtype=weight.dtype)
+    if T == 0 or nnz == 0:
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_bias = grad_values.new_zeros(V) if need_bias else None
+        return grad_hidden, grad_weight, grad_bias
+    # A document without tokens is -inf whatever the inputs are.
+    grad = grad_values.to(dtype).masked_fill(argmax_at_kept < 0, 0)
+    token = cu_seqlens.long()[text_of(indptr, nnz)] + argmax_at_kept.clamp(min=0)
+    token = token.clamp_(max=T - 1).to(torch.int32)
+    columns = columns.to(torch.int32)
+    if need_hidden:
+        by_token, order = token.sort(stable=True)
+        starts = starts_of(by_token, T)
+        grad_hidden = sum_long_bags(weight, columns[order], starts, grad[order]).to(hidden.dtype)
+    if grad_weight is not None:
+        by_column, order = columns.sort(stable=True)
+        rows, counts = torch.unique_consecutive(by_column, return_counts=True)
+        starts = (counts.cumsum(0) - counts).to(torch.int32)
+        sums = sum_bags(hidden, token[order], starts, grad[order])
+        grad_weight[rows.long()] += sums.to(torch.promote_types(dtype, grad_weight.dtype))
+    if need_bias:
+        # In float64 and in the order of the entries, so that the sums repeat bit for bit.
+        sums = torch.bincount(columns, weights=grad.double(), minlength=V)
+        grad_bias = sums.to(grad_values.dtype)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def write_gradient_of_weight(
+    output: Tensor,
+    grad: Tensor,
+    argmax: Tensor,
+    bounds: list[int],
+    hidden: Tensor,
+    is_sparse: bool,
+    is_added: bool,
+) -> None:
+    """Writes the gradient of weight to `output` `[V, H]`, or adds it; rounded to its dtype once."""
     B, V = grad.shape
-    T, H = hidden.shape
+    T = hidden.shape[0]
     if T == 0:
-        return grad.new_zeros((V, H))
+        if not is_added:
+            output.zero_()
+        return
     hidden = hidden.to(grad.dtype)
     first_token = torch.tensor(bounds[:-1], dtype=torch.int32)
     step = max(1, _PAIRS // max(B, 1))
-    parts = []
     for first in range(0, V, step):
         share = grad[:, first : first + step].T.contiguous()  # [columns, B]
         token = (argmax[:, first : first + step].T + first_token).contiguous()
@@ -99,11 +197,15 @@ def gradient_of_weight(
             place = share.view(-1).nonzero()[:, 0]
             column = place.div(B, rounding_mode="floor")
             starts = starts_of(column, share.shape[0])
-            parts.append(sum_bags(hidden, token.view(-1)[place], starts, share.view(-1)[place]))
+            part = sum_bags(hidden, token.view(-1)[place], starts, share.view(-1)[place])
         else:
             starts = torch.arange(share.shape[0], dtype=torch.int32) * B
-            parts.append(sum_bags(hidden, token.view(-1), starts, share.view(-1)))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+            part = sum_bags(hidden, token.view(-1), starts, share.view(-1))
+        rows = output[first : first + step]
+        if is_added:
+            rows += part
+        else:
+            rows.copy_(part)
 
 
 def gradient_of_hidden(

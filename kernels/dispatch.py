@@ -1,4 +1,4 @@
-"""The two operations, by device: one decision, one override.
+"""The operations, by device: one decision, one override.
 
 `"auto"` takes Triton for CUDA tensors, the packed CPU path for tensors in main memory, and the
 reference for all else. `backend=` forces one; what cannot run is an error, never another path.
@@ -10,7 +10,7 @@ import logging
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from vdr_db.kernels.activation import Activation
 from vdr_db.kernels.arguments import Lexical, check_pool
 from vdr_db.kernels.reference import Pooled, Selection
 
-__all__ = ["BACKENDS", "Backend", "choose_backend", "project_pool", "select_topk"]
+__all__ = ["BACKENDS", "Backend", "choose_backend", "gather_kept", "project_pool", "select_topk"]
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -36,6 +36,8 @@ def project_pool(
     bias: Tensor | None = None,
     *,
     return_argmax: bool = False,
+    max_length: int | None = None,
+    accumulate_into: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Pooled:
     """Max-pooled vocabulary logits of each document of a packed batch, without `[T, V]` in memory.
@@ -53,46 +55,107 @@ def project_pool(
         weight: `[V, H]`, float; any strides.
         bias: `[V]`, float, or None.
         return_argmax: Also return which token reached each maximum.
+        max_length: Bound on the tokens of a document, where the caller knows one: up to 32,767
+            positions take 2 bytes instead of 4, also those kept for the gradient. On a device it is
+            taken on trust, because a look at `cu_seqlens` would make the host wait.
+        accumulate_into: `[V, H]`, float: in the backward pass the gradient of `weight` is added to
+            this tensor, for instance rows `[first:]` of a tied embedding's `.grad`, and `weight`
+            gets none of its own. It spares one `[V, H]` gradient and its sum.
         backend: `"auto"`, or the implementation to use.
 
     Returns:
         `Pooled`: logits `[B, V]`, float32 (float64 for float64 inputs), -inf for a document without
-        tokens; argmax `[B, V]`, int32, position within the document, -1 without tokens; or None.
+        tokens; argmax `[B, V]`, int32 (int16 under a `max_length` that allows it), position within
+        the document, -1 without tokens; or None.
 
     Raises:
         ShapeError: Sizes, dtypes or devices disagree, or (in main memory) `cu_seqlens` is not a
-            running sum up to T.
+            running sum up to T or a document is longer than `max_length`.
         ConfigError: The forced backend cannot run here.
     """
-    check_pool(hidden, cu_seqlens, weight, bias)
+    check_pool(hidden, cu_seqlens, weight, bias, accumulate_into)
     device = hidden.device.type
-    if device == "cuda" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    common = torch.promote_types(hidden.dtype, weight.dtype)
-    chosen = choose_backend(backend, hidden, common)
-    if chosen == "triton":
-        hidden, weight = hidden.to(common), weight.to(common)
+    needs_gradient = is_recorded(hidden, weight, bias)
+    hidden, weight, chosen = prepared(hidden, weight, backend)
     with torch.autocast(device, enabled=False):
         if chosen == "reference":
             return reference.project_pool(
-                hidden, cu_seqlens, weight, bias, return_argmax=return_argmax
+                hidden,
+                cu_seqlens,
+                diverted(weight, accumulate_into),
+                bias,
+                return_argmax=return_argmax,
+                max_length=max_length,
             )
         from vdr_db.kernels import ops
 
-        needs_gradient = torch.is_grad_enabled() and (
-            hidden.requires_grad
-            or weight.requires_grad
-            or (bias is not None and bias.requires_grad)
-        )
         if not needs_gradient and not torch.compiler.is_compiling():
             # The first call of a torch operator loads the whole compiler: seconds, and 130 MB.
             forward = ops.launchers(chosen).forward
-            return Pooled(*forward(hidden, cu_seqlens, weight, bias, return_argmax))
+            pooled = forward(hidden, cu_seqlens, weight, bias, return_argmax, max_length=max_length)
+            return Pooled(*pooled)
+        need_argmax = return_argmax or needs_gradient
         logits, argmax = ops.project_pool(
-            hidden, cu_seqlens, weight, bias, return_argmax or needs_gradient, chosen
+            hidden, cu_seqlens, weight, bias, need_argmax, chosen, max_length, accumulate_into
         )
     return Pooled(logits, argmax if return_argmax else None)
+
+
+def gather_kept(
+    pooled: Pooled,
+    indptr: Tensor,
+    columns: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    accumulate_into: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Logits of kept entries, with a gradient that touches those entries alone.
+
+    For losses that see a selection only: pool without gradient, select, and gather what was kept.
+    The backward pass then gathers nnz rows instead of B V. Differentiable in `hidden`, `weight` and
+    `bias`; `pooled` is taken as known, and must have been pooled from the same tensors.
+
+    Args:
+        pooled: Of `project_pool`, with argmax.
+        indptr: `[B + 1]`, int32 or int64: document b keeps `columns[indptr[b]:indptr[b + 1]]`.
+        columns: `[nnz]`, int32 or int64, each once in a document, all of them written.
+        hidden: As given to `project_pool`.
+        cu_seqlens: As given to `project_pool`.
+        weight: As given to `project_pool`.
+        bias: As given to `project_pool`.
+        accumulate_into: As in `project_pool`; only rows with a kept entry are touched.
+        backend: `"auto"`, or the implementation to use.
+
+    Returns:
+        `[nnz]`, dtype of the logits.
+
+    Raises:
+        ShapeError: Sizes, dtypes or devices disagree, or there is no argmax.
+        ConfigError: The forced backend cannot run here.
+    """
+    check_pool(hidden, cu_seqlens, weight, bias, accumulate_into)
+    device = hidden.device.type
+    needs_gradient = is_recorded(hidden, weight, bias)
+    hidden, weight, chosen = prepared(hidden, weight, backend)
+    with torch.autocast(device, enabled=False):
+        if chosen == "reference":
+            weight = diverted(weight, accumulate_into)
+            return reference.gather_kept(pooled, indptr, columns, hidden, cu_seqlens, weight, bias)
+        argmax = reference.kept_argmax(pooled, indptr, columns, cu_seqlens, weight)
+        from vdr_db.kernels import ops_kept
+
+        logits = pooled.logits.detach()
+        if not needs_gradient and not torch.compiler.is_compiling():
+            return ops_kept.take(logits, argmax, indptr, columns)[0]
+        kept: Tensor = ops_kept.gather_kept(
+            *(logits, argmax, indptr, columns, hidden, cu_seqlens, weight, bias),
+            *(chosen, accumulate_into),
+        )[0]
+        return kept
 
 
 def select_topk(
@@ -101,6 +164,7 @@ def select_topk(
     *,
     activation: Activation,
     lexical: Lexical | None = None,
+    trim: bool = True,
     backend: Backend = "auto",
 ) -> Selection:
     """The k largest columns of each row, joined with given columns, and their weights, as CSR.
@@ -114,6 +178,8 @@ def select_topk(
         activation: Turns kept logits into weights.
         lexical: (indptr `[B + 1]`, columns `[n]`), int32 or int64: columns to keep in any case,
             each in [0, V), in any order; repetitions do no harm.
+        trim: If False, columns and weights may hold more than nnz entries, of which the first
+            `indptr[-1]` count: on a device the host then need not wait to learn nnz.
         backend: `"auto"`, or the implementation to use.
 
     Returns:
@@ -128,13 +194,60 @@ def select_topk(
     chosen = choose_backend(backend, logits, logits.dtype)
     if chosen == "reference":
         return reference.select_topk(logits, k, activation=activation, lexical=lexical)
+    if torch.compiler.is_compiling():
+        from vdr_db.kernels import ops_kept
+
+        given = (None, None) if lexical is None else lexical
+        return Selection(*ops_kept.select_topk(logits.detach(), k, activation, *given, chosen))
     if chosen == "cpu":
         from vdr_db.kernels import cpu
 
         return cpu.select_topk(logits, k, activation=activation, lexical=lexical)
     from vdr_db.kernels import topk
 
-    return topk.select_topk(logits, k, activation=activation, lexical=lexical)
+    return topk.select_topk(logits, k, activation=activation, lexical=lexical, trim=trim)
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of one of them."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def prepared(
+    hidden: Tensor, weight: Tensor, backend: Backend
+) -> tuple[Tensor, Tensor, Literal["reference", "cpu", "triton"]]:
+    """Hidden states and weights in the dtypes that the chosen backend reads, and its name."""
+    device = hidden.device.type
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    common = torch.promote_types(hidden.dtype, weight.dtype)
+    chosen = choose_backend(backend, hidden, common)
+    if chosen == "triton":
+        hidden, weight = hidden.to(common), weight.to(common)
+    return hidden, weight, chosen
+
+
+class _Divert(torch.autograd.Function):
+    """The identity, whose gradient is added to a tensor and goes no further."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, accumulate_into: Tensor) -> Tensor:
+        ctx.accumulate_into = accumulate_into
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        ctx.accumulate_into += gradients[0]
+        return None, None
+
+
+def diverted(weight: Tensor, accumulate_into: Tensor | None) -> Tensor:
+    """`weight`, with its gradient sent to `accumulate_into` if there is one."""
+    if accumulate_into is None:
+        return weight
+    rows: Tensor = _Divert.apply(weight, accumulate_into)
+    return rows
 
 
 def choose_backend(

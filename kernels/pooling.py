@@ -25,7 +25,7 @@ import triton
 from torch import Tensor
 
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels.arguments import check_pool
+from vdr_db.kernels.arguments import argmax_dtype, check_pool
 from vdr_db.kernels.configs import PoolTile, pool_tile
 from vdr_db.kernels.pooling_backward import backward, backward_sparse
 from vdr_db.kernels.pooling_forward import (
@@ -46,11 +46,6 @@ __all__ = ["argmax_dtype", "backward", "backward_sparse", "forward"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
-
-
-def argmax_dtype(length_bound: int) -> torch.dtype:
-    """Smallest dtype that holds every token position of texts of at most `length_bound` tokens."""
-    return torch.int16 if length_bound <= 32767 else torch.int32
 
 
 def forward(
@@ -93,10 +88,9 @@ def forward(
             f"`precision` must be 'ieee', 'tf32' or 'tf32x3', got {precision!r}; pass one of these."
         )
     T, V, B = hidden.shape[0], weight.shape[0], cu_seqlens.shape[0] - 1
-    bound = 2**31 if max_length is None else max_length
     logits = torch.empty((B, V), dtype=torch.float32, device=hidden.device)
     argmax = (
-        torch.empty((B, V), dtype=argmax_dtype(bound), device=hidden.device)
+        torch.empty((B, V), dtype=argmax_dtype(max_length), device=hidden.device)
         if need_argmax
         else None
     )

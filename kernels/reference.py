@@ -14,10 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdr_db.errors import ShapeError
 from vdr_db.kernels.activation import Activation, activate, check_activation
-from vdr_db.kernels.arguments import Lexical, check_pool, check_selection, document_bounds
+from vdr_db.kernels.arguments import (
+    Lexical,
+    argmax_dtype,
+    check_kept,
+    check_pool,
+    check_selection,
+    document_bounds,
+)
 
-__all__ = ["Pooled", "Selection", "activate", "project_pool", "select_topk"]
+__all__ = ["Pooled", "Selection", "activate", "gather_kept", "project_pool", "select_topk"]
 
 
 class Pooled(NamedTuple):
@@ -26,7 +34,8 @@ class Pooled(NamedTuple):
     Attributes:
         logits: `[B, V]`, float32 (float64 for float64 inputs); -inf in a document without tokens.
         argmax: `[B, V]`, int32, or None if not asked for: position within the document of the first
-            token that reaches the maximum; -1 in a document without tokens.
+            token that reaches the maximum; -1 in a document without tokens. int16 where the caller
+            gave a `max_length` of at most 32,767.
     """
 
     logits: Tensor
@@ -54,6 +63,7 @@ def project_pool(
     bias: Tensor | None = None,
     *,
     return_argmax: bool = False,
+    max_length: int | None = None,
 ) -> Pooled:
     """Max-pooled vocabulary logits of each document of a packed batch.
 
@@ -67,6 +77,7 @@ def project_pool(
         weight: `[V, H]`, float; any strides.
         bias: `[V]`, float, or None.
         return_argmax: Also return which token reached each maximum.
+        max_length: Bound on the tokens of a document, or None; up to 32,767 positions are int16.
 
     Returns:
         `Pooled`; `argmax` is None unless asked for.
@@ -77,7 +88,7 @@ def project_pool(
     check_pool(hidden, cu_seqlens, weight, bias)
     T, V = hidden.shape[0], weight.shape[0]
     dtype = compute_dtype(hidden, weight)
-    bounds = document_bounds(cu_seqlens, T)
+    bounds = document_bounds(cu_seqlens, T, max_length)
     matrix = weight.to(dtype).T  # [H, V]
     rows, positions = [], []
     for start, end in itertools.pairwise(bounds):
@@ -98,7 +109,69 @@ def project_pool(
     if not return_argmax:
         return Pooled(logits, None)
     argmax = torch.stack(positions) if rows else torch.empty((0, V), device=hidden.device)
-    return Pooled(logits, argmax.to(torch.int32))
+    return Pooled(logits, argmax.to(argmax_dtype(max_length)))
+
+
+def gather_kept(
+    pooled: Pooled,
+    indptr: Tensor,
+    columns: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Logits of the kept entries, with a gradient that knows of no others.
+
+        kept[n] = hidden[token that reached the maximum of entry n] . weight[columns[n]]  + bias
+
+    Args:
+        pooled: Of `project_pool`, with argmax; needs no gradient of its own.
+        indptr: `[B + 1]`, int32 or int64: document b keeps `columns[indptr[b]:indptr[b + 1]]`.
+        columns: `[nnz]`, int32 or int64, each once in a document.
+        hidden: As given to `project_pool`.
+        cu_seqlens: As given to `project_pool`.
+        weight: As given to `project_pool`.
+        bias: As given to `project_pool`.
+
+    Returns:
+        `[nnz]`, dtype of the logits; -inf in a document without tokens.
+
+    Raises:
+        ShapeError: Sizes, dtypes or devices disagree, or there is no argmax.
+    """
+    check_pool(hidden, cu_seqlens, weight, bias)
+    argmax = kept_argmax(pooled, indptr, columns, cu_seqlens, weight)
+    texts, columns = text_of(indptr, columns.shape[0]), columns.long()
+    position = argmax[texts, columns].long()
+    token = cu_seqlens.long()[texts] + position.clamp(min=0)
+    dtype = compute_dtype(hidden, weight)
+    # A document without tokens at the end of the batch begins at T, where no token is.
+    left = hidden.to(dtype)[token.clamp(max=max(hidden.shape[0] - 1, 0))]
+    kept = torch.linalg.vecdot(left, weight.to(dtype)[columns])
+    if bias is not None:
+        kept = kept + bias.to(dtype)[columns]
+    return torch.where(position < 0, -torch.inf, kept)
+
+
+def kept_argmax(
+    pooled: Pooled, indptr: Tensor, columns: Tensor, cu_seqlens: Tensor, weight: Tensor
+) -> Tensor:
+    """The argmax of `pooled`, checked together with a selection.
+
+    Raises:
+        ShapeError: There is none, or sizes or dtypes disagree.
+    """
+    if pooled.argmax is None:
+        raise ShapeError("`pooled` must hold an argmax, got None; pool with `return_argmax=True`.")
+    check_kept(pooled.argmax, indptr, columns, cu_seqlens.shape[0] - 1, weight.shape[0])
+    return pooled.argmax
+
+
+def text_of(bounds: Tensor, n: int) -> Tensor:
+    """`[n]`, int64: the document of each of n items, from their bounds `[B + 1]`."""
+    items = torch.arange(n, device=bounds.device, dtype=bounds.dtype)
+    return torch.searchsorted(bounds[1:].contiguous(), items, right=True)
 
 
 def select_topk(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,12 @@ __all__ = [
     "Body",
     "Linear",
     "Padding",
+    "Ragged",
     "Run",
     "attend",
+    "copied",
     "packing_is_exact",
+    "ragged_attention",
     "unfilled",
 ]
 
@@ -164,7 +168,9 @@ class _Layer(nn.Module):
         self.down = Linear(width, wide)
         self.down_norm = _norm(config)
 
-    def forward(self, hidden: Tensor, runs: Sequence[Run], padding: Padding | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, runs: Sequence[Run], padding: Padding | Ragged | None
+    ) -> Tensor:
         attended = attend(
             self.query(hidden),
             self.key(hidden),
@@ -204,25 +210,77 @@ class Body(nn.Module):
         self.embeddings = _Embeddings(config)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, runs: Sequence[Run]) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        runs: Sequence[Run],
+        layout: Padding | Ragged | None = None,
+    ) -> Tensor:
         """Hidden states of the last layer.
 
         Args:
             input_ids: `[T]` int64, all texts one after the other.
             position_ids: `[T]` int64, from `BodyConfig.first_position` on in each text.
-            runs: Texts of equal length in packed order; together they cover `[0, T)`.
+            runs: Texts of equal length in packed order; together they cover `[0, T)`. Not looked
+                at where there is a layout.
+            layout: How attention goes through the texts, from `layout`; None decides by the runs.
 
         Returns:
             `[T, H]` in the dtype of the weights.
         """
+        if layout is None:
+            layout = self.layout(runs, device=input_ids.device)
         hidden = self.embeddings(input_ids, position_ids)
         hidden = F.dropout(hidden, self.config.hidden_dropout, self.training)
-        # On the CPU many small calls cost less than padding, on a GPU more.
-        is_padded = hidden.device.type != "cpu" and len(runs) > 1
-        padding = Padding.of(runs, hidden.device) if is_padded else None
         for layer in self.layers:
-            hidden = layer(hidden, runs, padding)
+            hidden = layer(hidden, runs, layout)
         return hidden  # type: ignore[no-any-return]
+
+    def layout(
+        self, runs: Sequence[Run], cu_seqlens: Tensor | None = None, *, device: torch.device
+    ) -> Padding | Ragged | None:
+        """How attention goes through a batch: as it is packed where torch can, else padded.
+
+        Args:
+            runs: Texts of equal length in packed order.
+            cu_seqlens: `[B + 1]` int32, bounds of the same texts on the device, if they are there.
+            device: Where the batch is.
+
+        Returns:
+            None for one call of attention for each run, on views of the packed rows.
+        """
+        # On the CPU many small calls cost less than padding, on a GPU more.
+        if device.type == "cpu" or len(runs) <= 1:
+            return None
+        is_whole = all(run.kept == run.length for run in runs)
+        if cu_seqlens is not None and is_whole and self.takes_ragged(device):
+            return Ragged(cu_seqlens, max(run.length for run in runs))
+        return Padding.of(runs, device)
+
+    def takes_ragged(self, device: torch.device) -> bool:
+        """Whether attention can read packed rows on a device as things stand.
+
+        The kernel knows float16 and bfloat16 only, and no dropout.
+        """
+        config = self.config
+        if self.training and config.attention_dropout:
+            return False
+        dtype = self.embeddings.word.weight.dtype
+        return ragged_attention(device, dtype, config.hidden_size // config.heads) is not None
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Bounds of packed texts, for attention that needs no padding.
+
+    Attributes:
+        bounds: `[B + 1]` int32, text b has rows `bounds[b]` to `bounds[b + 1]`, perhaps none.
+        longest: Bound on the rows of a text.
+    """
+
+    bounds: Tensor
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -246,7 +304,7 @@ class Padding:
         offsets = torch.arange(int(lengths.max()))
         slots = (offsets < lengths[:, None]).flatten().nonzero()[:, 0]
         seen = (offsets < kept[:, None])[:, None, None]
-        return cls(slots.to(device, non_blocking=True), seen.to(device, non_blocking=True))
+        return cls(copied(slots, device), copied(seen, device))
 
     def spread(self, packed: Tensor, heads: int) -> Tensor:
         """`[T, H]` to `[B, heads, longest, H / heads]`, zero where there is no row."""
@@ -260,6 +318,17 @@ class Padding:
         return padded.transpose(1, 2).reshape(rows * longest, -1).index_select(0, self.slots)
 
 
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of main memory on a device, without waiting for what the device does.
+
+    Copies of ordinary memory may wait, those of pinned memory do not; torch lends pinned memory
+    again only after the copy that used it.
+    """
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -268,7 +337,7 @@ def attend(
     heads: int,
     *,
     dropout: float = 0.0,
-    padding: Padding | None = None,
+    padding: Padding | Ragged | None = None,
 ) -> Tensor:
     """Softmax attention within each text of packed rows.
 
@@ -279,12 +348,20 @@ def attend(
         runs: Texts of equal length in packed order; together they cover `[0, T)`.
         heads: Attention heads; divides H.
         dropout: Probability to drop an attention weight.
-        padding: Take all texts in one call on padded rows, which suits a GPU. None takes each run
-            in a call of its own, on views of the packed rows.
+        padding: Take all texts in one call, which suits a GPU: on padded rows, or on packed ones
+            where torch has a kernel for it. None takes each run in a call of its own, on views of
+            the packed rows.
 
     Returns:
         `[T, H]`.
     """
+    if isinstance(padding, Ragged):
+        attention = ragged_attention(query.device, query.dtype, query.shape[1] // heads)
+        assert attention is not None  # `Body.takes_ragged` has asked
+        q, k, v = (rows.unflatten(1, (heads, -1)) for rows in (query, key, value))
+        bounds, longest = padding.bounds, padding.longest
+        out: Tensor = attention(q, k, v, bounds, bounds, longest, longest)
+        return out.flatten(1)
     if padding is not None:
         q, k, v = (padding.spread(rows, heads) for rows in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=padding.seen, dropout_p=dropout)
@@ -302,6 +379,36 @@ def attend(
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[:, :, : run.length]
         parts.append(out.transpose(1, 2).reshape(-1, query.shape[1]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@lru_cache(maxsize=64)
+def ragged_attention(
+    device: torch.device, dtype: torch.dtype, head_size: int
+) -> Callable[..., Any] | None:
+    """Softmax attention on packed rows, or None where torch has none.
+
+    Args:
+        device: Where to compute.
+        dtype: Of queries, keys and values.
+        head_size: Columns of a head.
+
+    Returns:
+        A function of q, k, v `[T, heads, head_size]`, the bounds of queries and of keys `[B + 1]`
+        int32, and the most rows of a text on either side.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    # What flash attention asks of a device and of heads, in every version of torch that has it.
+    if head_size % 8 or head_size > 256 or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    if not torch.backends.cuda.is_flash_attention_available():
+        return None
+    attention: Callable[..., Any] = varlen_attn
+    return attention
 
 
 def packing_is_exact(config: BodyConfig, dtype: torch.dtype) -> bool:

@@ -73,6 +73,7 @@ class Head(nn.Module, ABC):
         *,
         backend: Backend = "auto",
         return_argmax: bool = False,
+        max_length: int | None = None,
     ) -> Pooled:
         """Largest score of each column over the tokens of each text.
 
@@ -82,9 +83,10 @@ class Head(nn.Module, ABC):
             word_embeddings: `[rows, H]` of the body.
             backend: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             return_argmax: Whether to tell which token gave the score.
+            max_length: Bound on the tokens of a text, if known: short positions take 2 bytes.
 
         Returns:
-            `logits` `[B, V]` float32 and `argmax` `[B, V]` int32 or None.
+            `logits` `[B, V]` float32 and `argmax` `[B, V]` int16, int32 or None.
         """
         return project_pool(
             self.transform(hidden),
@@ -92,6 +94,7 @@ class Head(nn.Module, ABC):
             self.matrix(word_embeddings),
             self.bias_rows(),
             return_argmax=return_argmax,
+            max_length=max_length,
             backend=backend,
         )
 

@@ -17,9 +17,9 @@ from vdr_db.kernels import Activation, Backend, activate, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.vocabulary import Vocabulary
 
-__all__ = ["to_sparse_rows"]
+__all__ = ["assemble_rows", "lexical_columns", "to_sparse_rows"]
 
-_SMALLEST_NORM = 1e-12  # an all-zero vector stays one instead of becoming NaN
+SMALLEST_NORM = 1e-12  # an all-zero vector stays one instead of becoming NaN
 
 
 def to_sparse_rows(
@@ -59,11 +59,41 @@ def to_sparse_rows(
         lexical=None if lexical is None else _columns(lexical, vocabulary, logits.device),
         backend=backend,
     )
-    indptr = selection.indptr.cpu().numpy()
-    columns = selection.columns.cpu().numpy()
-    weights = selection.weights.cpu().numpy()
-    if norm:
-        weights = weights / np.repeat(_norms(logits, activation), np.diff(indptr))
+    return assemble_rows(
+        selection.indptr.cpu().numpy(),
+        selection.columns.cpu().numpy(),
+        selection.weights.cpu().numpy(),
+        _norms(logits, activation) if norm else None,
+        vocabulary,
+        name=name,
+    )
+
+
+def assemble_rows(
+    indptr: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+    norms: npt.NDArray[np.float32] | None,
+    vocabulary: Vocabulary,
+    *,
+    name: Callable[[int], str],
+) -> SparseRows:
+    """Rows over token ids from a selection in main memory.
+
+    Args:
+        indptr: `[B + 1]`.
+        columns: `[nnz]`, of the vocabulary.
+        weights: `[nnz]`.
+        norms: `[B]` to divide each row by, or None.
+        vocabulary: Which token id each column is.
+        name: Names a row in an error.
+
+    Raises:
+        ConfigError: A weight is not finite; the message names the row.
+    """
+    if norms is not None:
+        scales = np.repeat(norms, np.diff(indptr))
+        weights = np.asarray(weights / scales, np.float32)
     if not np.isfinite(weights).all():
         first = int(np.flatnonzero(~np.isfinite(weights))[0])
         row = int(np.searchsorted(indptr, first, side="right")) - 1
@@ -79,14 +109,21 @@ def to_sparse_rows(
     return SparseRows(indptr, vocabulary.column_to_id[columns], weights, vocabulary.size)
 
 
+def lexical_columns(
+    lexical: SparseRows, vocabulary: Vocabulary
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Bounds `[B + 1]` and columns `[n]` of token ids that are kept in any case."""
+    return lexical.indptr, vocabulary.id_to_column[lexical.indices]
+
+
 def _columns(
     lexical: SparseRows, vocabulary: Vocabulary, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    columns = vocabulary.id_to_column[lexical.indices]
-    return torch.tensor(lexical.indptr, device=device), torch.tensor(columns, device=device)
+    indptr, columns = lexical_columns(lexical, vocabulary)
+    return torch.tensor(indptr, device=device), torch.tensor(columns, device=device)
 
 
 def _norms(logits: Tensor, activation: Activation) -> npt.NDArray[np.float32]:
     # One row at a time: a sum over a whole batch may be cut into other parts in another batch.
     norms = [torch.linalg.vector_norm(activate(row, activation)) for row in logits]
-    return torch.stack(norms).clamp_min(_SMALLEST_NORM).cpu().numpy().astype(np.float32)
+    return torch.stack(norms).clamp_min(SMALLEST_NORM).cpu().numpy().astype(np.float32)

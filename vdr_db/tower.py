@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vdr_db.body import Body, Run
+from vdr_db.body import Body, Padding, Ragged, Run
 from vdr_db.head import Head
 from vdr_db.kernels import Backend, Pooled
 
@@ -36,6 +36,7 @@ class Tower(nn.Module):
         *,
         backend: Backend = "auto",
         return_argmax: bool = False,
+        layout: Padding | Ragged | None = None,
     ) -> Pooled:
         """Scores of each text and column before activation.
 
@@ -43,19 +44,27 @@ class Tower(nn.Module):
             input_ids: `[T]` int64, all texts one after the other.
             position_ids: `[T]` int64.
             cu_seqlens: `[B + 1]` integers, text b is `input_ids[cu_seqlens[b]:cu_seqlens[b + 1]]`.
-            runs: The same texts in groups of equal length.
+            runs: The same texts in groups of equal length; not looked at where there is a layout.
             backend: Of the kernels.
             return_argmax: Whether to tell which token gave each score.
+            layout: How attention goes through the texts; None lets the body decide.
 
         Returns:
-            `logits` `[B, V]` float32, `argmax` `[B, V]` int32 or None.
+            `logits` `[B, V]` float32, `argmax` `[B, V]` int16 (texts of up to 32,767 tokens),
+            int32 or None.
         """
-        hidden = self.body(input_ids, position_ids, runs)
+        if layout is None:
+            layout = self.body.layout(runs, cu_seqlens, device=input_ids.device)
+        longest = max((run.length for run in runs), default=None)
+        if isinstance(layout, Ragged):
+            longest = layout.longest
+        hidden = self.body(input_ids, position_ids, runs, layout)
         pooled: Pooled = self.head(
             hidden,
             cu_seqlens,
             self.body.embeddings.word.weight,
             backend=backend,
             return_argmax=return_argmax,
+            max_length=longest,
         )
         return pooled

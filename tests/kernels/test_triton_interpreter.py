@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_pooling_triton.py", "test_backward_triton.py", "test_topk_triton.py")
+FILES = (
+    "test_pooling_triton.py",
+    "test_backward_triton.py",
+    "test_topk_triton.py",
+    "test_ops_triton.py",
+)
 
 
 @pytest.mark.slow
