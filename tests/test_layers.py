@@ -5,7 +5,7 @@
 3  ingest, training, integrations
 2  encoder and what it is made of
 1  kernels (torch, triton)    connectors (numpy + a client)    evaluation, assets
-0  errors, sparse, vocabulary, stamp, filters, readers (numpy, standard library)
+0  errors, sparse, vocabulary, stamp, filters, readers, image_files (numpy, standard library)
 ```
 
 Row 1 never looks sideways: a search server installs connectors without torch.
@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVEL_OF_MODULE = {
-    0: {"errors", "sparse", "vocabulary", "stamp", "filters", "readers"},
+    0: {"errors", "sparse", "vocabulary", "stamp", "filters", "readers", "image_files"},
     1: {"kernels", "connectors", "evaluation", "assets"},
     3: {"ingest", "training", "integrations"},
 }

@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vdr_db.cross_modal import CrossModalEncoder
     from vdr_db.encoder import SparseEncoder
     from vdr_db.errors import VdrError
+    from vdr_db.image_encoder import ImageEncoder
     from vdr_db.sparse import SparseRows
     from vdr_db.stamp import EncoderStamp
     from vdr_db.vocabulary import Vocabulary
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossModalEncoder",
     "EncoderStamp",
+    "ImageEncoder",
     "SparseEncoder",
     "SparseRows",
     "VdrError",
@@ -31,9 +35,12 @@ __all__ = [
     "__version__",
 ]
 
-_EXTRA = {"SparseEncoder": ("torch", "tokenizers", "safetensors")}
+_ENCODE = ("torch", "tokenizers", "safetensors")
+_EXTRA = dict.fromkeys(("CrossModalEncoder", "ImageEncoder", "SparseEncoder"), _ENCODE)
 _HOME = {
+    "CrossModalEncoder": "vdr_db.cross_modal",
     "EncoderStamp": "vdr_db.stamp",
+    "ImageEncoder": "vdr_db.image_encoder",
     "SparseEncoder": "vdr_db.encoder",
     "SparseRows": "vdr_db.sparse",
     "VdrError": "vdr_db.errors",

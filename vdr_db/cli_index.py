@@ -1,4 +1,4 @@
-"""`vdr-db index`: texts from files to a searchable collection."""
+"""`vdr-db index`: texts from files, or images of a folder, to a searchable collection."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from vdr_db.cli_model import (
     add_model_options,
     add_store_options,
     fields_of,
+    load_cross_modal,
     load_model,
 )
 from vdr_db.cli_search import is_url, place_of
 from vdr_db.cli_show import progress, say, show_json
-from vdr_db.errors import RejectedRows
+from vdr_db.errors import ConfigError, RejectedRows
+from vdr_db.image_files import list_images
 from vdr_db.readers import Record, read_records
 
 if TYPE_CHECKING:
@@ -27,14 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run_command"]
 
+IMAGE_BATCH = 256
+"""Images encoded and written together: enough to decode ahead, few enough to see progress."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `index`."""
     parser.add_argument(
         "sources",
-        nargs="+",
+        nargs="*",
         metavar="SOURCE",
         help="JSONL, CSV, TSV or text file (.gz too), BEIR folder, or - for standard input",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="instead of texts, the images in this folder and below; their ids are their paths in "
+        "it; needs a --model that reads images",
     )
     add_store_options(parser)
     add_field_options(parser)
@@ -51,6 +62,10 @@ def run_command(arguments: argparse.Namespace) -> int:
     from vdr_db.cli import DONE, STORE_FAILED
     from vdr_db.connectors import VDRQdrant
 
+    if bool(arguments.sources) == (arguments.images is not None):
+        raise ConfigError("Pass files of texts or --images FOLDER, one of the two.")
+    if arguments.images is not None:
+        return _index_images(arguments)
     fields = fields_of(arguments)
 
     def records() -> Iterator[Record]:
@@ -82,13 +97,54 @@ def run_command(arguments: argparse.Namespace) -> int:
             raise
         total = collection.count() if collection.store.width is not None else 0
     seconds = time.perf_counter() - start
-    name = arguments.store if is_url(arguments.store) else Path(arguments.store)
     if arguments.json:
         show_json({"written": written - refused, "refused": refused, "texts": total})
     say(
-        f"{name}, collection {arguments.collection!r}: {written - refused:,} texts written in "
-        f"{seconds:.1f} s, {total:,} in all"
+        f"{_place(arguments)}: {written - refused:,} texts written in {seconds:.1f} s, "
+        f"{total:,} in all"
     )
     if encoder.truncated:
         say(f"{encoder.truncated:,} of them were longer than the model reads and were cut")
     return STORE_FAILED if refused else DONE
+
+
+def _index_images(arguments: argparse.Namespace) -> int:
+    from vdr_db.cli import DONE, STORE_FAILED
+    from vdr_db.connectors import VDRQdrant
+
+    if arguments.tokens:
+        raise ConfigError("--tokens is for texts: an image has no tokens.")
+    folder = Path(arguments.images)
+    names = list_images(folder)
+    encoder = load_cross_modal(arguments)
+    start = time.perf_counter()
+    done, refused = 0, 0
+    with VDRQdrant(arguments.collection, encoder, **place_of(arguments.store)) as collection:
+        try:
+            with progress(len(names), "images", "index") as bar:
+                for batch in in_batches(names, IMAGE_BATCH):
+                    try:
+                        collection.add_images([folder / name for name in batch], ids=batch)
+                    except RejectedRows as error:
+                        refused += len(error.ids)
+                        for reason in error.reasons:
+                            say(f"vdr-db: {reason}")
+                    done += len(batch)
+                    bar.update(len(batch))
+        except BaseException:
+            say(f"vdr-db: {done - refused:,} images are stored; run it again to go on.")
+            raise
+        total = collection.count()
+    seconds = time.perf_counter() - start
+    if arguments.json:
+        show_json({"written": done - refused, "refused": refused, "documents": total})
+    say(
+        f"{_place(arguments)}: {done - refused:,} images written in {seconds:.1f} s, "
+        f"{refused:,} refused, {total:,} documents in all"
+    )
+    return STORE_FAILED if refused else DONE
+
+
+def _place(arguments: argparse.Namespace) -> str:
+    name = arguments.store if is_url(arguments.store) else Path(arguments.store)
+    return f"{name}, collection {arguments.collection!r}"

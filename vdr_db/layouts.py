@@ -6,6 +6,7 @@ the same way. `LAYOUTS` is tried in order, the first that recognises the folder 
 | layout                | recognised by                               | head, activation      |
 |-----------------------|---------------------------------------------|-----------------------|
 | vdr_db                | `vdr_db.json`                               | as saved              |
+| vdr_db, cross-modal   | `vdr_db_cross_modal.json`                   | of its text side      |
 | sentence-transformers | `modules.json`                              | `mlm`, by its pooling |
 | VDR upstream          | `encoder_q` or `encoder_p` in `config.json` | `vdr`, `elu1p`        |
 | Hugging Face          | any other `config.json`                     | `mlm`, `log1p_relu`   |
@@ -22,10 +23,23 @@ from vdr_db.layouts_upstream import is_upstream, read_upstream
 from vdr_db.plan import Entry, Layout, Plan, TowerPlan, model_max_length
 from vdr_db.weights import settings_of
 
-__all__ = ["LAYOUTS", "OWN_FILE", "OWN_FORMAT", "read_plan"]
+__all__ = [
+    "CROSS_MODAL_FILE",
+    "IMAGE_FILE",
+    "IMAGE_PART",
+    "LAYOUTS",
+    "OWN_FILE",
+    "OWN_FORMAT",
+    "TEXT_PART",
+    "read_plan",
+]
 
 OWN_FILE = "vdr_db.json"
 OWN_FORMAT = 1
+IMAGE_FILE = "vdr_db_image.json"
+CROSS_MODAL_FILE = "vdr_db_cross_modal.json"
+TEXT_PART, IMAGE_PART = "text", "image"
+"""Folders of the two encoders inside of that of a `CrossModalEncoder`."""
 
 
 def read_plan(folder: Path) -> Plan:
@@ -38,6 +52,11 @@ def read_plan(folder: Path) -> Plan:
     for layout in LAYOUTS:
         if layout.recognises(folder):
             return layout.read(folder)
+    if (folder / IMAGE_FILE).is_file():
+        raise ConfigError(
+            f"{folder} must hold a text encoder, got an image encoder; load it with "
+            "ImageEncoder.from_pretrained."
+        )
     raise ConfigError(
         f"{folder} must be a model folder, which holds a config.json, got none; fetch the whole "
         "model, or save it with `save_pretrained`."
@@ -179,6 +198,11 @@ def _read_hugging_face(folder: Path) -> Plan:
 
 LAYOUTS = (
     Layout("vdr_db", lambda folder: (folder / OWN_FILE).is_file(), _read_own),
+    Layout(
+        "vdr_db, cross-modal",
+        lambda folder: (folder / CROSS_MODAL_FILE).is_file(),
+        lambda folder: read_plan(folder / TEXT_PART),
+    ),
     Layout(
         "sentence-transformers",
         lambda folder: (folder / "modules.json").is_file(),

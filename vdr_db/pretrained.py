@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,16 @@ from vdr_db.tower import Tower
 from vdr_db.vocabulary import Vocabulary
 from vdr_db.weights import SAFETENSORS, Checkpoint, assign, refuse_unexpected, save_weights
 
-__all__ = ["LoadOptions", "load_encoder", "save_encoder"]
+__all__ = [
+    "LoadOptions",
+    "checked_device",
+    "checked_dtype",
+    "find_tokenizer",
+    "load_encoder",
+    "locate_model",
+    "save_encoder",
+    "written_folder",
+]
 
 # Everything any layout reads, and nothing else: no code, no ONNX copies, no TensorFlow weights.
 _HUB_FILES = ("*.json", "*.txt", "*.safetensors")
@@ -71,11 +80,16 @@ def load_encoder(name_or_folder: str | os.PathLike[str], options: LoadOptions) -
 
 
 def _load(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> SparseEncoder:
-    folder, revision = _locate(name_or_folder, options.revision)
+    folder, revision = locate_model(name_or_folder, options.revision)
     plan = _with_options(read_plan(folder), options)
-    dtype = _checked_dtype(options.dtype)
-    device = _checked_device(options.device)
-    tokenizer = _find_tokenizer(plan, folder, options.tokenizer)
+    dtype = checked_dtype(options.dtype)
+    device = checked_device(options.device)
+    tokenizer = find_tokenizer(
+        (plan.folder, folder),
+        options.tokenizer,
+        hub_id=plan.tokenizer_id,
+        lower_case=plan.lower_case,
+    )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
     checkpoint = Checkpoint(plan.folder)
     used: set[str] = set()
@@ -125,8 +139,23 @@ def save_encoder(encoder: SparseEncoder, folder: str | os.PathLike[str]) -> None
     Raises:
         ConfigError: The place holds something else, or cannot be written.
     """
+    with written_folder(folder, OWN_FILE) as fresh:
+        _write(encoder, fresh)
+
+
+@contextmanager
+def written_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when all went well.
+
+    Args:
+        folder: Where to; made with its parents if need be.
+        marker: A file that only encoders of this kind have: a folder with it may be replaced.
+
+    Raises:
+        ConfigError: The place holds something else, or cannot be written.
+    """
     target = Path(folder).absolute()
-    replaces = (target / OWN_FILE).is_file()
+    replaces = (target / marker).is_file()
     if target.exists() and not replaces and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(
             f"{target} must be free, empty or an encoder saved before, got something else; "
@@ -135,7 +164,7 @@ def save_encoder(encoder: SparseEncoder, folder: str | os.PathLike[str]) -> None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replaced(target) as fresh:
-            _write(encoder, fresh)
+            yield fresh
     except OSError as error:
         raise ConfigError(
             f"{target} cannot be written: {error}; choose a folder on a disk that can be "
@@ -213,8 +242,13 @@ def _replaced(target: Path) -> Iterator[Path]:
 # Finding
 
 
-def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
-    """Folder of a model and its revision, `""` for a folder of the caller's."""
+def locate_model(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
+    """Folder of a model and its revision, `""` for a folder of the caller's.
+
+    Raises:
+        ConfigError: There is no such folder, and no such model on the hub.
+        MissingExtraError: A hub id needs `huggingface_hub`.
+    """
     text = os.fspath(name)
     path = Path(text).expanduser()
     if text and path.is_dir():
@@ -242,22 +276,35 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     return Path(found)
 
 
-def _find_tokenizer(plan: Plan, folder: Path, given: Any) -> TextTokenizer:
+def find_tokenizer(
+    places: Sequence[Path], given: Any, *, hub_id: str | None = None, lower_case: bool = False
+) -> TextTokenizer:
+    """The tokenizer of a model.
+
+    Args:
+        places: Folders that may hold it, the likeliest first.
+        given: What the caller passed instead, or None.
+        hub_id: Model on the hub whose tokenizer is meant when no folder holds one.
+        lower_case: Lower-case texts first.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+    """
     if given is not None:
-        return TextTokenizer.of(given, lower_case=plan.lower_case)
-    for place in (plan.folder, folder):
+        return TextTokenizer.of(given, lower_case=lower_case)
+    for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
-            return TextTokenizer.from_folder(place, lower_case=plan.lower_case)
-    if plan.tokenizer_id is None:
-        return TextTokenizer.from_folder(folder)  # says what is missing
+            return TextTokenizer.from_folder(place, lower_case=lower_case)
+    if hub_id is None:
+        return TextTokenizer.from_folder(places[-1])  # says what is missing
     try:
-        place = _download(plan.tokenizer_id, None, _TOKENIZER_PATTERNS)
+        place = _download(hub_id, None, _TOKENIZER_PATTERNS)
     except ConfigError as error:
         raise ConfigError(
-            f"{folder} holds no tokenizer, and that of {plan.tokenizer_id!r} cannot be had from "
+            f"{places[-1]} holds no tokenizer, and that of {hub_id!r} cannot be had from "
             "the hub; pass `tokenizer=` with a folder that holds its tokenizer.json."
         ) from error
-    return TextTokenizer.from_folder(place, lower_case=plan.lower_case)
+    return TextTokenizer.from_folder(place, lower_case=lower_case)
 
 
 # Building
@@ -295,7 +342,12 @@ def _entry(
     return replace(entry, max_length=length, k=entry.k if k == "checkpoint" else k)
 
 
-def _checked_device(device: str | torch.device | None) -> torch.device:
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for; CUDA or else the CPU for None.
+
+    Raises:
+        ConfigError: This machine or this torch does not have it.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -309,7 +361,12 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The float dtype that was asked for; float32 for None.
+
+    Raises:
+        ConfigError: It is none.
+    """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ConfigError(

@@ -21,7 +21,7 @@ class EncoderStamp:
         weights: SHA-256 (hex) over the weights as loaded, or `""` when unknown.
         tokenizer: `Vocabulary.fingerprint` of the tokenizer.
         vocabulary: `Vocabulary.kind`: which token ids may carry a weight.
-        head: `"vdr"`, `"mlm"` or `"image"`.
+        head: `"vdr"`, `"mlm"` or `"image"`; `"vdr+image"` of a text and an image encoder together.
         activation: `"elu1p"`, `"log1p_relu"`, `"double_log1p_relu"` or `"none"`.
         k: Kept dimensions per document, or `None` for all; recorded, never compared.
         library_version: Version of this library that wrote the stamp; never compared.

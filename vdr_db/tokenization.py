@@ -7,6 +7,8 @@ truncation are the business of `vdr_db.batching`, which needs to know about both
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.image_files import has_image_suffix
 
 __all__ = ["TextTokenizer", "TokenizedTexts", "checked_texts"]
 
@@ -78,7 +81,13 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise InputError(
                 f"every text must be a str, got {type(text).__name__} at index {i}; "
-                "leave missing texts out or pass an empty one."
+                "leave missing texts out or pass an empty one, and give images to an image encoder."
+            )
+        if has_image_suffix(text) and _is_file(text):
+            warnings.warn(
+                f"text {i} is the path of an image ({text!r}); a text encoder reads the name, not "
+                "the picture: use ImageEncoder or CrossModalEncoder.encode_images for that.",
+                stacklevel=2,
             )
         if not text.isascii():
             try:
@@ -90,6 +99,13 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
                     "as UTF-8 or drop the half with text.encode('utf-8', 'ignore').decode()."
                 ) from error
     return checked
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return os.path.isfile(name)
+    except ValueError:  # a zero byte is no part of any name
+        return False
 
 
 class TextTokenizer:
