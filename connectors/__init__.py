@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
     from vdr_db.connectors.memory import MemoryStore
     from vdr_db.connectors.qdrant import QdrantStore
+    from vdr_db.connectors.qdrant_async import AsyncVDRQdrant
+    from vdr_db.connectors.qdrant_engine import DenseVector
     from vdr_db.connectors.vdr_qdrant import VDRQdrant
 
 __all__ = [
+    "AsyncVDRQdrant",
     "Collection",
+    "DenseVector",
     "ElasticsearchStore",
     "Encoder",
     "Hit",
@@ -39,7 +43,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "AsyncVDRQdrant": "qdrant_async",
     "Collection": "collection",
+    "DenseVector": "qdrant_engine",
     "ElasticsearchStore": "elasticsearch_store",
     "Encoder": "collection",
     "Hit": "base",

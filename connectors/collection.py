@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term
+from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
 from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.images import add_images, encode_query_image
 from vdr_db.connectors.texts import refuse_string, text_batches
 from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Collection", "Encoder", "Mode"]
+__all__ = ["Collection", "Encoder", "Mode", "needed_encoder", "query_rows"]
 
 Mode: TypeAlias = Literal["full", "alpha", "beta"]
 """How query and documents are represented.
@@ -147,6 +149,18 @@ class Collection:
                 id, or a payload has another value in the field of the text.
             RejectedRows: Some texts could not be stored; all others are written.
         """
+        return self._add_texts(self.store.upsert, texts, ids, payloads, batch_size, empty)
+
+    def _add_texts(
+        self,
+        upsert: Callable[..., Written],
+        texts: Iterable[str],
+        ids: Iterable[Id] | None,
+        payloads: Iterable[Mapping[str, Any] | None] | None,
+        batch_size: int,
+        empty: EmptyRows,
+    ) -> list[Id]:
+        """`add_texts` with a store's `upsert`, to which a child class may add arguments."""
         encoder = self._need_encoder("add_texts")
         encode = encoder.bag_of_tokens if self._documents == "tokens" else encoder.encode_documents
         key = self.text_key if self.store_text else None
@@ -160,7 +174,7 @@ class Collection:
             if batch.texts:
                 rows = encode(batch.texts)
                 try:
-                    report = self.store.upsert(rows, batch.fresh_ids, batch.payloads, empty=empty)
+                    report = upsert(rows, batch.fresh_ids, batch.payloads, empty=empty)
                     skipped.update(report.skipped)
                 except RejectedRows as rejection:
                     refused.update(zip(rejection.ids, rejection.reasons, strict=True))
@@ -194,6 +208,16 @@ class Collection:
             InputError: An id is unusable or given twice, or the rows have another width.
             RejectedRows: Some rows could not be stored; all others are written.
         """
+        return self._add_rows(self.store.upsert, rows, ids, payloads, empty)
+
+    def _add_rows(
+        self,
+        upsert: Callable[..., Written],
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None,
+        empty: EmptyRows,
+    ) -> list[Id]:
         if not isinstance(rows, SparseRows):
             raise TypeError(
                 f"`rows` must be SparseRows, got {type(rows).__name__}; "
@@ -201,8 +225,44 @@ class Collection:
             )
         checked = checked_ids(ids)
         self._create(rows.width if self.encoder is None else self.encoder.vocabulary.size)
-        left_out = set(self.store.upsert(rows, checked, payloads, empty=empty).skipped)
+        left_out = set(upsert(rows, checked, payloads, empty=empty).skipped)
         return [id for id in checked if id not in left_out]
+
+    def add_images(
+        self,
+        images: str | os.PathLike[str] | Iterable[Any],
+        ids: Iterable[Id] | None = None,
+        payloads: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        batch_size: int = 256,
+        empty: EmptyRows = "store",
+    ) -> list[Id]:
+        """Encodes and writes images; an image whose id is there replaces it.
+
+        The encoder must read images, as `vdr_db.CrossModalEncoder` does. Payloads get the field
+        `modality`, which is `"image"`, and `image`, the path where an image came as one.
+
+        Args:
+            images: Paths, bytes of files, PIL images or arrays; or one folder.
+            ids: One for each image. Without ids, images of a folder are called by their paths in
+                it, and others get a UUID made of their content.
+            payloads: One mapping (or `None`) for each image.
+            batch_size: Images encoded and written together.
+            empty: What becomes of images whose vector is empty; see `add_texts`.
+
+        Returns:
+            The id of every image in order, skipped ones left out.
+
+        Raises:
+            ConfigError: The encoder reads no images.
+            TypeError: One image came instead of several, or an item is no image at all.
+            ShapeError: Images, ids and payloads are not equally many.
+            InputError: An id is unusable or given twice, an item is a text, or a payload has
+                another value in a field named above.
+            RejectedRows: Some images could not be read or stored, with reasons; all others are
+                written.
+        """
+        return add_images(self, images, ids, payloads, batch_size=batch_size, empty=empty)
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
@@ -244,6 +304,23 @@ class Collection:
             )
         best = self._rerank(row, self.store.search(row, rerank, filter))
         return best[offset : offset + limit]
+
+    def search_by_image(
+        self, image: Any, limit: int = 10, filter: Any = None, *, offset: int = 0
+    ) -> list[Hit]:
+        """The best documents for an image, texts and images alike, best first.
+
+        Args:
+            image: A path, the bytes of a file, a PIL image or an array.
+            limit: Hits wanted.
+            filter: Conditions on payloads: `{"modality": "image"}` finds images alone.
+            offset: Hits to leave out at the start.
+
+        Raises:
+            ConfigError: The encoder reads no images.
+            InputError: The image cannot be read.
+        """
+        return self.search(encode_query_image(self, image), limit, filter, offset=offset)
 
     def search_batch(
         self,
@@ -341,35 +418,10 @@ class Collection:
             self.store.create(width, self._stamp(), documents=self._documents)
 
     def _need_encoder(self, what: str) -> Encoder:
-        if self.encoder is None:
-            raise ConfigError(
-                f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
-                "use SparseRows."
-            )
-        return self.encoder
+        return needed_encoder(self.encoder, what)
 
     def _query_rows(self, queries: Sequence[str] | SparseRows, mode: Mode | None) -> SparseRows:
-        usual: Mode = "beta" if self._documents == "tokens" else "full"
-        mode = usual if mode is None else mode
-        if mode not in ("full", "alpha", "beta"):
-            raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
-        if (mode == "beta") != (self._documents == "tokens"):
-            held = "bags of tokens" if self._documents == "tokens" else "encoded documents"
-            raise ConfigError(
-                f"mode {mode!r} cannot be searched in a collection of {held}; "
-                f"use mode {usual!r}, or build a collection with another `documents`."
-            )
-        if isinstance(queries, SparseRows):
-            return queries
-        encoder = self._need_encoder("search")
-        if not isinstance(queries, Sequence):
-            raise TypeError(f"queries must be strings or SparseRows, got {type(queries).__name__}")
-        for query in queries:
-            if not isinstance(query, str):
-                raise TypeError(f"queries must be strings, got {type(query).__name__}: {query!r}")
-        if mode == "alpha":
-            return encoder.bag_of_tokens(queries)
-        return encoder.encode_queries(queries)
+        return query_rows(queries, mode, self._documents, self.encoder)
 
     def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
         encoder = self._need_encoder("rerank")
@@ -389,3 +441,63 @@ class Collection:
 
     def _token(self, token_id: int) -> str:
         return str(token_id) if self.encoder is None else self.encoder.vocabulary.token(token_id)
+
+
+def needed_encoder(encoder: Encoder | None, what: str) -> Encoder:
+    """The encoder.
+
+    Raises:
+        ConfigError: There is none, or it reads images only.
+    """
+    if encoder is None:
+        raise ConfigError(
+            f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
+            "use SparseRows."
+        )
+    if not hasattr(encoder, "encode_queries"):
+        raise ConfigError(
+            f"`{what}` with texts needs an encoder that reads texts, got "
+            f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
+        )
+    return encoder
+
+
+def query_rows(
+    queries: Sequence[str] | SparseRows,
+    mode: Mode | None,
+    documents: Documents,
+    encoder: Encoder | None,
+) -> SparseRows:
+    """Queries as rows.
+
+    Args:
+        queries: Texts, or rows, which stay as they are.
+        mode: How queries are represented, `None` for what is usual with such documents.
+        documents: What the document side is.
+        encoder: Makes rows of texts.
+
+    Raises:
+        ConfigError: The mode does not fit the documents, or there is no encoder.
+        TypeError: A query is neither.
+    """
+    usual: Mode = "beta" if documents == "tokens" else "full"
+    mode = usual if mode is None else mode
+    if mode not in ("full", "alpha", "beta"):
+        raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
+    if (mode == "beta") != (documents == "tokens"):
+        held = "bags of tokens" if documents == "tokens" else "encoded documents"
+        raise ConfigError(
+            f"mode {mode!r} cannot be searched in a collection of {held}; "
+            f"use mode {usual!r}, or build a collection with another `documents`."
+        )
+    if isinstance(queries, SparseRows):
+        return queries
+    encoder = needed_encoder(encoder, "search")
+    if not isinstance(queries, Sequence):
+        raise TypeError(f"queries must be strings or SparseRows, got {type(queries).__name__}")
+    for query in queries:
+        if not isinstance(query, str):
+            raise TypeError(f"queries must be strings, got {type(query).__name__}: {query!r}")
+    if mode == "alpha":
+        return encoder.bag_of_tokens(queries)
+    return encoder.encode_queries(queries)

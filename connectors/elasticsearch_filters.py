@@ -32,7 +32,7 @@ from vdr_db.filters import (
     OneOf,
     Range,
     TimeRange,
-    _parse_time,
+    parse_time,
 )
 
 __all__ = ["FACTS", "filter_query", "payload_facts"]
@@ -115,7 +115,7 @@ def _scalar_facts(path: str, value: Any) -> list[str]:
             facts.append(_equality(path, value))
         return facts
     if isinstance(value, str):
-        time = _parse_time(value)
+        time = parse_time(value)
         moment = [] if time is None else [f"{path}=t{_microseconds(time)}"]
         return [_equality(path, value), *moment]
     return []

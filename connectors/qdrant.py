@@ -18,39 +18,52 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
-    Payload,
     Record,
     Written,
     check_stamp,
     checked_page,
 )
-from vdr_db.connectors.ids import checked_ids, id_order, point_id
+from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.qdrant_documents import (
+    ID_FIELD,
+    Batch,
+    Upload,
+    checked_fusion,
+    checked_nearest,
+    hits_of,
+    record_of,
+)
 from vdr_db.connectors.qdrant_engine import (
     DATATYPES,
+    VECTOR_NAME,
     Datatype,
+    DenseVector,
     Engine,
     IndexKind,
     Manifest,
     PointId,
     RefusedBatch,
     Stored,
+    checked_dense,
     checked_indexes,
 )
-from vdr_db.connectors.validation import RESERVED_PREFIX, checked_query, prepare
+from vdr_db.connectors.qdrant_errors import NameTaken
+from vdr_db.connectors.qdrant_existing import Existing, point_of
+from vdr_db.connectors.qdrant_lifecycle import CollectionLifecycle
+from vdr_db.connectors.validation import checked_query
 from vdr_db.errors import ConfigError, RejectedRows, StoreError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.qdrant_server import IndexMemory
+    from vdr_db.connectors.qdrant_requests import IndexMemory
 
 __all__ = ["QdrantStore"]
 
-_ID_FIELD = RESERVED_PREFIX + "id"
 _PAGE = 1000
 
 
-class QdrantStore:
+class QdrantStore(CollectionLifecycle):
     """A `Store` in Qdrant.
 
     Args:
@@ -71,6 +84,12 @@ class QdrantStore:
         client_options: For `url`, more arguments of `QdrantClient`, such as `grpc_port` or TLS.
         collection_options: On a server, more arguments of `create_collection`, such as
             `shard_number`.
+        dense: Dense vectors that documents may have beside the sparse one: name → size (compared
+            by cosine) or `DenseVector`.
+        vector_name: On a server, name of the sparse vector, `"vdr"` by default.
+        versioned: On a server, make `collection-000001` with `collection` as its alias, so that
+            `rebuild` can put another one in its place.
+        existing: Open what is there, and never make or change it; see `from_existing`.
 
     Raises:
         ConfigError: Not exactly one of `path`, `url` and `client` is given, or an option is
@@ -96,6 +115,10 @@ class QdrantStore:
         index_memory: IndexMemory | None = None,
         client_options: Mapping[str, Any] | None = None,
         collection_options: Mapping[str, Any] | None = None,
+        dense: Mapping[str, DenseVector | int] | None = None,
+        vector_name: str | None = None,
+        versioned: bool = False,
+        existing: Existing | None = None,
     ) -> None:
         if not isinstance(collection, str) or not collection:
             raise ConfigError(f"`collection` must be a name, got {collection!r}.")
@@ -109,6 +132,9 @@ class QdrantStore:
             ("client_options", client_options, "url", url is not None),
             ("collection_options", collection_options, "url` or `client", path is None),
             ("index_memory", index_memory, "url` or `client", path is None),
+            ("vector_name", vector_name, "url` or `client", path is None),
+            ("versioned", versioned or None, "url` or `client", path is None),
+            ("existing", existing, "url` or `client", path is None),
         ):
             if option is not None and not fits:
                 raise ConfigError(f"`{name}` goes with `{place}`; leave it out here.")
@@ -121,6 +147,8 @@ class QdrantStore:
         self.name = collection
         self._datatype: Datatype | None = datatype
         self._payload_indexes = checked_indexes(payload_indexes)
+        self._dense = checked_dense(dense)
+        self._vector_name = vector_name
         self._full_scan_threshold = full_scan_threshold
         # An embedded engine writes one batch at a time; a server takes several streams.
         self.concurrent_writers = 1 if path is not None else 2
@@ -143,16 +171,50 @@ class QdrantStore:
                 index_memory=index_memory,
                 client_options=client_options,
                 collection_options=collection_options,
+                vector_name=vector_name,
+                versioned=versioned,
+                existing=existing,
             )
         try:
             self._manifest = self._engine.open()
             if self._manifest is not None:
                 self._manifest.check_options(
-                    self._engine.where, self._datatype, self._payload_indexes
+                    self._engine.where, self._datatype, self._payload_indexes, self._dense
                 )
         except BaseException:
             self._engine.close()
             raise
+
+    @classmethod
+    def from_existing(
+        cls,
+        collection: str,
+        *,
+        vector_name: str | None = None,
+        adopt: bool = False,
+        width: int | None = None,
+        documents: Documents = "encoded",
+        **options: Any,
+    ) -> QdrantStore:
+        """Opens a collection that is on a server already, and neither makes nor changes it.
+
+        Args:
+            collection: Its name, or an alias.
+            vector_name: Its sparse vector; needed when it has several.
+            adopt: Take one that this library did not make, so that nothing tells which model made
+                its vectors: the caller vouches for that.
+            width: Vocabulary size of that model.
+            documents: What its document side is, when it is adopted.
+            options: `url` or `client`, and more options of `QdrantStore`.
+
+        Raises:
+            StoreError: There is no such collection.
+            StoreMismatch: It is not described and not to be adopted, has no such sparse vector or
+                several, holds larger token ids than the vocabulary, or multiplies its weights.
+            ConfigError: It is to be adopted, and the width is not told.
+        """
+        existing = Existing(adopt=adopt, width=width, documents=documents)
+        return cls(collection, vector_name=vector_name, existing=existing, **options)
 
     @property
     def width(self) -> int | None:
@@ -174,6 +236,11 @@ class QdrantStore:
         """How the index keeps weights."""
         kept = self._datatype if self._manifest is None else self._manifest.datatype
         return kept or "float32"
+
+    @property
+    def dense(self) -> dict[str, DenseVector]:
+        """The dense vectors beside the sparse one; `""` is one without a name."""
+        return self._dense if self._manifest is None else dict(self._manifest.dense)
 
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""
@@ -198,8 +265,21 @@ class QdrantStore:
             datatype=self.datatype,
             full_scan_threshold=self._full_scan_threshold,
             payload_indexes=self._payload_indexes,
+            dense=self._dense,
+            vector=self._vector_name or VECTOR_NAME,
         )
-        self._engine.create(manifest)
+        try:
+            self._engine.create(manifest)
+        except NameTaken:
+            # Another process was faster; what it made must be what was asked for.
+            self._manifest = self._engine.open()
+            if self._manifest is None:
+                raise
+            self._manifest.check_options(
+                self._engine.where, self._datatype, self._payload_indexes, self._dense
+            )
+            self.create(width, stamp, documents=documents)
+            return
         self._manifest = manifest
 
     def upsert(
@@ -209,33 +289,33 @@ class QdrantStore:
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         empty: EmptyRows = "store",
+        dense: Mapping[str, Any] | None = None,
     ) -> Written:
-        """Writes rows; see `Store.upsert`."""
-        made = self._made()
-        limits = self._engine.limits
-        ready = prepare(
+        """Writes rows; see `Store.upsert`.
+
+        Args:
+            rows: Sparse vectors.
+            ids: One for each row.
+            payloads: One mapping (or `None`) for each row.
+            empty: What becomes of rows without entries.
+            dense: Name → `[N, size]` dense vectors of the same documents. A document is replaced as
+                a whole: without them, those it had are gone.
+        """
+        upload = Upload(
             rows,
             ids,
             payloads,
-            width=made.width,
+            dense,
+            made=self._made(),
+            limits=self._engine.limits,
             empty=empty,
-            limits=limits,
             where=self._engine.where,
         )
-        refused = dict(ready.refused)
-        points = [point_id(id) for id in ready.ids]
-        # The caller's id travels in the payload: a string id cannot be read off its point.
-        kept: list[Payload] = [
-            {_ID_FIELD: id, **payload}
-            for id, payload in zip(ready.ids, ready.payloads, strict=True)
-        ]
-        for part in ready.batches(limits):
-            size = int(ready.sizes[part].sum())
-            reasons = self._write(points[part], ready.rows[part], kept[part], size)
-            refused.update((ready.ids[part.start + i], reason) for i, reason in reasons.items())
-        if refused:
-            raise RejectedRows(list(refused), list(refused.values()))
-        return Written(len(ready.ids), ready.empty, ready.skipped)
+        for batch in upload.batches():
+            upload.refused.update(self._write(batch))
+        if upload.refused:
+            raise RejectedRows(list(upload.refused), list(upload.refused.values()))
+        return upload.written
 
     def search(
         self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
@@ -260,16 +340,63 @@ class QdrantStore:
         queries = checked_query(rows, self._made().width, self._engine.where)
         return self._search(queries, limit, 0, filter)
 
+    def search_hybrid(
+        self,
+        row: SparseRows,
+        vector: Any,
+        limit: int = 10,
+        filter: Any = None,
+        offset: int = 0,
+        *,
+        using: str | None = None,
+        depth: int = 100,
+        rank_constant: int | None = None,
+    ) -> list[Hit]:
+        """The best documents by sparse and dense vector together: reciprocal rank fusion (RRF).
+
+        Args:
+            row: The sparse query, one row.
+            vector: The dense query, `[size]`.
+            limit: Hits wanted.
+            filter: Conditions on payloads, for both sides.
+            offset: Hits to leave out at the start.
+            using: Name of the dense vector; needed when there are several.
+            depth: Hits of each side that the fusion looks at.
+            rank_constant: Larger values give the first ranks less weight; `None` is the engine's
+                own. Servers before 1.16 know no other.
+
+        Raises:
+            ConfigError: There is no such dense vector, or a number is impossible.
+            ShapeError: A query has another shape.
+        """
+        checked_page(limit, offset)
+        checked_fusion(depth, rank_constant)
+        made = self._made()
+        query = checked_query(row, made.width, self._engine.where, single=True)
+        using, numbers = checked_nearest(vector, using, made.dense, self._engine.where)
+        found = self._engine.hybrid(
+            query,
+            using,
+            numbers,
+            limit=limit,
+            offset=offset,
+            filter=filter,
+            depth=max(depth, limit + offset),
+            rank_constant=rank_constant,
+        )
+        return hits_of(found)
+
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
-        width = self._made().width
-        wanted = [point_id(id) for id in checked_ids(ids)]
+        made = self._made()
+        width = made.width
+        wanted = [point_of(made, id) for id in checked_ids(ids)]
         found: dict[PointId, Stored] = {}
         for start in range(0, len(wanted), _PAGE):
             page = self._engine.retrieve(wanted[start : start + _PAGE], with_rows)
             found.update((stored.point, stored) for stored in page)
         return [
-            _record(found[point], width if with_rows else None)
+            record_of(found[point], width if with_rows else None)
             for point in wanted
             if point in found
         ]
@@ -280,9 +407,9 @@ class QdrantStore:
         after: PointId | None = None
         while True:
             self._check_open()
-            page, after = self._engine.scroll(after, _PAGE, [_ID_FIELD])
+            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD])
             for stored in page:
-                yield stored.payload.get(_ID_FIELD, stored.point)
+                yield stored.payload.get(ID_FIELD, stored.point)
             if after is None:
                 return
 
@@ -293,8 +420,8 @@ class QdrantStore:
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
-        self._made()
-        wanted = list(dict.fromkeys(point_id(id) for id in checked_ids(ids)))
+        made = self._made()
+        wanted = list(dict.fromkeys(point_of(made, id) for id in checked_ids(ids)))
         removed = 0
         for start in range(0, len(wanted), _PAGE):
             there = [s.point for s in self._engine.retrieve(wanted[start : start + _PAGE], False)]
@@ -345,19 +472,18 @@ class QdrantStore:
             )
         return self._manifest
 
-    def _write(
-        self, points: list[PointId], rows: SparseRows, payloads: list[Payload], size: int
-    ) -> dict[int, str]:
-        """Writes a batch, halving it around what a server refuses; position → reason."""
+    def _write(self, batch: Batch) -> dict[Id, str]:
+        """Writes a batch, halving it around what a server refuses; id → reason."""
+        arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]
+        if batch.dense:
+            arguments.append(batch.dense)
         try:
-            self._engine.upsert(points, rows, payloads, size)
+            self._engine.upsert(*arguments)
         except RefusedBatch as refusal:
-            if len(points) == 1:
-                return {0: str(refusal)}
-            middle = len(points) // 2
-            reasons = self._write(points[:middle], rows[:middle], payloads[:middle], size)
-            later = self._write(points[middle:], rows[middle:], payloads[middle:], size)
-            return reasons | {middle + i: reason for i, reason in later.items()}
+            if len(batch.points) == 1:
+                return {batch.ids[0]: str(refusal)}
+            first, second = batch.halves()
+            return {**self._write(first), **self._write(second)}
         return {}
 
     def _search(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
@@ -366,23 +492,5 @@ class QdrantStore:
         if asked.size:
             answers = self._engine.search(queries[asked], limit, offset, filter)
             for i, answer in zip(asked, answers, strict=True):
-                hits = [
-                    Hit(found.payload.get(_ID_FIELD, found.point), found.score, _own(found.payload))
-                    for found in answer
-                ]
-                results[i] = sorted(hits, key=lambda hit: (-hit.score, *id_order(hit.id)))
+                results[i] = hits_of(answer)
         return results
-
-
-def _own(payload: Payload) -> Payload:
-    return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}
-
-
-def _record(stored: Stored, width: int | None) -> Record:
-    row = None
-    if width is not None:
-        indices = np.asarray(stored.indices if stored.indices is not None else [], np.int64)
-        values = np.asarray(stored.values if stored.values is not None else [], np.float32)
-        row = SparseRows([0, indices.size], indices, values, width)
-    payload = {name: value for name, value in stored.payload.items() if name != _ID_FIELD}
-    return Record(stored.payload.get(_ID_FIELD, stored.point), payload, row)

@@ -8,14 +8,23 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
 from vdr_db.connectors.collection_folder import CollectionFolder
-from vdr_db.connectors.qdrant_engine import VECTOR_NAME, Found, Manifest, PointId, Stored
+from vdr_db.connectors.qdrant_engine import (
+    VECTOR_NAME,
+    DenseRows,
+    Found,
+    Manifest,
+    PointId,
+    Stored,
+)
 from vdr_db.connectors.qdrant_filters import EdgeDialect, to_qdrant
 from vdr_db.errors import StoreError, StoreUnavailable, require
 from vdr_db.filters import Filter, parse_filter
@@ -33,6 +42,8 @@ _DISK_BYTES_PER_BYTE = 4
 _OPTIMIZE_AFTER_ROWS = 10_000
 
 _QUERIES_AT_ONCE = 256
+# What the engine's server uses when a request names none.
+_RANK_CONSTANT = 2
 _UNAVAILABLE_SIGNS = (
     "WouldBlock",
     "No space left",
@@ -134,6 +145,7 @@ class EdgeEngine:
         rows: SparseRows,
         payloads: Sequence[Payload],
         size: int,
+        dense: DenseRows | None = None,
     ) -> None:
         """Writes one batch; see `Engine.upsert`."""
         self._check_usable()
@@ -141,9 +153,15 @@ class EdgeEngine:
         edge = self._edge
         bounds = rows.indptr.tolist()
         indices, values = rows.indices.astype(np.uint32), rows.values
+        vectors: list[dict[str, Any]] = [
+            {VECTOR_NAME: edge.SparseVector(indices[a:b], values[a:b])} for a, b in pairwise(bounds)
+        ]
+        for name, column in (dense or {}).items():
+            for vector, numbers in zip(vectors, column.tolist(), strict=True):
+                vector[name] = numbers
         batch = [
-            edge.Point(point, {VECTOR_NAME: edge.SparseVector(indices[a:b], values[a:b])}, payload)
-            for point, payload, a, b in zip(points, payloads, bounds[:-1], bounds[1:], strict=True)
+            edge.Point(point, vector, payload)
+            for point, vector, payload in zip(points, vectors, payloads, strict=True)
         ]
         with self._translated("be written", points):
             self._shard.update(edge.UpdateOperation.upsert_points(batch))
@@ -181,6 +199,43 @@ class EdgeEngine:
             [Found(_plain_id(hit.id), hit.score, hit.payload or {}) for hit in hits]
             for hits in answers
         ]
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by both rankings; see `Engine.hybrid`."""
+        self._check_usable()
+        edge = self._edge
+        native = self._native(filter)
+        queries = [edge.Query.Nearest(vector.tolist(), using=using)]
+        if row.nnz:
+            indices, values = row.row(0)
+            sparse = edge.SparseVector(indices.astype(np.uint32), values)
+            queries.insert(0, edge.Query.Nearest(sparse, using=VECTOR_NAME))
+        with self._translated("be searched"):
+            most = max(1, self._shard.info().points_count)
+            prefetches = [
+                edge.Prefetch(limit=min(depth, most), query=query, filter=native)
+                for query in queries
+            ]
+            request = edge.QueryRequest(
+                limit=min(limit, most),
+                offset=min(offset, most),
+                query=edge.Fusion.Rrf(_RANK_CONSTANT if rank_constant is None else rank_constant),
+                prefetches=prefetches,
+                with_payload=True,
+            )
+            hits = self._shard.query(request)
+        return [Found(_plain_id(hit.id), hit.score, hit.payload or {}) for hit in hits]
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
@@ -259,8 +314,14 @@ class EdgeEngine:
             datatype=getattr(edge.VectorStorageDatatype, manifest.datatype.capitalize()),
         )
         # Without its log the engine loses what was not flushed; a temporary folder may.
+        dense = {
+            name: edge.EdgeVectorParams(one.size, getattr(edge.Distance, one.distance.capitalize()))
+            for name, one in manifest.dense.items()
+        }
         config = edge.EdgeConfig(
-            sparse_vectors={VECTOR_NAME: vector}, wal_enabled=not self._in_memory
+            vectors=dense or None,
+            sparse_vectors={VECTOR_NAME: vector},
+            wal_enabled=not self._in_memory,
         )
         shard = edge.EdgeShard.create(str(folder), config)
         for path, kind in manifest.payload_indexes.items():

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from vdr_db.connectors.base import BatchLimits, Documents, Payload
 from vdr_db.connectors.qdrant_filters import json_path
 from vdr_db.errors import ConfigError, StoreMismatch
@@ -16,6 +19,9 @@ from vdr_db.stamp import EncoderStamp
 __all__ = [
     "VECTOR_NAME",
     "Datatype",
+    "DenseRows",
+    "DenseVector",
+    "Distance",
     "Engine",
     "Found",
     "IndexKind",
@@ -23,11 +29,12 @@ __all__ = [
     "PointId",
     "RefusedBatch",
     "Stored",
+    "checked_dense",
     "checked_indexes",
 ]
 
 VECTOR_NAME = "vdr"
-"""Name of the sparse vector in every collection."""
+"""Name of the sparse vector unless the caller has another one."""
 
 PointId: TypeAlias = int | str
 """Unsigned 64-bit integer, or the text of a UUID."""
@@ -38,13 +45,46 @@ Datatype: TypeAlias = Literal["float32", "float16", "uint8"]
 IndexKind: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "tenant"]
 """Kind of a payload index; `"tenant"` is a keyword that nearly every search filters by."""
 
+Distance: TypeAlias = Literal["cosine", "dot", "euclid", "manhattan"]
+"""How dense vectors are compared."""
+
+DenseRows: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
+"""Name of a dense vector → `[N, size]`, one row for each document."""
+
 INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime", "uuid", "tenant")
 DATATYPES = ("float32", "float16", "uint8")
+DISTANCES = ("cosine", "dot", "euclid", "manhattan")
 _FORMAT = 1
 
 
 class RefusedBatch(Exception):
     """A server refuses what is in a batch; the store looks for the rows it means."""
+
+
+@dataclass(frozen=True)
+class DenseVector:
+    """A dense vector that documents may have beside the sparse one.
+
+    Attributes:
+        size: Its dimension.
+        distance: How it is compared with a query's.
+
+    Raises:
+        ConfigError: There is no such vector.
+    """
+
+    size: int
+    distance: Distance = "cosine"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ConfigError(
+                f"the size of a dense vector must be an integer of at least 1, got {self.size!r}."
+            )
+        if self.distance not in DISTANCES:
+            raise ConfigError(
+                f"the distance of a dense vector must be one of {DISTANCES}, got {self.distance!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -60,6 +100,9 @@ class Manifest:
         full_scan_threshold: With a filter that keeps fewer vectors than this, they are scored one
             by one instead of through the index.
         payload_indexes: Payload key → kind of index.
+        dense: Name → dense vector beside the sparse one.
+        vector: Name of the sparse vector.
+        foreign_points: Whether others chose the points, so that every UUID is one.
     """
 
     collection: str
@@ -69,10 +112,13 @@ class Manifest:
     datatype: Datatype = "float32"
     full_scan_threshold: int = 500
     payload_indexes: Mapping[str, IndexKind] = field(default_factory=dict)
+    dense: Mapping[str, DenseVector] = field(default_factory=dict)
+    vector: str = VECTOR_NAME
+    foreign_points: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON types."""
-        return {
+        data: dict[str, Any] = {
             "format": _FORMAT,
             "collection": self.collection,
             "width": self.width,
@@ -82,6 +128,16 @@ class Manifest:
             "full_scan_threshold": self.full_scan_threshold,
             "payload_indexes": dict(self.payload_indexes),
         }
+        if self.dense:
+            data["dense"] = {
+                name: {"size": one.size, "distance": one.distance}
+                for name, one in self.dense.items()
+            }
+        if self.vector != VECTOR_NAME:
+            data["vector"] = self.vector
+        if self.foreign_points:
+            data["foreign_points"] = True
+        return data
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -106,12 +162,21 @@ class Manifest:
                     datatype=data["datatype"],
                     full_scan_threshold=int(data["full_scan_threshold"]),
                     payload_indexes=dict(data["payload_indexes"]),
+                    dense={
+                        str(name): DenseVector(**one)
+                        for name, one in (data.get("dense") or {}).items()
+                    },
+                    vector=str(data.get("vector", VECTOR_NAME)),
+                    foreign_points=bool(data.get("foreign_points", False)),
                 )
             except (KeyError, TypeError, ValueError, ConfigError) as error:
                 raise StoreMismatch(
                     f"the description of {where} is damaged ({error!r}); restore it from a backup."
                 ) from error
-        raise StoreMismatch(f"{where} is not a collection of this library; choose another one.")
+        raise StoreMismatch(
+            f"{where} is not a collection of this library; choose another one, or open it on a "
+            "server with `from_existing`."
+        )
 
     def check_name(self, collection: str, place: str) -> None:
         """Refuses the collection of another name.
@@ -126,12 +191,16 @@ class Manifest:
             )
 
     def check_options(
-        self, where: str, datatype: Datatype | None, indexes: Mapping[str, IndexKind]
+        self,
+        where: str,
+        datatype: Datatype | None,
+        indexes: Mapping[str, IndexKind],
+        dense: Mapping[str, DenseVector],
     ) -> None:
         """Refuses options that the collection was not made with.
 
         Raises:
-            StoreMismatch: Precision or a payload index differs.
+            StoreMismatch: Precision, a payload index or a dense vector differs.
         """
         if datatype not in (None, self.datatype):
             raise StoreMismatch(
@@ -144,6 +213,12 @@ class Manifest:
         if missing:
             raise StoreMismatch(
                 f"{where} has the payload indexes {dict(self.payload_indexes)}, not {missing}; "
+                "build another collection to change that."
+            )
+        others = {name: one for name, one in dense.items() if self.dense.get(name) != one}
+        if others:
+            raise StoreMismatch(
+                f"{where} has the dense vectors {dict(self.dense) or 'nothing'}, not {others}; "
                 "build another collection to change that."
             )
 
@@ -192,6 +267,7 @@ class Engine(Protocol):
         rows: SparseRows,
         payloads: Sequence[Payload],
         size: int,
+        dense: DenseRows | None = None,
     ) -> None:
         """Writes one batch; when it returns, searches see it and a crash does not lose it.
 
@@ -200,6 +276,7 @@ class Engine(Protocol):
             rows: Vectors.
             payloads: Payloads, with the fields of the library.
             size: Estimated bytes of all that.
+            dense: Dense vectors of these points.
 
         Raises:
             RefusedBatch: Some of its rows are unacceptable; nothing is written.
@@ -207,6 +284,20 @@ class Engine(Protocol):
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, which is not empty."""
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by reciprocal ranks of the sparse row and a dense vector."""
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there, in any order."""
@@ -230,6 +321,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Releases everything."""
+
+
+def checked_dense(dense: Mapping[str, DenseVector | int] | None) -> dict[str, DenseVector]:
+    """The dense vectors a collection is to have; a bare size means cosine.
+
+    Raises:
+        ConfigError: A name or a size is impossible.
+    """
+    checked: dict[str, DenseVector] = {}
+    for name, one in (dense or {}).items():
+        if not isinstance(name, str) or name in ("", VECTOR_NAME):
+            raise ConfigError(
+                f"a dense vector needs a name other than {VECTOR_NAME!r}, got {name!r}."
+            )
+        checked[name] = one if isinstance(one, DenseVector) else DenseVector(one)
+    return checked
 
 
 def checked_indexes(indexes: Mapping[str, IndexKind] | None) -> dict[str, IndexKind]:

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
-from vdr_db.connectors.qdrant_engine import (
-    VECTOR_NAME,
-    Found,
-    Manifest,
-    PointId,
-    RefusedBatch,
-    Stored,
+from vdr_db.connectors.qdrant_engine import DenseRows, Found, Manifest, PointId, Stored
+from vdr_db.connectors.qdrant_errors import NameTaken, shown_url, translated
+from vdr_db.connectors.qdrant_existing import Existing, check_width_of, read_manifest
+from vdr_db.connectors.qdrant_requests import (
+    METADATA_KEY,
+    QUERIES_AT_ONCE,
+    IndexMemory,
+    Requests,
 )
-from vdr_db.connectors.qdrant_filters import ClientDialect, to_qdrant
-from vdr_db.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable, require
-from vdr_db.filters import Filter, parse_filter
+from vdr_db.connectors.qdrant_versions import Versions
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 from vdr_db.sparse import SparseRows
 
-__all__ = ["IndexMemory", "ServerEngine"]
+__all__ = ["SERVER_LIMITS", "ServerEngine"]
 
-IndexMemory: TypeAlias = Literal["pinned", "cached", "cold"]
-"""Where the sparse index lives: locked in memory, in the page cache, on disk."""
+SERVER_LIMITS = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
+"""The server's own limit for a request is 32 MiB; its documentation asks for far smaller ones."""
 
-_METADATA_KEY = "vdr_db"
 # Servers before 1.16 keep no metadata with a collection; manifests then have a collection of their
 # own, one point each.
 _METADATA_SINCE = (1, 16)
 _MANIFESTS = "vdr_db_manifests"
-_MEMORY_SINCE = (1, 19)
-
-_QUERIES_AT_ONCE = 64
-_PASSING_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"}
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-_PASSING_ERRORS = {"ResponseHandlingException", "ResourceExhaustedResponse"}
-_REFUSING_STATUS = {400, 413, 422}
-_TOO_LARGE = re.compile(r"larger than|too large|message size", re.IGNORECASE)
+_LOOKED_AT = 64
 
 
 class ServerEngine:
@@ -56,10 +51,12 @@ class ServerEngine:
         index_memory: Where the sparse index lives; `None` is the server's default (pinned).
         client_options: More arguments of `QdrantClient`, such as `grpc_port` or TLS settings.
         collection_options: More arguments of `create_collection`, such as `shard_number`.
+        vector_name: Name of the sparse vector, `None` for the one that is there.
+        versioned: Make `collection-000001` with `collection` as its alias.
+        existing: Open what is there, and neither make nor change anything.
     """
 
-    # The server's own limit for a request is 32 MiB; its documentation asks for far smaller ones.
-    limits = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
+    limits = SERVER_LIMITS
 
     def __init__(
         self,
@@ -73,13 +70,19 @@ class ServerEngine:
         index_memory: IndexMemory | None = None,
         client_options: Mapping[str, Any] | None = None,
         collection_options: Mapping[str, Any] | None = None,
+        vector_name: str | None = None,
+        versioned: bool = False,
+        existing: Existing | None = None,
     ) -> None:
         module = require("qdrant_client", "qdrant")
         self._models: Any = module.models
-        self._dialect = ClientDialect(self._models)
+        self._requests = Requests(self._models)
         self._collection = collection
         self._index_memory = index_memory
         self._collection_options = dict(collection_options or {})
+        self._vector_name = vector_name
+        self._versioned = versioned
+        self._existing = existing
         self._secret = api_key
         self._owns_client = client is None
         if client is not None:
@@ -90,7 +93,7 @@ class ServerEngine:
             self._where = f"collection {collection!r} of the given client"
             self._client: Any = client
             return
-        self._where = f"collection {collection!r} at {_shown(url or '')}"
+        self._where = f"collection {collection!r} at {shown_url(url or '')}"
         with self._translated("be reached"):
             # The first request tells whether the server is there and what it is.
             self._client = module.QdrantClient(
@@ -107,6 +110,11 @@ class ServerEngine:
         """The collection and its server, without secrets."""
         return self._where
 
+    @property
+    def versions(self) -> Versions:
+        """What is done with whole collections of this server."""
+        return Versions(self._client, self._models, self._where, self._secret)
+
     def open(self) -> Manifest | None:
         """Looks the collection up; `None` when it is not made yet.
 
@@ -116,49 +124,109 @@ class ServerEngine:
         """
         with self._translated("be opened"):
             if not self._client.collection_exists(self._collection):
-                return None
+                if self._existing is None:
+                    return None
+                raise StoreError(f"{self._where} is not there; check its name and place.")
             about = self._client.get_collection(self._collection)
-        data = (getattr(about.config, "metadata", None) or {}).get(_METADATA_KEY)
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
         if data is None:
             data = self._sidecar_manifest()
-        manifest = Manifest.from_dict(data, self._where)
-        self._check_vectors(about)
+        manifest = read_manifest(
+            about,
+            data,
+            self._collection,
+            self._where,
+            vector=self._vector_name,
+            existing=self._existing,
+        )
+        self._requests.vector = manifest.vector
+        if self._existing is not None:
+            if self._existing.adopt:
+                check_width_of(self._largest_index(), manifest.width, self._where)
+            return manifest
         # An index is missing when the process that made the collection was killed in between.
         present = set(about.payload_schema or {})
-        self._make_indexes({k: v for k, v in manifest.payload_indexes.items() if k not in present})
+        missing = {k: v for k, v in manifest.payload_indexes.items() if k not in present}
+        self._make_indexes(
+            self._collection, {k: self._requests.index(v) for k, v in missing.items()}
+        )
         return manifest
 
     def create(self, manifest: Manifest) -> None:
         """Makes the collection with its payload indexes."""
-        models = self._models
+        self._requests.vector = manifest.vector
         with self._translated("be made"):
             version = self._version()
-            index: dict[str, Any] = {
-                "full_scan_threshold": manifest.full_scan_threshold,
-                "datatype": models.Datatype(manifest.datatype),
-            }
-            if self._index_memory is not None:
-                if version >= _MEMORY_SINCE:
-                    index["memory"] = self._index_memory
-                else:
-                    index["on_disk"] = self._index_memory != "pinned"
-            options = dict(self._collection_options)
-            metadata = dict(options.pop("metadata", None) or {})
-            if version >= _METADATA_SINCE and "metadata" in models.CreateCollection.model_fields:
-                metadata[_METADATA_KEY] = manifest.to_dict()
-            else:
-                self._write_sidecar(manifest)
-            if metadata:
-                options["metadata"] = metadata
-            # No modifier: weights are learned, and IDF on top would change every score.
-            sparse = models.SparseVectorParams(index=models.SparseIndexParams(**index))
-            self._client.create_collection(
-                self._collection,
-                vectors_config=options.pop("vectors_config", {}),
-                sparse_vectors_config={VECTOR_NAME: sparse},
-                **options,
+        arguments = self._requests.collection(
+            manifest,
+            version,
+            index_memory=self._index_memory,
+            with_metadata=self._keeps_metadata(version),
+            options=self._collection_options,
+        )
+        indexes = {key: self._requests.index(k) for key, k in manifest.payload_indexes.items()}
+        if not self._versioned:
+            self._make(self._collection, manifest, arguments, indexes)
+            return
+        name = f"{self._collection}-000001"
+        try:
+            self._make(name, manifest, arguments, indexes)
+        except NameTaken:
+            # Either another process makes the same just now, or was killed before it made the
+            # alias, or a rebuild left a collection. The first two are joined.
+            if not self._is_unfinished(name, manifest):
+                name = self.versions.free_name(self._collection)
+                self._make(name, manifest, arguments, indexes)
+            target = self.versions.target(self._collection)
+            if target is not None:
+                if target != name:
+                    self.versions.drop(name)
+                raise
+        self.versions.point_alias(self._collection, name)
+
+    def beside(
+        self, name: str, old: str, manifest: Manifest, changes: Mapping[str, Any]
+    ) -> ServerEngine:
+        """Makes another collection with the settings of this one, and an engine for it.
+
+        Args:
+            name: Of the new collection.
+            old: The collection whose settings and payload indexes it gets.
+            manifest: What it is.
+            changes: Arguments of `create_collection` that differ.
+
+        Raises:
+            NameTaken: The name is used by now.
+        """
+        settings = {**self.versions.settings(old), **changes}
+        with self._translated("be made"):
+            version = self._version()
+        sparse = settings.pop("sparse_vectors_config", {})
+        kept = sparse.get(manifest.vector)
+        asked = self._requests.collection(
+            manifest,
+            version,
+            index_memory=self._index_memory,
+            with_metadata=self._keeps_metadata(version),
+            options={**settings, "sparse_vectors_config": sparse},
+        )
+        index = getattr(kept, "index", None)
+        if index is not None:
+            # What the store does not decide, such as where the index lives, stays as it was.
+            fresh = asked["sparse_vectors_config"][manifest.vector].index
+            told = fresh.model_dump(exclude_none=True)
+            asked["sparse_vectors_config"][manifest.vector] = kept.model_copy(
+                update={"index": index.model_copy(update=told)}
             )
-        self._make_indexes(manifest.payload_indexes)
+        indexes = self.versions.indexes(old)
+        indexes.update((k, self._requests.index(v)) for k, v in manifest.payload_indexes.items())
+        engine = copy.copy(self)
+        engine._collection = name
+        engine._where = self._where.replace(repr(self._collection), repr(name), 1)
+        engine._owns_client = False
+        engine._versioned = False
+        engine._make(name, manifest, asked, indexes)
+        return engine
 
     def upsert(
         self,
@@ -166,54 +234,49 @@ class ServerEngine:
         rows: SparseRows,
         payloads: Sequence[Payload],
         size: int,
+        dense: DenseRows | None = None,
     ) -> None:
         """Writes one batch and waits until it is visible; see `Engine.upsert`."""
-        models = self._models
-        bounds = rows.indptr.tolist()
-        indices, values = rows.indices.tolist(), rows.values.tolist()
-        batch = [
-            # Checked data needs no second validation by the client's models, which costs most.
-            models.PointStruct.model_construct(
-                id=point,
-                vector={
-                    VECTOR_NAME: models.SparseVector.model_construct(
-                        indices=indices[a:b], values=values[a:b]
-                    )
-                },
-                payload=payload,
-            )
-            for point, payload, a, b in zip(points, payloads, bounds[:-1], bounds[1:], strict=True)
-        ]
+        batch = self._requests.points(points, rows, payloads, dense or {})
         with self._translated("be written", refusable=True):
             self._client.upsert(self._collection, points=batch, wait=True)
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, several queries in one request."""
-        models = self._models
-        native = self._native(filter)
-        requests = []
-        for i in range(len(rows)):
-            indices, values = rows.row(i)
-            vector = models.SparseVector(indices=indices.tolist(), values=values.tolist())
-            requests.append(
-                models.QueryRequest(
-                    query=vector,
-                    using=VECTOR_NAME,
-                    limit=limit,
-                    offset=offset,
-                    filter=native,
-                    with_payload=True,
-                )
-            )
+        requests = self._requests.searches(rows, limit, offset, filter)
         answers = []
         with self._translated("be searched"):
-            for start in range(0, len(requests), _QUERIES_AT_ONCE):
-                part = requests[start : start + _QUERIES_AT_ONCE]
+            for start in range(0, len(requests), QUERIES_AT_ONCE):
+                part = requests[start : start + QUERIES_AT_ONCE]
                 answers += self._client.query_batch_points(self._collection, requests=part)
-        return [
-            [Found(hit.id, hit.score, hit.payload or {}) for hit in answer.points]
-            for answer in answers
-        ]
+        return [self._requests.found(answer) for answer in answers]
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by both rankings, in one request; see `Engine.hybrid`."""
+        request = self._requests.hybrid(
+            row,
+            using,
+            vector,
+            limit=limit,
+            offset=offset,
+            filter=filter,
+            depth=depth,
+            rank_constant=rank_constant,
+        )
+        with self._translated("be searched"):
+            answers = self._client.query_batch_points(self._collection, requests=[request])
+        return self._requests.found(answers[0])
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
@@ -222,9 +285,9 @@ class ServerEngine:
                 self._collection,
                 ids=list(points),
                 with_payload=True,
-                with_vectors=[VECTOR_NAME] if with_rows else False,
+                with_vectors=[self._requests.vector] if with_rows else False,
             )
-        return [_stored(record, with_rows) for record in records]
+        return [self._requests.stored(record, with_rows) for record in records]
 
     def scroll(
         self, after: PointId | None, limit: int, fields: Sequence[str]
@@ -234,11 +297,11 @@ class ServerEngine:
             records, following = self._client.scroll(
                 self._collection, offset=after, limit=limit, with_payload=list(fields)
             )
-        return [_stored(record, False) for record in records], following
+        return [self._requests.stored(record, False) for record in records], following
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
-        native = self._native(filter)
+        native = self._requests.filter(filter)
         with self._translated("be counted"):
             return int(self._client.count(self._collection, count_filter=native, exact=True).count)
 
@@ -265,106 +328,73 @@ class ServerEngine:
         match = re.match(r"(\d+)\.(\d+)", told)
         return (int(match[1]), int(match[2])) if match else (99, 0)
 
-    def _check_vectors(self, about: Any) -> None:
-        sparse = (about.config.params.sparse_vectors or {}).get(VECTOR_NAME)
-        if sparse is None:
-            raise StoreMismatch(
-                f"{self._where} has no sparse vector {VECTOR_NAME!r} any more; build it again."
-            )
-        if sparse.modifier not in (None, self._models.Modifier.NONE):
-            raise StoreMismatch(
-                f"{self._where} multiplies weights by {sparse.modifier}, which changes what the "
-                "model learned; build a collection without a modifier."
-            )
+    def _keeps_metadata(self, version: tuple[int, int]) -> bool:
+        known = self._models.CreateCollection.model_fields
+        return version >= _METADATA_SINCE and "metadata" in known
 
-    def _make_indexes(self, indexes: Mapping[str, str]) -> None:
+    def _make(
+        self,
+        name: str,
+        manifest: Manifest,
+        arguments: Mapping[str, Any],
+        indexes: Mapping[str, Any],
+    ) -> None:
+        """Makes a collection, described and with its indexes before anything is in it."""
+        with self._translated("be made"):
+            if METADATA_KEY not in (arguments.get("metadata") or {}):
+                self._write_sidecar(name, manifest)
+            self._client.create_collection(name, **arguments)
+        self._make_indexes(name, indexes)
+
+    def _is_unfinished(self, name: str, manifest: Manifest) -> bool:
+        with self._translated("be opened"):
+            about = self._client.get_collection(name)
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
+        return data == manifest.to_dict() and self.versions.count(name) == 0
+
+    def _make_indexes(self, name: str, indexes: Mapping[str, Any]) -> None:
         with self._translated("be indexed"):
-            for path, kind in indexes.items():
-                schema = self._dialect.index(kind)
+            for path, schema in indexes.items():
                 self._client.create_payload_index(
-                    self._collection, field_name=path, field_schema=schema, wait=True
+                    name, field_name=path, field_schema=schema, wait=True
                 )
 
-    def _sidecar_manifest(self) -> Any:
-        with self._translated("be opened"):
-            if not self._client.collection_exists(_MANIFESTS):
-                return None
-            points = self._client.retrieve(_MANIFESTS, ids=[_manifest_point(self._collection)])
-        return points[0].payload.get(_METADATA_KEY) if points else None
+    def _largest_index(self) -> int | None:
+        vector = self._requests.vector
+        with self._translated("be read"):
+            records, _ = self._client.scroll(
+                self._collection, limit=_LOOKED_AT, with_payload=False, with_vectors=[vector]
+            )
+        stored = (self._requests.stored(record, True).indices for record in records)
+        return max((max(indices) for indices in stored if indices), default=None)
 
-    def _write_sidecar(self, manifest: Manifest) -> None:
+    def _sidecar_manifest(self) -> Any:
+        """What an old server keeps about the collection, `None` when there is nothing."""
+        try:
+            with self._translated("be opened"):
+                if not self._client.collection_exists(_MANIFESTS):
+                    return None
+            name = self.versions.target(self._collection) or self._collection
+            with self._translated("be opened"):
+                points = self._client.retrieve(_MANIFESTS, ids=[_manifest_point(name)])
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            # A key for one collection alone may not look at others.
+            return None
+        return points[0].payload.get(METADATA_KEY) if points else None
+
+    def _write_sidecar(self, name: str, manifest: Manifest) -> None:
         if not self._client.collection_exists(_MANIFESTS):
             self._client.create_collection(_MANIFESTS, vectors_config={})
         point = self._models.PointStruct(
-            id=_manifest_point(self._collection),
-            vector={},
-            payload={_METADATA_KEY: manifest.to_dict()},
+            id=_manifest_point(name), vector={}, payload={METADATA_KEY: manifest.to_dict()}
         )
         self._client.upsert(_MANIFESTS, points=[point], wait=True)
 
-    @contextlib.contextmanager
-    def _translated(self, action: str, *, refusable: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except (StoreError, RefusedBatch):
-            raise
-        except Exception as error:
-            status = getattr(error, "status_code", None)
-            code = getattr(getattr(error, "code", lambda: None)(), "name", None)
-            told = self._told(error)
-            too_large = code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(told)
-            refused = status in _REFUSING_STATUS or code == "INVALID_ARGUMENT" or too_large
-            if refusable and refused:
-                raise RefusedBatch(told) from error
-            if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-                raise StoreError(
-                    f"{self._where} cannot {action}: the server refuses the credentials; check "
-                    "`api_key` and its rights."
-                ) from error
-            passing = (
-                status in _PASSING_STATUS
-                or code in _PASSING_CODES
-                or isinstance(error, (OSError, TimeoutError))
-                or type(error).__name__
-                in ("ResponseHandlingException", "ResourceExhaustedResponse")
-            )
-            kind = StoreUnavailable if passing else StoreError
-            advice = "; check the address, or try again later" if passing else ""
-            raise kind(f"{self._where} cannot {action}: {told}{advice}.") from error
-
-    def _told(self, error: Exception) -> str:
-        """What the error says, short and without the key."""
-        details = getattr(error, "details", None)
-        text = str(details()) if callable(details) else str(error)
-        text = " ".join(text.split()) or type(error).__name__
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        return text if len(text) <= 300 else text[:300] + "…"
-
-    def _native(self, filter: Any) -> Any:
-        if filter is None or isinstance(filter, self._models.Filter):
-            return filter
-        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
-        return to_qdrant(tree, self._dialect)
-
-
-def _stored(record: Any, with_rows: bool) -> Stored:
-    vector = (record.vector or {}).get(VECTOR_NAME) if with_rows else None
-    return Stored(
-        record.id,
-        record.payload or {},
-        None if vector is None else vector.indices,
-        None if vector is None else vector.values,
-    )
+    def _translated(self, action: str, *, refusable: bool = False) -> AbstractContextManager[None]:
+        return translated(self._where, action, self._secret, refusable=refusable)
 
 
 def _manifest_point(collection: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vdr_db:manifest:{collection}"))
-
-
-def _shown(url: str) -> str:
-    """The address without user, password and query, which may hold secrets."""
-    parts = urlsplit(url if "//" in url else f"//{url}")
-    host = parts.hostname or ""
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme or 'http'}://{host}{port}{parts.path}"

@@ -43,6 +43,7 @@ __all__ = [
     "Range",
     "TimeRange",
     "parse_filter",
+    "parse_time",
 ]
 
 Scalar = str | int | float | bool | None
@@ -179,7 +180,7 @@ class TimeRange(Filter):
     def matches(self, payload: Mapping[str, Any]) -> bool:
         """Whether a document with this payload is kept."""
         texts = (x for x in _elements(self.key.resolve(payload)) if isinstance(x, str))
-        times = (time for time in map(_parse_time, texts) if time is not None)
+        times = (time for time in map(parse_time, texts) if time is not None)
         return any(_inside(time, self.gt, self.gte, self.lt, self.lte) for time in times)
 
 
@@ -314,10 +315,10 @@ def _time_bound(value: Any) -> dt.datetime | None:
         return value.astimezone(dt.timezone.utc) if value.tzinfo else _utc(value)
     if isinstance(value, dt.date):
         return dt.datetime(value.year, value.month, value.day, tzinfo=dt.timezone.utc)
-    return _parse_time(value) if isinstance(value, str) else None
+    return parse_time(value) if isinstance(value, str) else None
 
 
-def _parse_time(text: str) -> dt.datetime | None:
+def parse_time(text: str) -> dt.datetime | None:
     """The time a text tells, in UTC, as the engines read it; `None` when it is not a time."""
     match = _TIME.match(text)
     if match is None:

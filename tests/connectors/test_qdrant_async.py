@@ -1,0 +1,233 @@
+"""`AsyncVDRQdrant` through the real `AsyncQdrantClient`, over REST and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from store_samples import WIDTH, WordEncoder, row, rows
+
+from vdr_db.connectors import AsyncVDRQdrant, QdrantStore, VDRQdrant
+from vdr_db.errors import ConfigError, RejectedRows, StoreError, StoreMismatch, StoreUnavailable
+from vdr_db.sparse import SparseRows
+
+qdrant_client = pytest.importorskip("qdrant_client")
+models = qdrant_client.models
+
+TEXTS = ["Einstein published the theory", "Chess is a game of kings", "Paris capital of France"]
+
+
+@pytest.fixture
+def server(tmp_path):
+    from qdrant_contract_server import QdrantContractServer
+
+    with QdrantContractServer(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def client_options(request, server):
+    return {
+        "url": server.url,
+        "grpc_port": server.grpc_port,
+        "prefer_grpc": request.param == "grpc",
+        "timeout": 20,
+        "check_compatibility": False,
+    }
+
+
+@pytest.fixture
+def client(client_options):
+    client = qdrant_client.QdrantClient(**client_options)
+    yield client
+    client.close()
+
+
+def distinct(count, seed):
+    """Rows without equal scores, of which an engine may choose any."""
+    random = np.random.default_rng(seed)
+    return SparseRows.from_dicts(
+        [
+            {int(i): float(random.random() + 0.1) for i in random.choice(WIDTH, 6, False)}
+            for _ in range(count)
+        ],
+        WIDTH,
+    )
+
+
+def run(client_options, work, name="texts", encoder=None, **options):
+    """Runs `work(collection)` in an event loop with a client of its own."""
+
+    async def main():
+        client = qdrant_client.AsyncQdrantClient(**client_options)
+        try:
+            async with AsyncVDRQdrant(name, encoder, client=client, **options) as collection:
+                return await work(collection)
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
+def test_the_same_answers_as_the_other_one(client, client_options, server):
+    store = QdrantStore("rows", client=client, dense={"text": 4})
+    store.create(WIDTH)
+    dense = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    payloads = [{"n": i % 5} for i in range(300)]
+    queries = SparseRows.concat([distinct(3, seed=4), SparseRows.empty(1, WIDTH)])
+
+    async def work(collection):
+        ids = [*range(150), *(f"id {i}" for i in range(150))]
+        assert (
+            await collection.add_rows(distinct(300, 0), ids, payloads, dense={"text": dense}) == ids
+        )
+        before = server.requests["query_batch"]
+        batch = await collection.search_batch(queries, 7, {"n": [1, 2]})
+        assert server.requests["query_batch"] == before + 1
+        assert batch == store.search_batch(queries, 7, {"n": [1, 2]})
+        for query, hits in zip(queries, batch, strict=True):
+            assert await collection.search(query, 7, {"n": [1, 2]}) == hits
+        native = models.Filter(
+            must=[models.FieldCondition(key="n", match=models.MatchValue(value=3))]
+        )
+        assert await collection.count(native) == await collection.count({"n": 3}) == 60
+        assert await collection.search(queries[0], 5, offset=5) == store.search(
+            queries[0], 5, offset=5
+        )
+        assert await collection.search_hybrid(queries[0], dense[3], 5) == store.search_hybrid(
+            queries[0], dense[3], 5
+        )
+        assert await collection.get(["id 3", 5, "none"], True) == store.get(["id 3", 5], True)
+        assert await collection.delete(["id 3", 5, "none"]) == 2
+        assert await collection.count() == store.count() == 298
+
+    run(client_options, work, "rows")
+
+
+def test_texts_are_encoded_in_a_thread(client, client_options):
+    threads = set()
+
+    class Watched(WordEncoder):
+        def encode_documents(self, texts):
+            threads.add(threading.get_ident())
+            return super().encode_documents(texts)
+
+    encoder = Watched()
+    made = VDRQdrant("texts", encoder, client=client)
+    made.add_texts(["go stones"], ["g"])
+    threads.clear()
+
+    async def work(collection):
+        ids = await collection.add_texts(TEXTS, ["e", "c", "p"], [{"n": i} for i in range(3)])
+        hits = await asyncio.gather(*(collection.search(text) for text in TEXTS * 5))
+        assert [one[0].id for one in hits] == ids * 5
+        assert hits[0][0].payload == {"n": 0, "text": TEXTS[0]}
+        with pytest.raises(TypeError, match="got one string"):
+            await collection.search_batch("theory")
+        return hits
+
+    hits = run(client_options, work, encoder=encoder)
+    assert threads
+    assert threading.get_ident() not in threads
+    assert hits[0] == made.search(TEXTS[0])
+
+
+def test_the_event_loop_goes_on_while_the_encoder_works(client, client_options):
+    release = threading.Event()
+
+    class Slow(WordEncoder):
+        def encode_queries(self, texts):
+            assert release.wait(20)
+            return super().encode_queries(texts)
+
+    VDRQdrant("texts", WordEncoder(), client=client).add_texts(TEXTS)
+
+    async def work(collection):
+        search = asyncio.create_task(collection.search("theory"))
+        assert await collection.count() == 3  # answered while the encoder waits
+        release.set()
+        assert len(await search) == 1
+
+    run(client_options, work, encoder=Slow())
+
+
+def test_what_does_not_fit_is_told_at_the_first_call(client, client_options):
+    VDRQdrant("texts", WordEncoder(), client=client).add_texts(TEXTS)
+
+    async def nothing(collection):
+        raise AssertionError
+
+    other = WordEncoder("other", tokens=("[PAD]", "x"))
+    with pytest.raises(StoreMismatch, match="cannot be opened"):
+        run(client_options, nothing, encoder=other)
+    with pytest.raises(StoreError, match="is not there"):
+        run(client_options, nothing, "nobody")
+    client.create_collection("foreign", {}, {"sparse": models.SparseVectorParams()})
+    with pytest.raises(StoreMismatch, match="adopt=True"):
+        run(client_options, nothing, "foreign", WordEncoder())
+
+    async def adopted(collection):
+        await collection.add_texts(["kings"], ["k"])
+        return await collection.search("kings")
+
+    assert run(client_options, adopted, "foreign", WordEncoder(), adopt=True)[0].id == "k"
+
+
+def test_refused_rows_are_named_and_the_others_are_written(client, client_options, server):
+    QdrantStore("rows", client=client).create(WIDTH)
+    upsert = server.engine.upsert
+
+    def picky(name, points):
+        from qdrant_contract_engine import Refused
+
+        if any(point["payload"].get("n") in (3, 40) for point in points):
+            raise Refused(400, "Format error in JSON body")
+        upsert(name, points)
+
+    server.engine.upsert = picky
+
+    async def work(collection):
+        with pytest.raises(RejectedRows, match="Format error") as caught:
+            await collection.add_rows(rows(50), list(range(50)), [{"n": i} for i in range(50)])
+        assert caught.value.ids == [3, 40]
+        assert await collection.count() == 48
+
+    run(client_options, work, "rows")
+
+
+def test_trouble_and_secrets(client_options, server):
+    server.api_key = "a-secret-key-4711"
+
+    async def main():
+        options = {k: v for k, v in client_options.items() if k in ("url", "prefer_grpc")}
+        wrong = AsyncVDRQdrant(
+            "texts",
+            api_key="wrong-key-0815",
+            client_options={"grpc_port": server.grpc_port},
+            **options,
+        )
+        with pytest.raises(StoreError, match="refuses the credentials") as caught:
+            await wrong.count()
+        assert "0815" not in str(caught.value) + repr(wrong)
+        await wrong.close()
+        await wrong.close()
+        with pytest.raises(StoreError, match="is closed"):
+            await wrong.count()
+        server.is_down = True
+        away = AsyncVDRQdrant("x", client_options={"grpc_port": server.grpc_port}, **options)
+        with pytest.raises(StoreUnavailable, match="cannot be opened"):
+            await away.search(row({1: 1.0}))
+        await away.close()
+
+    with pytest.warns(UserWarning, match="Api key is used with an insecure"):
+        asyncio.run(main())
+
+
+def test_the_client_must_be_an_asynchronous_one(client):
+    with pytest.raises(ConfigError, match="for QdrantClient there is VDRQdrant"):
+        AsyncVDRQdrant("c", client=client)
+    for options in ({}, {"client": client, "url": "http://x"}):
+        with pytest.raises(ConfigError, match="exactly one"):
+            AsyncVDRQdrant("c", **options)
