@@ -1,0 +1,183 @@
+"""LangChain: sparse embeddings for its Qdrant store, and a retriever over collections of ours.
+
+```python
+from langchain_qdrant import QdrantVectorStore, RetrievalMode
+from vdr_db.integrations.langchain import VDRRetriever, VDRSparseEmbeddings
+
+store = QdrantVectorStore.from_texts(
+    texts,
+    sparse_embedding=VDRSparseEmbeddings(encoder),
+    retrieval_mode=RetrievalMode.SPARSE,
+    url="http://localhost:6333",
+    collection_name="articles",
+)
+retriever = VDRRetriever(collection=VDRElasticsearch("articles", encoder, url=url, api_key=key))
+```
+
+For LangChain's Elasticsearch store see `vdr_db.integrations.elasticsearch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdr_db.connectors.base import Hit, Payload
+from vdr_db.connectors.collection import Collection, Mode
+from vdr_db.errors import ConfigError, StoreError, require
+from vdr_db.integrations.sides import (
+    TextEncoder,
+    checked_mode,
+    document_rows,
+    id_weight_lists,
+    query_rows,
+)
+from vdr_db.sparse import SparseRows
+
+require("langchain_core", "langchain")
+require("langchain_qdrant", "langchain")
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun  # noqa: E402
+from langchain_core.documents import Document  # noqa: E402
+from langchain_core.retrievers import BaseRetriever  # noqa: E402
+from langchain_qdrant import SparseEmbeddings, SparseVector  # noqa: E402
+
+__all__ = ["VDRRetriever", "VDRSparseEmbeddings"]
+
+
+class VDRSparseEmbeddings(SparseEmbeddings):  # type: ignore[misc]
+    """An encoder as the `sparse_embedding` of `langchain_qdrant.QdrantVectorStore`.
+
+    A text without any token has an empty vector, which no search finds.
+
+    Args:
+        encoder: Makes vectors of texts.
+        mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
+
+    Raises:
+        ConfigError: The mode is unknown.
+    """
+
+    def __init__(self, encoder: TextEncoder, *, mode: Mode = "full") -> None:
+        self.encoder = encoder
+        self.mode = checked_mode(mode)
+
+    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
+        """Vectors of documents, in their order."""
+        return _vectors(document_rows(self.encoder, texts, self.mode))
+
+    def embed_query(self, text: str) -> SparseVector:
+        """The vector of a query."""
+        return _vectors(query_rows(self.encoder, [text], self.mode))[0]
+
+
+class VDRRetriever(BaseRetriever):  # type: ignore[misc]
+    """The best documents of a `VDRQdrant` or `VDRElasticsearch` collection, with the reasons.
+
+    Each document has its id (as text), its text, and as metadata the payload, the score, and the
+    words it shares with the query: word → share of the score, largest first. `limit`, `filter` and
+    `mode` can also be given for one call: `retriever.invoke(query, limit=3)`.
+
+    Attributes:
+        collection: Where to search; opened with an encoder.
+        limit: Documents wanted.
+        filter: Conditions on payloads, see `vdr_db.filters`.
+        mode: How the query is represented, see `Mode`.
+        words: Matched words told at most. Above 0 it takes a second request, for the vectors of the
+            hits; 0 does without.
+        score_key: Metadata field of the score.
+        words_key: Metadata field of the matched words.
+    """
+
+    collection: Collection
+    limit: int = 10
+    filter: Any = None
+    mode: Mode | None = None
+    words: int = 10
+    score_key: str = "score"
+    words_key: str = "matched_words"
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        limit: int | None = None,
+        filter: Any = None,
+        mode: Mode | None = None,
+    ) -> list[Document]:
+        encoder = self.collection.encoder
+        if encoder is None:
+            raise ConfigError("the retriever needs an encoder; open its collection with encoder=.")
+        mode = self.mode if mode is None else mode
+        row = query_rows(encoder, [query], "full" if mode is None else mode)
+        hits = self.collection.search(
+            row,
+            self.limit if limit is None else limit,
+            self.filter if filter is None else filter,
+            mode=mode,
+        )
+        shares = self._shares(row, hits) if self.words > 0 else [None] * len(hits)
+        return [self._document(query, hit, share) for hit, share in zip(hits, shares, strict=True)]
+
+    def _shares(self, query: SparseRows, hits: Sequence[Hit]) -> list[dict[int, float] | None]:
+        """For each hit, token id → what it adds to the score."""
+        try:
+            records = self.collection.get([hit.id for hit in hits], with_rows=True)
+        except StoreError as error:
+            if type(error) is not StoreError:
+                raise
+            raise StoreError(
+                f"matched words need the vectors of the hits ({error}) Pass words=0 to do without."
+            ) from error
+        found = {record.id: record.row for record in records}
+        (wanted,) = query.to_dicts()
+        shares: list[dict[int, float] | None] = []
+        for hit in hits:
+            row = found.get(hit.id)
+            weights = {} if row is None else row.to_dicts()[0]
+            shares.append({id: wanted[id] * weights[id] for id in wanted if id in weights})
+        return shares
+
+    def _document(self, query: str, hit: Hit, shares: Mapping[int, float] | None) -> Document:
+        metadata: Payload = dict(hit.payload)
+        text = metadata.pop(self.collection.text_key, None)
+        if not isinstance(text, str):
+            raise StoreError(
+                f"document {hit.id!r} has no text in the payload field "
+                f"{self.collection.text_key!r}; add texts with store_text=True, or open the "
+                "collection with the `text_key` it was filled with."
+            )
+        told: Payload = {self.score_key: hit.score}
+        if shares is not None:
+            words = _words(self.collection.encoder, [query, text], shares)
+            told[self.words_key] = dict(words[: self.words])
+        for name, option in ((self.score_key, "score_key"), (self.words_key, "words_key")):
+            if name in told and name in metadata:
+                raise ConfigError(
+                    f"document {hit.id!r} has a payload field {name!r} of its own; pass another "
+                    f"`{option}` to the retriever."
+                )
+        return Document(id=str(hit.id), page_content=text, metadata={**metadata, **told})
+
+
+def _vectors(rows: SparseRows) -> list[SparseVector]:
+    return [SparseVector(indices=ids, values=weights) for ids, weights in id_weight_lists(rows)]
+
+
+def _words(
+    encoder: Any, texts: Sequence[str], shares: Mapping[int, float]
+) -> list[tuple[str, float]]:
+    """Words with their share of the score, heaviest first; pieces are joined where all matched."""
+    vocabulary = encoder.vocabulary
+    if not (hasattr(encoder, "token_ids") and hasattr(vocabulary, "merge_word_pieces")):
+        named = ((vocabulary.token(id), share) for id, share in shares.items())
+        return sorted(named, key=lambda word: (-word[1], word[0]))
+    # A special token parts its neighbours, as a piece that did not match must.
+    gap = sorted(vocabulary.special_ids)[:1]
+    kept: list[int] = []
+    for text in texts:
+        for id in [*encoder.token_ids(text), *gap]:
+            kept += [id] if id in shares else gap
+    words: list[tuple[str, float]] = vocabulary.merge_word_pieces(kept, shares)
+    return words
