@@ -57,6 +57,13 @@ def test_selection_is_that_of_a_list(dicts, data):
         assert SparseRows.concat(list(rows)) == rows
 
 
+@pytest.mark.parametrize("step", [2**63, 2**70, -(2**63), -(2**70)])
+def test_steps_beyond_64_bits_are_steps(step):
+    for dicts in ([], [{1: 1.0}], [{1: 1.0}, {}, {2: 2.0}]):
+        rows = SparseRows.from_dicts(dicts, WIDTH)
+        assert rows[::step].to_dicts() == dicts[::step]
+
+
 @given(ROWS, ROWS)
 def test_concat_joins_lists(first, second):
     parts = [SparseRows.from_dicts(part, WIDTH) for part in (first, second, [])]

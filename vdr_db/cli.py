@@ -1,4 +1,4 @@
-"""`vdr-db`: encode, index, ingest, load, search, explain, evaluate, info, demo.
+"""`vdr-db`: encode, index, ingest, load, search, explain, serve, evaluate, info, demo.
 
 Results go to stdout (`--json`: one JSON object a line), progress and remarks to stderr.
 
@@ -27,11 +27,12 @@ INTERRUPTED, OUTPUT_CLOSED = 130, 141
 
 COMMANDS = {
     "encode": "texts to sparse vectors",
-    "index": "texts to a searchable collection",
+    "index": "texts or images to a searchable collection",
     "ingest": "large inputs to a collection, resumed after any kill",
     "load": "what `encode --spool` wrote, to a collection",
     "search": "the texts of a collection that match a query, and why",
-    "explain": "every token of the match of one query and one text",
+    "explain": "every token of the match of one query and one text, or of one text",
+    "serve": "a collection as a web page and a JSON API",
     "evaluate": "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
     "train": "a model from a configuration: CPU, GPU, or several with torchrun",
     "mine": "hard negatives for training examples",
@@ -80,10 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
     from vdr_db import (
         cli_encode,
         cli_evaluate,
+        cli_explain,
         cli_index,
         cli_info,
         cli_ingest,
         cli_search,
+        cli_serve,
         cli_train,
         demo,
     )
@@ -105,7 +108,8 @@ def make_parser() -> argparse.ArgumentParser:
         "ingest": (cli_ingest.add_ingest_arguments, cli_ingest.run_ingest),
         "load": (cli_ingest.add_load_arguments, cli_ingest.run_load),
         "search": (cli_search.add_search_arguments, cli_search.run_search),
-        "explain": (cli_search.add_explain_arguments, cli_search.run_explain),
+        "explain": (cli_explain.add_arguments, cli_explain.run_command),
+        "serve": (cli_serve.add_arguments, cli_serve.run_command),
         "evaluate": (cli_evaluate.add_arguments, cli_evaluate.run_command),
         "train": (cli_train.add_train_arguments, cli_train.run_train),
         "mine": (cli_train.add_mine_arguments, cli_train.run_mine),

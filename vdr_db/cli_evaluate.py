@@ -1,220 +1,54 @@
 """`vdr-db evaluate`: a model's ranking of a BEIR folder, measured, with BM25 beside it.
 
-The path is the one a user takes: encode, write to an embedded Qdrant, search. Only judged queries
-are asked.
+`--mode` adds the modes without a model on one side, `--sweep k` measures over k, `--head vdr` puts
+a new, untrained VDR head on a masked language model: the baseline BERT_raw.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vdr_db.cli_model import DEFAULT_MODEL, add_model_options, load_model
 from vdr_db.cli_show import say, show_comparison, show_json
-from vdr_db.errors import InputError, require
-from vdr_db.evaluation import flops, mean, mean_nonzeros, ndcg, recall, reciprocal_rank
-from vdr_db.readers import BeirFolder, Record
+from vdr_db.cli_sweep import ks_of, plot_sweeps, show_sweep
+from vdr_db.errors import ConfigError, require
+from vdr_db.quality import (
+    MODES,
+    Mode,
+    Quality,
+    TestCollection,
+    evaluate_bm25,
+    evaluate_model,
+    evaluate_modes,
+)
+from vdr_db.sweep import DEFAULT_KS, SweepPoint, sweep_k
 
 if TYPE_CHECKING:
-    from vdr_db.connectors import VDRQdrant
     from vdr_db.encoder import SparseEncoder
 
-__all__ = ["Quality", "TestCollection", "evaluate_bm25", "evaluate_model", "show_quality"]
+__all__ = [
+    "Quality",
+    "TestCollection",
+    "evaluate_bm25",
+    "evaluate_model",
+    "evaluate_modes",
+    "show_quality",
+]
 
-DEPTH = 100
-"""Hits asked for each query; Recall@100 needs so many."""
-BM25_K1, BM25_B = 1.2, 0.75
-# Words as they are written, one letter or more; bm25s' own pattern drops single letters.
-BM25_WORD = r"(?u)\b\w+\b"
-
-
-@dataclass(frozen=True)
-class TestCollection:
-    """Documents, the queries that are judged, and their judgements.
-
-    Attributes:
-        name: Name of the folder.
-        documents: The whole corpus.
-        queries: Queries with at least one relevant document.
-        judgements: Query id -> document id -> grade.
-    """
-
-    __test__ = False  # not a test, whatever pytest makes of the name
-
-    name: str
-    documents: Sequence[Record]
-    queries: Sequence[Record]
-    judgements: dict[str, dict[str, int]]
-
-    @classmethod
-    def load(cls, folder: str | Path, *, split: str | None = None) -> TestCollection:
-        """Reads a BEIR folder into memory.
-
-        Raises:
-            InputError: A file is missing or wrong, or no query has a relevant document.
-        """
-        reader = BeirFolder(folder, split=split)
-        judgements = reader.judgements()
-        queries = [
-            query
-            for query in reader.queries()
-            if any(grade > 0 for grade in judgements.get(str(query.id), {}).values())
-        ]
-        documents = list(reader.documents())
-        if not queries or not documents:
-            raise InputError(
-                f"{folder}: expected documents and queries with a relevant document, got "
-                f"{len(documents)} documents and {len(queries)} such queries; "
-                "queries.jsonl and qrels must use the same ids."
-            )
-        name = Path(folder).resolve().name
-        return cls(name, documents, queries, judgements)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What was measured of one ranker on one collection.
-
-    Attributes:
-        ranker: Name of the model, or `"BM25"`.
-        ndcg_10: Mean nDCG@10.
-        recall_100: Mean Recall@100.
-        mrr_10: Mean reciprocal rank within 10.
-        document_nonzeros: Mean weights in a document vector; None for BM25.
-        query_nonzeros: Mean weights in a query vector; None for BM25.
-        flops: Expected multiplications for one query against one document; None for BM25.
-        encode_documents_s: Seconds from texts to vectors; for BM25 to words.
-        encode_queries_s: The same for the queries.
-        index_s: Seconds to write the vectors to the store and make them searchable.
-        search_ms: Milliseconds a query, once encoded, mean.
-    """
-
-    ranker: str
-    ndcg_10: float
-    recall_100: float
-    mrr_10: float
-    document_nonzeros: float | None
-    query_nonzeros: float | None
-    flops: float | None
-    encode_documents_s: float
-    encode_queries_s: float
-    index_s: float
-    search_ms: float
-
-
-def evaluate_model(
-    collection: TestCollection, encoder: SparseEncoder, *, store: VDRQdrant | None = None
-) -> Quality:
-    """Encodes, indexes and searches a collection with a model.
-
-    Args:
-        collection: What to search.
-        encoder: The model.
-        store: Where to write to; None makes an embedded collection and removes it afterwards.
-
-    Returns:
-        What was measured.
-    """
-    if store is None:
-        from vdr_db.connectors import VDRQdrant
-
-        with VDRQdrant("evaluate", encoder, path=":memory:") as embedded:
-            return evaluate_model(collection, encoder, store=embedded)
-    clock = _Clock()
-    bar = sys.stderr.isatty()
-    documents = encoder.encode_documents(
-        [document.text for document in collection.documents], show_progress=bar
-    )
-    encode_documents_s = clock.lap()
-    queries = encoder.encode_queries([query.text for query in collection.queries])
-    encode_queries_s = clock.lap()
-    ids = [document.id for document in collection.documents]
-    payloads = [{**document.payload, "text": document.text} for document in collection.documents]
-    store.add_rows(documents, ids=ids, payloads=payloads)
-    store.flush()
-    index_s = clock.lap()
-    hits = store.search_batch(queries, limit=DEPTH)
-    search_s = clock.lap()
-    run = {
-        str(query.id): [(str(hit.id), float(hit.score)) for hit in found]
-        for query, found in zip(collection.queries, hits, strict=True)
-    }
-    return Quality(
-        encoder.model,
-        *_means(run, collection),
-        mean_nonzeros(documents),
-        mean_nonzeros(queries),
-        flops(queries, documents),
-        encode_documents_s,
-        encode_queries_s,
-        index_s,
-        1000 * search_s / len(queries),
-    )
-
-
-def evaluate_bm25(collection: TestCollection) -> Quality:
-    """BM25 over English word stems (k1 1.2, b 0.75, Lucene's variant, no stop words).
-
-    Raises:
-        InputError: No document has a word.
-        MissingExtraError: `bm25s` or `PyStemmer` is not installed.
-    """
-    bm25s = require("bm25s", "cli")
-    stemmer = require("Stemmer", "cli").Stemmer("english")
-
-    def words(records: Sequence[Record]) -> Any:
-        return bm25s.tokenize(
-            [record.text for record in records],
-            stopwords=None,
-            stemmer=stemmer,
-            token_pattern=BM25_WORD,
-            show_progress=False,
-        )
-
-    clock = _Clock()
-    documents = words(collection.documents)
-    if not documents.vocab:
-        raise InputError(f"{collection.name}: no document has a word that BM25 could find.")
-    encode_documents_s = clock.lap()
-    queries = words(collection.queries)
-    encode_queries_s = clock.lap()
-    index = bm25s.BM25(k1=BM25_K1, b=BM25_B, method="lucene")
-    index.index(documents, show_progress=False)
-    index_s = clock.lap()
-    depth = min(DEPTH, len(collection.documents))
-    found, scores = index.retrieve(queries, k=depth, show_progress=False)
-    search_s = clock.lap()
-    run = {
-        str(query.id): [
-            (str(collection.documents[int(i)].id), float(score))
-            for i, score in zip(found[row], scores[row], strict=True)
-            if score > 0  # it fills up with documents that share no word
-        ]
-        for row, query in enumerate(collection.queries)
-    }
-    return Quality(
-        "BM25",
-        *_means(run, collection),
-        None,
-        None,
-        None,
-        encode_documents_s,
-        encode_queries_s,
-        index_s,
-        1000 * search_s / len(collection.queries),
-    )
+ALL_MODES = "all"
 
 
 def show_quality(collection: TestCollection, measured: Sequence[Quality]) -> None:
     """The measurements as a table on stdout."""
+    by_mode = any(quality.mode not in (None, "full") for quality in measured)
+    first = "mode" if by_mode else "ranked by"
     rows = [
         {
-            "ranked by": Path(quality.ranker).name,
+            first: (by_mode and quality.mode) or Path(quality.ranker).name,
             "nDCG@10": f"{quality.ndcg_10:.3f}",
             "R@100": f"{quality.recall_100:.3f}",
             "MRR@10": f"{quality.mrr_10:.3f}",
@@ -230,6 +64,8 @@ def show_quality(collection: TestCollection, measured: Sequence[Quality]) -> Non
         f"{collection.name}: {len(collection.documents):,} documents, "
         f"{len(collection.queries):,} judged queries"
     )
+    if by_mode:
+        title += f", {Path(measured[0].ranker).name}"
     show_comparison(list(rows[0]), rows, title)
 
 
@@ -237,62 +73,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument("folder", nargs="+", metavar="FOLDER", help="folder in BEIR layout")
     add_model_options(parser, default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--head",
+        choices=["vdr"],
+        help="put a new, untrained VDR head on a masked language model (baseline BERT_raw)",
+    )
     parser.add_argument("--split", help="judgements to use (default: test, or the only one)")
+    parser.add_argument(
+        "--mode",
+        choices=[*MODES, ALL_MODES],
+        default="full",
+        help="full: query and documents encoded (default); alpha: query as bag of tokens; "
+        "beta: documents as bags of tokens; all: one row each",
+    )
+    parser.add_argument(
+        "--sweep", choices=["k"], help="measure every pair of query k and document k, encoded once"
+    )
+    shown = ",".join(map(str, DEFAULT_KS))
+    for side in ("query", "document"):
+        parser.add_argument(
+            f"--{side}-ks",
+            type=ks_of,
+            metavar="K,K,...",
+            help=f"of the sweep (default: {shown}); 0 keeps a text's own tokens",
+        )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the sweep, say .png")
     parser.add_argument("--no-bm25", action="store_true", help="leave BM25 out")
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db evaluate`."""
-    require("rich", "cli")
-    if not arguments.no_bm25:
-        require("bm25s", "cli")
-        require("Stemmer", "cli")
+    _check(arguments)
     collections = [
         TestCollection.load(folder, split=arguments.split) for folder in arguments.folder
     ]
-    encoder = load_model(arguments)
+    encoder = load_model(arguments, head=arguments.head)
+    if arguments.head:
+        _name_as_raw(encoder)
+    modes: Sequence[Mode] = MODES if arguments.mode == ALL_MODES else [arguments.mode]
+    sweeps = []
     for collection in collections:
         say(f"{collection.name}: encoding {len(collection.documents):,} documents")
-        measured = [evaluate_model(collection, encoder)]
-        if not arguments.no_bm25:
-            measured.append(evaluate_bm25(collection))
+        measured: list[Quality] = []
+        points: list[SweepPoint] = []
+        if arguments.sweep:
+            points = sweep_k(
+                collection,
+                encoder,
+                query_ks=arguments.query_ks or DEFAULT_KS,
+                document_ks=arguments.document_ks or DEFAULT_KS,
+                modes=modes,
+            )
+        else:
+            measured = evaluate_modes(collection, encoder, modes)
+        bm25 = None if arguments.no_bm25 else evaluate_bm25(collection)
+        measured += [] if bm25 is None else [bm25]
+        sweeps.append((collection.name, points, bm25))
         if arguments.json:
             counts = {
                 "collection": collection.name,
                 "documents": len(collection.documents),
                 "queries": len(collection.queries),
             }
+            for point in points:
+                show_json({**counts, "ranker": encoder.model, **asdict(point)})
             for quality in measured:
                 show_json({**counts, **asdict(quality)})
+        elif arguments.sweep:
+            show_sweep(collection, encoder.model, points, bm25)
         else:
             show_quality(collection, measured)
+    if arguments.plot:
+        plot_sweeps(sweeps, arguments.plot)
     return 0
 
 
-class _Clock:
-    """Seconds since the lap before."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that cannot be meant together, before anything is loaded."""
+    require("rich", "cli")
+    if not arguments.no_bm25:
+        require("bm25s", "cli")
+        require("Stemmer", "cli")
+    if arguments.sweep:
+        if arguments.k is not None:
+            raise ConfigError(
+                "--k is one k, and --sweep k measures many; name them with --query-ks and "
+                "--document-ks."
+            )
+        if arguments.plot:
+            require("matplotlib", "train")
+            if not arguments.plot.absolute().parent.is_dir():
+                raise ConfigError(f"--plot must lie in a folder that exists, got {arguments.plot}.")
+        return
+    for option in ("query_ks", "document_ks", "plot"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} belongs to --sweep k; add that.")
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
 
-    def lap(self) -> float:
-        """Seconds since the last call, or since the start."""
-        now = time.perf_counter()
-        passed, self._start = now - self._start, now
-        return passed
-
-
-def _means(
-    run: dict[str, list[tuple[str, float]]], collection: TestCollection
-) -> tuple[float, float, float]:
-    judgements = {
-        str(query.id): collection.judgements[str(query.id)] for query in collection.queries
-    }
-    return (
-        mean(ndcg(run, judgements, cutoff=10)),
-        mean(recall(run, judgements, cutoff=DEPTH)),
-        mean(reciprocal_rank(run, judgements, cutoff=10)),
-    )
+def _name_as_raw(encoder: SparseEncoder) -> None:
+    """Marks the model's name, after a look at whether its head is new."""
+    head = encoder.document_tower.head
+    weight, bias = head.get_parameter("norm.weight"), head.get_parameter("norm.bias")
+    if not (bool((weight == 1).all()) and bool((bias == 0).all())):
+        raise ConfigError(
+            f"--head vdr puts a new head on a masked language model, but {encoder.model} has a "
+            "trained VDR head; leave --head out to measure that."
+        )
+    encoder.model += " raw"
 
 
 def _one_digit(value: float | None) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields
 
 if TYPE_CHECKING:
+    from vdr_db.cross_modal import CrossModalEncoder
     from vdr_db.encoder import SparseEncoder
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "add_model_options",
     "add_store_options",
     "fields_of",
+    "load_cross_modal",
     "load_model",
 ]
 
@@ -92,14 +95,44 @@ def fields_of(arguments: argparse.Namespace) -> Fields:
     )
 
 
-def load_model(arguments: argparse.Namespace, *, name: str | None = None) -> SparseEncoder:
-    """The model of `--model`, or `name` where that was not given.
+def load_model(
+    arguments: argparse.Namespace, *, name: str | None = None, head: str | None = None
+) -> SparseEncoder:
+    """The model of `--model`, or `name` where that was not given; `head` for one with a new head.
 
     Raises:
         ConfigError: The model cannot be found or is damaged.
         MissingExtraError: torch or transformers is not installed.
     """
     from vdr_db import SparseEncoder
+
+    chosen, place, options = _asked_for(arguments, name)
+    encoder = SparseEncoder.from_pretrained(place, head=head, **options)
+    encoder.model = chosen  # the name means the same on another machine, the cache folder does not
+    return encoder
+
+
+def load_cross_modal(
+    arguments: argparse.Namespace, *, name: str | None = None
+) -> CrossModalEncoder:
+    """The model of texts and images of `--model`, or `name` where that was not given.
+
+    Raises:
+        ConfigError: The model cannot be found, is damaged, or reads no images.
+        MissingExtraError: torch or transformers is not installed.
+    """
+    from vdr_db import CrossModalEncoder
+
+    chosen, place, options = _asked_for(arguments, name)
+    encoder = CrossModalEncoder.from_pretrained(place, **options)
+    encoder.model = encoder.text.model = encoder.image.model = chosen
+    return encoder
+
+
+def _asked_for(
+    arguments: argparse.Namespace, name: str | None
+) -> tuple[str, str | Path, dict[str, Any]]:
+    """Name of a model, where it lies, and options for loading it."""
     from vdr_db.assets import ASSETS, fetch
 
     chosen = arguments.model or name
@@ -108,8 +141,4 @@ def load_model(arguments: argparse.Namespace, *, name: str | None = None) -> Spa
     options: dict[str, Any] = {"device": arguments.device, "max_length": arguments.max_length}
     if arguments.k is not None:
         options["k"] = arguments.k
-    if chosen not in ASSETS:
-        return SparseEncoder.from_pretrained(chosen, **options)
-    encoder = SparseEncoder.from_pretrained(fetch(chosen), **options)
-    encoder.model = chosen  # the name means the same on another machine, the cache folder does not
-    return encoder
+    return chosen, fetch(chosen) if chosen in ASSETS else chosen, options

@@ -172,6 +172,7 @@ class SparseRows:
                 span = slice(int(self.indptr[start]), int(self.indptr[stop]))
                 indptr = self.indptr[start : stop + 1] - self.indptr[start]
                 return self._trusted(indptr, self.indices[span], self.values[span], self.width)
+            step = min(max(step, -len(self) - 1), len(self) + 1)  # NumPy takes 64 bits, slices any
             chosen = np.arange(start, stop, step)
         else:
             chosen = np.asarray(key)

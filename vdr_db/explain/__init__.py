@@ -1,0 +1,51 @@
+"""Seeing what a vector says: words with weights, where each comes from, and why a hit is a hit.
+
+```python
+from vdr_db.explain import portrait_of_text, save_html
+
+save_html("tea.html", [portrait_of_text(encoder, "hot water on green leaves")])
+```
+
+The reports are HTML and SVG without a script and need no package; `save_png` needs the extra
+`images`. `docs/seeing.md` shows what is in them.
+"""
+
+from vdr_db.explain.charts import grid_svg, patches_svg
+from vdr_db.explain.cloud import cloud_svg
+from vdr_db.explain.evidence import Evidence, position_weights, text_evidence
+from vdr_db.explain.images import image_portrait
+from vdr_db.explain.pictures import save_png
+from vdr_db.explain.portrait import (
+    Match,
+    Picture,
+    Portrait,
+    make_match,
+    match_of,
+    portrait_of_image,
+    portrait_of_text,
+)
+from vdr_db.explain.report import report_html, save_html
+from vdr_db.explain.words import Reason, matched_words, reasons
+
+__all__ = [
+    "Evidence",
+    "Match",
+    "Picture",
+    "Portrait",
+    "Reason",
+    "cloud_svg",
+    "grid_svg",
+    "image_portrait",
+    "make_match",
+    "match_of",
+    "matched_words",
+    "patches_svg",
+    "portrait_of_image",
+    "portrait_of_text",
+    "position_weights",
+    "reasons",
+    "report_html",
+    "save_html",
+    "save_png",
+    "text_evidence",
+]

@@ -1,0 +1,162 @@
+"""Bars, the grid of words by positions, and the map of an image's patches, as SVG.
+
+Colours come from classes (`vdr_db.explain.style`), shades from `fill-opacity`: nothing here needs
+an inline style, so a page with these pictures can forbid them.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vdr_db.explain.cloud import text_width
+from vdr_db.explain.evidence import Evidence
+from vdr_db.explain.markup import escaped
+from vdr_db.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vdr_db.explain.portrait import Picture
+
+__all__ = ["bar_svg", "grid_svg", "patches_svg"]
+
+CELL_X, CELL_Y = 40, 26
+ROW_LABEL = 110
+COLUMN_LABEL = 84
+GRID_WORDS = 14
+PATCH_WIDTH = 560
+SMALL_WIDTH = 176
+SMALL_MAPS = 6
+LEAST_SHADE = 0.04
+
+
+def bar_svg(share: float, tone: str = "both") -> str:
+    """A bar of `share` (0..1) of its cell; `tone` is `query`, `document` or `both`."""
+    width = 100 * min(max(share, 0.0), 1.0)
+    return (
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="fill-{tone}" width="{width:.1f}" height="10"/></svg>'
+    )
+
+
+def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WORDS) -> str:
+    """Words by positions: the darker a cell, the more weight the position alone would give.
+
+    The number stands at the position a weight comes from.
+
+    Args:
+        evidence: Of a text.
+        vocabulary: Names the rows.
+        most: Rows, the heaviest words.
+
+    Returns:
+        An `<svg>` element, or `""` without words.
+    """
+    ids, weights = evidence.ids[:most], evidence.weights[:, :most]
+    if not ids.size:
+        return ""
+    largest = float(weights.max()) or 1.0
+    width = ROW_LABEL + CELL_X * len(evidence.positions) + 24
+    height = COLUMN_LABEL + CELL_Y * ids.size + 4
+    parts = []
+    for p, name in enumerate(evidence.positions):
+        x = ROW_LABEL + CELL_X * (p + 0.5)
+        y = COLUMN_LABEL - 10
+        parts.append(
+            f'<text class="axis" x="{x:.0f}" y="{y}" transform="rotate(-50 {x:.0f} {y})">'
+            f"{escaped(_short(name, 14))}</text>"
+        )
+    for d, id in enumerate(ids.tolist()):
+        y = COLUMN_LABEL + CELL_Y * d
+        parts.append(
+            f'<text class="axis" text-anchor="end" x="{ROW_LABEL - 10}" y="{y + 17}">'
+            f"{escaped(_short(vocabulary.token(id), 15))}</text>"
+        )
+        best = int(np.argmax(weights[:, d]))
+        for p in range(len(evidence.positions)):
+            share = max(float(weights[p, d]), 0.0) / largest
+            x = ROW_LABEL + CELL_X * p
+            parts.append(
+                f'<rect class="cell" x="{x + 1}" y="{y + 1}" width="{CELL_X - 2}" '
+                f'height="{CELL_Y - 2}" rx="3" fill-opacity="{_shade(share)}"/>'
+            )
+            if p == best:
+                dark = " on-dark" if share > 0.55 else ""
+                parts.append(
+                    f'<text class="value{dark}" text-anchor="middle" x="{x + CELL_X // 2}" '
+                    f'y="{y + 17}">{weights[p, d]:.2f}</text>'
+                )
+    return (
+        f'<svg class="grid" role="img" aria-label="weight of each word at each token" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(parts)}</svg>'
+    )
+
+
+def patches_svg(
+    evidence: Evidence, vocabulary: Vocabulary, picture: Picture, *, small: int = SMALL_MAPS
+) -> str:
+    """An image with the strongest word of each patch, and one map for each of the heaviest words.
+
+    Args:
+        evidence: Of an image, with a grid.
+        vocabulary: Names the words.
+        picture: What the patches were cut from.
+        small: How many words get a map of their own.
+
+    Returns:
+        A `<div class="patches">` of `<svg>` elements, or `""` without a grid or words.
+    """
+    if evidence.grid is None or not evidence.ids.size:
+        return ""
+    source = f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+    height = PATCH_WIDTH * picture.height / picture.width
+    rows, columns = evidence.grid
+    wide, high = PATCH_WIDTH / columns, height / rows
+    strongest = float(evidence.weights.max()) or 1.0
+    parts = []
+    for p, (id, weight) in evidence.strongest().items():
+        row, column = divmod(p, columns)
+        x, y = column * wide, row * high
+        word = vocabulary.token(id)
+        size = min(12.0, 0.5 * high, 11.0 * (wide - 4) / max(text_width(word, 11.0), 1.0))
+        parts.append(
+            f'<rect class="patch" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" '
+            f'fill-opacity="{0.15 + 0.5 * weight / strongest:.2f}"/>'
+            f'<text class="patch-word" text-anchor="middle" x="{x + wide / 2:.1f}" '
+            f'y="{y + high / 2 + size / 3:.1f}" font-size="{size:.1f}">{escaped(word)}'
+            f"<title>{escaped(word)} {weight:.2f}</title></text>"
+        )
+    big = _over(source, PATCH_WIDTH, height, "".join(parts), "the strongest word of each patch")
+    maps = []
+    for d, id in enumerate(evidence.ids[:small].tolist()):
+        cells = []
+        step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * picture.height / picture.width / rows
+        for p in range(len(evidence.positions)):
+            row, column = divmod(p, columns)
+            share = max(float(evidence.weights[p, d]), 0.0) / strongest
+            cells.append(
+                f'<rect class="patch" x="{column * step_x:.1f}" y="{row * step_y:.1f}" '
+                f'width="{step_x:.1f}" height="{step_y:.1f}" fill-opacity="{0.85 * share:.2f}"/>'
+            )
+        name = escaped(vocabulary.token(id))
+        drawn = _over(source, SMALL_WIDTH, step_y * rows, "".join(cells), f"patches of {name}")
+        maps.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
+    return f'<div class="patches">{big}<div class="small-maps">{"".join(maps)}</div></div>'
+
+
+def _over(source: str, width: float, height: float, parts: str, label: str) -> str:
+    return (
+        f'<svg class="patch-map" role="img" aria-label="{label}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">'
+        f'<image href="{source}" width="{width:.0f}" height="{height:.0f}" '
+        f'preserveAspectRatio="none"/>{parts}</svg>'
+    )
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _shade(share: float) -> str:
+    return f"{max(share, LEAST_SHADE):.2f}"

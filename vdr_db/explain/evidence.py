@@ -1,0 +1,264 @@
+"""Where a weight comes from: which token of a text, or which patch of an image, fires it.
+
+A weight is the largest over all positions, so each dimension has one position it comes from. Only
+the dimensions a vector keeps are computed here, `[P, D]` for P positions; never `[P, V]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import ShapeError
+from vdr_db.explain.spans import NOWHERE, Span, token_spans
+from vdr_db.sparse import SparseRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vdr_db.encoder import SparseEncoder
+    from vdr_db.kernels import Activation
+    from vdr_db.tower import Tower
+
+__all__ = ["Evidence", "position_weights", "text_evidence"]
+
+MOST_DIMENSIONS = 256
+"""Dimensions that are followed back to their positions, the heaviest of a vector."""
+
+LEAST_SHARE = 0.25
+"""Of the largest weight: a patch with less than this is not named."""
+
+PADDING = "padding"
+"""Name of the position that stands for all padding, in the compatibility mode that pools it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Weights of each position alone.
+
+    Attributes:
+        positions: Name of each position: the token, or `"row,column"` of a patch.
+        ids: `[D]` int32 token ids, the heaviest of the vector first.
+        weights: `[P, D]` float32, the weight each position alone would give; the largest of a
+            column is the weight in the vector.
+        spans: Characters of the text each position stands for, or empty for an image.
+        grid: Rows and columns of patches, or None for a text.
+
+    Raises:
+        ShapeError: The sizes disagree.
+    """
+
+    positions: tuple[str, ...]
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    spans: tuple[Span, ...] = ()
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        expected = (len(self.positions), int(self.ids.size))
+        if self.weights.shape != expected:
+            raise ShapeError(
+                f"`weights` must be [positions, ids] = {list(expected)}, got "
+                f"{list(self.weights.shape)}; take the rows of one text or image only."
+            )
+        if self.spans and len(self.spans) != len(self.positions):
+            raise ShapeError(
+                f"`spans` must name a place for each of the {len(self.positions)} positions, got "
+                f"{len(self.spans)}; leave it out for an image."
+            )
+        if self.grid is not None and self.grid[0] * self.grid[1] != len(self.positions):
+            raise ShapeError(
+                f"`grid` must have {len(self.positions)} patches, got {self.grid[0]} rows of "
+                f"{self.grid[1]}; leave out the class token."
+            )
+
+    @classmethod
+    def of_patches(
+        cls, weights: npt.ArrayLike, ids: npt.ArrayLike, grid: tuple[int, int]
+    ) -> Evidence:
+        """Evidence of an image.
+
+        Args:
+            weights: `[rows * columns, D]`, weights each patch alone would give, row by row.
+            ids: `[D]` token ids, the heaviest of the vector first.
+            grid: Rows and columns of patches.
+
+        Raises:
+            ShapeError: The sizes disagree.
+        """
+        rows, columns = grid
+        names = tuple(f"{row},{column}" for row in range(rows) for column in range(columns))
+        return cls(names, np.asarray(ids, np.int32), np.asarray(weights, np.float32), grid=grid)
+
+    @property
+    def best(self) -> npt.NDArray[np.int64]:
+        """`[D]` position each weight comes from; the first of equal ones."""
+        if not self.positions:
+            return np.zeros(0, np.int64)
+        best: npt.NDArray[np.int64] = np.argmax(self.weights, axis=0).astype(np.int64)
+        return best
+
+    def fired(self, position: int) -> list[tuple[int, float]]:
+        """Token ids whose weight comes from a position, with their weights, heaviest first."""
+        columns = np.flatnonzero(self.best == position)
+        return [(int(self.ids[d]), float(self.weights[position, d])) for d in columns]
+
+    def strongest(self, *, least: float = LEAST_SHARE) -> dict[int, tuple[int, float]]:
+        """Position -> the token id with the most weight there, and that weight.
+
+        Unlike `fired`, this also names positions where another one gives the same word more.
+
+        Args:
+            least: Weights below this share of the largest one are left out.
+        """
+        if not self.ids.size or not self.positions:
+            return {}
+        columns = np.argmax(self.weights, axis=1)
+        weights = self.weights[np.arange(len(self.positions)), columns]
+        bound = least * float(weights.max())
+        return {
+            p: (int(self.ids[d]), float(weight))
+            for p, (d, weight) in enumerate(zip(columns.tolist(), weights.tolist(), strict=True))
+            if weight > 0 and weight >= bound
+        }
+
+    @property
+    def totals(self) -> npt.NDArray[np.float64]:
+        """`[P]` sum of the weights that come from each position."""
+        best = self.best
+        largest = self.weights[best, np.arange(best.size)].astype(np.float64)
+        sums = np.bincount(best, weights=largest, minlength=len(self.positions))
+        return sums.astype(np.float64)
+
+
+def position_weights(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    columns: Tensor,
+    activation: Activation,
+) -> npt.NDArray[np.float32]:
+    """The weight each position alone would give each of some columns.
+
+    Args:
+        hidden: `[P, H]`, as the vocabulary matrix wants them.
+        matrix: `[V, H]`, the vocabulary matrix.
+        bias: `[V]` or None.
+        columns: `[D]` int64, the columns asked for.
+        activation: Of the encoder.
+
+    Returns:
+        `[P, D]` float32, before any norm.
+    """
+    from vdr_db.kernels import activate
+
+    logits = hidden.float() @ matrix[columns].float().T
+    if bias is not None:
+        logits = logits + bias[columns].float()
+    weights: npt.NDArray[np.float32] = activate(logits, activation).cpu().numpy()
+    return weights
+
+
+def text_evidence(
+    encoder: SparseEncoder,
+    text: str,
+    *,
+    side: Literal["document", "query"] = "document",
+    row: SparseRows | None = None,
+    most: int = MOST_DIMENSIONS,
+) -> Evidence:
+    """Which token of a text fires which word.
+
+    Args:
+        encoder: What made, or makes, the vector.
+        text: The text.
+        side: Whether it is a document or a query.
+        row: Its vector, one row, when it is there already.
+        most: Dimensions to follow back, the heaviest.
+
+    Returns:
+        Positions are the special tokens and the text's own ones, as far as the model reads.
+
+    Raises:
+        ShapeError: `row` is not one row.
+    """
+    import torch
+
+    from vdr_db.batching import pack
+
+    if row is None:
+        encode = encoder.encode_documents if side == "document" else encoder.encode_queries
+        row = encode([text])
+    if len(row) != 1:
+        raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
+    ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
+    is_document = side == "document"
+    tower = encoder.document_tower if is_document else encoder.query_tower
+    entry = encoder.document_entry if is_document else encoder.query_entry
+    frame = encoder.frame(side)
+    tokens = encoder.tokenizer.encode([entry.prompt + text])
+    padded_to = frame.max_length if encoder.pool_padding == "max_length" else None
+    batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
+    names, spans = _positions(encoder, entry.prompt, text, side)
+    with torch.inference_mode(), _evaluating(tower):
+        device = encoder.device
+        hidden = tower.body(
+            torch.from_numpy(batch.input_ids).to(device),
+            torch.from_numpy(batch.position_ids).to(device),
+            batch.runs,
+        )[: int(batch.cu_seqlens[1])]
+        weights = position_weights(
+            tower.head.transform(hidden),
+            tower.head.matrix(tower.body.embeddings.word.weight),
+            tower.head.bias_rows(),
+            torch.from_numpy(encoder.vocabulary.id_to_column[ids].astype(np.int64)).to(device),
+            encoder.activation,
+        )
+    if padded_to is not None and weights.shape[0] > len(names):
+        padding = weights[len(names) :].max(axis=0, keepdims=True)
+        weights = np.concatenate([weights[: len(names)], padding])
+        names, spans = [*names, PADDING], [*spans, NOWHERE]
+    if encoder.norm and ids.size:
+        weights = weights * np.float32(row.to_dicts()[0][int(ids[0])] / weights[:, 0].max())
+    return Evidence(tuple(names), ids, weights, tuple(spans))
+
+
+def _positions(
+    encoder: SparseEncoder, prompt: str, text: str, side: Literal["document", "query"]
+) -> tuple[list[str], list[Span]]:
+    """Names and places of everything the model reads."""
+    frame = encoder.frame(side)
+    own, spans = token_spans(encoder, prompt + text)
+    own, spans = own[: frame.own], spans[: frame.own]
+    shift = len(prompt)
+    moved = [(a - shift, b - shift) if a >= shift else NOWHERE for a, b in spans]
+    token = encoder.vocabulary.token
+    names = [token(id) for id in (*frame.prefix, *own, *frame.suffix)]
+    return names, [*[NOWHERE] * len(frame.prefix), *moved, *[NOWHERE] * len(frame.suffix)]
+
+
+def _heaviest(
+    row: SparseRows, id_to_column: npt.NDArray[np.int32], most: int
+) -> npt.NDArray[np.int32]:
+    ids, weights = row.row(0)
+    has_column = id_to_column[ids] >= 0
+    ids, weights = ids[has_column], weights[has_column]
+    return ids[np.lexsort((ids, -weights))[:most]].astype(np.int32)
+
+
+@contextmanager
+def _evaluating(tower: Tower) -> Iterator[Any]:
+    """Without dropout, even in the middle of a training run."""
+    was_training = tower.training
+    if was_training:
+        tower.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            tower.train()

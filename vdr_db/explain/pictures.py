@@ -1,0 +1,198 @@
+"""Word cloud, weights and reasons as a PNG; matplotlib and wordcloud draw (extra `images`)."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vdr_db.errors import ConfigError, require
+from vdr_db.explain.markup import clean
+from vdr_db.explain.portrait import Match, Portrait
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["save_png"]
+
+COLOURS = {"query": "#3f6ad8", "document": "#0f8a7e", "both": "#d97706"}
+CLOUD_COLOURS = {"query": "Blues", "document": "GnBu"}
+INK, SOFT = "#1f2a37", "#5b6776"
+CLOUD_WORDS, BARS = 60, 14
+CLOUD_PX, CLOUD_SCALE = (600, 320), 2
+WIDTH_IN, ROW_IN, DPI = 12.0, 4.4, 120
+TITLE_LETTERS = 90
+
+
+def save_png(
+    path: str | os.PathLike[str], shown: Match | Sequence[Portrait], *, title: str = ""
+) -> None:
+    """Draws a match, or portraits one below the other.
+
+    Args:
+        path: File to write.
+        shown: What to draw.
+        title: Above everything; by default none.
+
+    Raises:
+        ConfigError: There is nothing to draw.
+        MissingExtraError: matplotlib or wordcloud is not installed.
+        OSError: It cannot be written.
+    """
+    for module in ("matplotlib", "wordcloud"):
+        require(module, "images")
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    portraits = [shown.query, shown.document] if isinstance(shown, Match) else list(shown)
+    if not portraits:
+        raise ConfigError("a picture needs at least one portrait, got none; pass [portrait].")
+    rows = len(portraits) + isinstance(shown, Match)
+    # A figure of its own, not pyplot's: no state is shared, and no window can open.
+    layout = ConstrainedLayoutEngine(h_pad=0.15, w_pad=0.15, hspace=0.05, wspace=0.05)
+    figure = Figure(figsize=(WIDTH_IN, ROW_IN * rows), dpi=DPI, layout=layout)
+    axes = figure.subplots(rows, 2, squeeze=False)
+    if title:
+        figure.suptitle(_short(title), color=INK, fontsize=15, parse_math=False)
+    first = 0
+    if isinstance(shown, Match):
+        _draw_reasons(axes[0, 0], shown)
+        _draw_sides(axes[0, 1], shown)
+        first = 1
+    for row, portrait in enumerate(portraits, start=first):
+        tone = "query" if portrait.heading == "query" else "document"
+        _draw_cloud(axes[row, 0], portrait, tone)
+        _draw_patches_or_bars(axes[row, 1], portrait, tone)
+    with warnings.catch_warnings():
+        # Letters a font lacks are drawn as boxes; a warning for each of them helps nobody.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, format="png", facecolor="white")
+
+
+def _draw_reasons(axes: Axes, match: Match) -> None:
+    found = [(reason.word, reason.product) for reason in match.reasons[:BARS]]
+    _draw_bars(axes, found, COLOURS["both"], f"score {match.score:.3f}, word by word")
+
+
+def _draw_sides(axes: Axes, match: Match) -> None:
+    """Weights in query and document of the words that matched."""
+    terms = [term for reason in match.reasons for term in reason.terms][:BARS]
+    axes.set_title("weights of these words", color=INK, loc="left", fontsize=12)
+    if not terms:
+        axes.axis("off")
+        return
+    places = np.arange(len(terms))
+    sides = (("query", 0.2), ("document", -0.2))
+    for name, shift in sides:
+        weights = [getattr(term, f"{name}_weight") for term in terms]
+        axes.barh(places[::-1] + shift, weights, height=0.36, color=COLOURS[name], label=name)
+    _name_rows(axes, [term.token for term in terms])
+    axes.legend(frameon=False, loc="lower right", labelcolor=INK)
+
+
+def _draw_bars(axes: Axes, words: Sequence[tuple[str, float]], colour: str, title: str) -> None:
+    axes.set_title(title, color=INK, loc="left", fontsize=12, parse_math=False)
+    if not words:
+        axes.axis("off")
+        axes.text(0.0, 0.9, "no word", color=SOFT, transform=axes.transAxes)
+        return
+    weights = [weight for _, weight in words]
+    axes.barh(np.arange(len(words))[::-1], weights, height=0.62, color=colour)
+    for place, weight in zip(range(len(words) - 1, -1, -1), weights, strict=True):
+        axes.annotate(
+            f"{weight:.2f}",
+            (weight, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=SOFT,
+            fontsize=9,
+        )
+    axes.margins(x=0.12)
+    _name_rows(axes, [word for word, _ in words])
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    labels = [_short(name, 24) for name in names]
+    axes.set_yticks(np.arange(len(names))[::-1], labels, parse_math=False, color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", colors=SOFT, labelsize=9)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#c9d1da")
+
+
+def _draw_cloud(axes: Axes, portrait: Portrait, tone: str) -> None:
+    from matplotlib.font_manager import FontProperties, findfont
+    from wordcloud import WordCloud
+
+    axes.axis("off")
+    name = portrait.heading
+    heading = f"{name}: {clean(portrait.text)}" if portrait.text else name
+    axes.set_title(_short(heading, 54), color=INK, loc="left", fontsize=12, parse_math=False)
+    words = {clean(word): weight for word, weight in portrait.words[:CLOUD_WORDS] if weight > 0}
+    if not words:
+        axes.text(0.0, 0.9, "no weight at all", color=SOFT, transform=axes.transAxes)
+        return
+    heaviest = max(words.values())
+    cloud = WordCloud(
+        width=CLOUD_PX[0],
+        height=CLOUD_PX[1],
+        scale=CLOUD_SCALE,
+        background_color="white",
+        color_func=lambda word, **_: _shade(CLOUD_COLOURS[tone], words[word] / heaviest),
+        font_path=findfont(FontProperties()),
+        prefer_horizontal=1.0,
+        relative_scaling=0.6,
+        max_font_size=CLOUD_PX[1] // 4,
+        margin=9,
+        random_state=0,
+    ).generate_from_frequencies(words)
+    axes.imshow(cloud.to_array(), interpolation="bilinear")
+
+
+def _draw_patches_or_bars(axes: Axes, portrait: Portrait, tone: str) -> None:
+    evidence, picture = portrait.evidence, portrait.picture
+    if evidence is None or evidence.grid is None or picture is None:
+        title = f"{portrait.nonzeros:,} weights, the heaviest words"
+        _draw_bars(axes, list(portrait.words[:BARS]), COLOURS[tone], title)
+        return
+    require("PIL", "images")
+    from PIL import Image
+
+    rows, columns = evidence.grid
+    with Image.open(io.BytesIO(picture.data)) as opened:
+        axes.imshow(np.asarray(opened.convert("RGB")), extent=(0, columns, rows, 0), aspect="auto")
+    axes.set_box_aspect(picture.height / picture.width)
+    axes.axis("off")
+    axes.set_title("the strongest word of each patch", color=INK, loc="left", fontsize=12)
+    for position, (id, _) in evidence.strongest().items():
+        row, column = divmod(position, columns)
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            _short(portrait.vocabulary.token(id), 12),
+            ha="center",
+            va="center",
+            color="white",
+            fontsize=min(9.0, 66.0 / columns),
+            parse_math=False,
+            bbox={"facecolor": "#0b3b36", "alpha": 0.65, "edgecolor": "none", "pad": 1.5},
+        )
+
+
+def _shade(name: str, share: float) -> tuple[int, int, int]:
+    """A colour of the darker half of a colour map: light words cannot be read on white."""
+    from matplotlib import colormaps
+
+    red, green, blue, _ = colormaps[name](0.6 + 0.4 * share, bytes=True)
+    return int(red), int(green), int(blue)
+
+
+def _short(text: str, most: int = TITLE_LETTERS) -> str:
+    text = clean(text)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,240 @@
+"""One HTML page that shows a vector, or why two of them match: no script, no network, no file else.
+
+The parts (`match_html`, `portrait_html`) are used by the web page too; the text in them is escaped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vdr_db import __version__
+from vdr_db.errors import ConfigError
+from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg
+from vdr_db.explain.cloud import cloud_svg
+from vdr_db.explain.markup import escaped, marked
+from vdr_db.explain.portrait import Fired, Match, Portrait
+from vdr_db.explain.style import STYLE
+from vdr_db.explain.words import Reason
+
+__all__ = ["match_html", "page_html", "portrait_html", "report_html", "save_html"]
+
+SHOWN_WORDS = 12
+SHOWN_REASONS = 25
+SHOWN_FIRED = 4
+SHOWN_POSITIONS = 120
+GRID_POSITIONS = 32
+"""A grid with more columns is wider than anybody scrolls."""
+
+
+def report_html(
+    shown: Match | Sequence[Portrait],
+    *,
+    title: str = "",
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """A whole page.
+
+    Args:
+        shown: A match, or portraits one below the other.
+        title: Of the page; by default made of what is shown.
+        facts: Said at its end, such as the model's name.
+
+    Raises:
+        ConfigError: There is nothing to show.
+    """
+    if isinstance(shown, Match):
+        heading = title or f"Why {shown.id} matches"
+        body = match_html(shown)
+    else:
+        if not shown:
+            raise ConfigError("a report needs at least one portrait, got none; pass [portrait].")
+        heading = title or "What a vector says"
+        body = "".join(portrait_html(portrait) for portrait in shown)
+    said = " · ".join(f"{escaped(name)} {escaped(value)}" for name, value in (facts or {}).items())
+    foot = f"<footer>{said}{' · ' if said else ''}vdr-db {escaped(__version__)}</footer>"
+    return page_html(heading, f"<main><h1>{escaped(heading)}</h1>{body}{foot}</main>")
+
+
+def save_html(
+    path: str | os.PathLike[str],
+    shown: Match | Sequence[Portrait],
+    *,
+    title: str = "",
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Writes `report_html` to a file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    Path(path).write_text(report_html(shown, title=title, facts=facts), encoding="utf-8")
+
+
+def page_html(title: str, body: str) -> str:
+    """A document with the style sheet inside, and nothing from elsewhere allowed.
+
+    Args:
+        title: Plain text.
+        body: HTML.
+    """
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(title)}</title><style>\n{STYLE}\n</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def match_html(match: Match) -> str:
+    """Why a document matches: its reasons, the text with what counted, and both portraits."""
+    document = match.document
+    found = document.marks(match.shares())
+    text = ""
+    if document.text:
+        text = (
+            "<h3>where it comes from in the text</h3>"
+            f'<p class="text">{marked(document.text, found)}</p>'
+        )
+        if document.evidence is not None:
+            text += f'<p class="note">{_elsewhere(match)}</p>'
+    body = (
+        '<section class="card reasons"><h2>The score, word by word</h2>'
+        f"{_reasons_table(match)}{text}</section>"
+    )
+    return body + portrait_html(match.query) + portrait_html(document)
+
+
+def portrait_html(portrait: Portrait) -> str:
+    """A card with word cloud, weights, and what fires where."""
+    name = portrait.heading
+    side = "query-side" if name == "query" else "document-side"
+    tone = "query" if name == "query" else "document"
+    parts = [f'<section class="card {side}"><h2>{escaped(name[:1].upper() + name[1:])}</h2>']
+    if portrait.text:
+        parts.append(f'<p class="text">{marked(portrait.text, portrait.marks())}</p>')
+    if not portrait.words:
+        parts.append('<p class="soft">No weight at all: no search finds this.</p></section>')
+        return "".join(parts)
+    cloud = cloud_svg(portrait.words, label=f"the heaviest words of the {name}")
+    parts.append(
+        f'<div class="columns"><div><h3>its {min(len(portrait.words), 40)} heaviest words</h3>'
+        f"{cloud}</div><div><h3>weights</h3>{_weights_table(portrait, tone)}</div></div>"
+    )
+    parts.append(_positions(portrait))
+    parts.append("</section>")
+    return "".join(parts)
+
+
+def _positions(portrait: Portrait) -> str:
+    evidence = portrait.evidence
+    if evidence is None:
+        return ""
+    if evidence.grid is not None and portrait.picture is not None:
+        drawn = patches_svg(evidence, portrait.vocabulary, portrait.picture)
+        return f"<h3>which word fires on which patch</h3>{drawn}"
+    fired = portrait.fired()
+    if not fired:
+        return ""
+    shown = fired[:SHOWN_POSITIONS]
+    cards = "".join(_fired_card(item) for item in shown)
+    more = len(fired) - len(shown)
+    rest = f'<p class="note">and {more} more words of the text</p>' if more else ""
+    made = (
+        "<h3>which words fire on which word of the text</h3>"
+        '<p class="note">Each weight comes from the one place where it is largest.</p>'
+        f'<div class="fired">{cards}</div>{rest}'
+    )
+    if len(evidence.positions) <= GRID_POSITIONS:
+        grid = grid_svg(evidence, portrait.vocabulary)
+        made += f'<h3>the weight each token alone would give</h3><div class="scroll">{grid}</div>'
+    return made
+
+
+def _fired_card(fired: Fired) -> str:
+    kind = " special" if fired.is_special else ""
+    name = f'<span class="name{kind}">{escaped(fired.label)}</span>'
+    if not fired.words:
+        return f'<div class="none">{name}</div>'
+    rows = "".join(
+        f"<dt>{escaped(word)}</dt><dd>{weight:.2f}</dd>"
+        for word, weight in fired.words[:SHOWN_FIRED]
+    )
+    more = len(fired.words) - SHOWN_FIRED
+    if more > 0:
+        rows += f"<dt>and {more} more</dt><dd></dd>"
+    return f"<div>{name}<dl>{rows}</dl></div>"
+
+
+def _weights_table(portrait: Portrait, tone: str) -> str:
+    most = portrait.words[0][1]
+    rows = "".join(
+        f'<tr><td class="word">{escaped(word)}</td><td class="number">{weight:.3f}</td>'
+        f'<td class="bars">{bar_svg(weight / most if most else 0.0, tone)}</td></tr>'
+        for word, weight in portrait.words[:SHOWN_WORDS]
+    )
+    more = len(portrait.words) - SHOWN_WORDS
+    rest = f'<p class="note">and {more:,} more</p>' if more > 0 else ""
+    return f"<table><tbody>{rows}</tbody></table>{rest}"
+
+
+def _reasons_table(match: Match) -> str:
+    if not match.reasons:
+        return '<p class="soft">The two share no word.</p>'
+    most = match.reasons[0].product
+    rows = "".join(_reason_rows(reason, most) for reason in match.reasons[:SHOWN_REASONS])
+    rest = match.reasons[SHOWN_REASONS:]
+    if rest:
+        sum_of_rest = sum(reason.product for reason in rest)
+        rows += (
+            f'<tr><td class="word soft">{len(rest)} more</td><td></td><td></td>'
+            f'<td class="number">{sum_of_rest:.3f}</td><td class="bars"></td></tr>'
+        )
+    head = (
+        '<tr><th>word</th><th class="number">query</th><th class="number">document</th>'
+        '<th class="number">product</th><th class="bars"></th></tr>'
+    )
+    total = (
+        '<tr class="total"><td>score</td><td></td><td></td>'
+        f'<td class="number">{match.score:.3f}</td><td class="bars"></td></tr>'
+    )
+    return f"<table><thead>{head}</thead><tbody>{rows}{total}</tbody></table>"
+
+
+def _reason_rows(reason: Reason, most: float) -> str:
+    share = reason.product / most if most else 0.0
+    bar = f'<td class="bars">{bar_svg(share)}</td>'
+    if len(reason.terms) == 1:
+        (term,) = reason.terms
+        return (
+            f'<tr><td class="word">{escaped(reason.word)}</td>'
+            f'<td class="number">{term.query_weight:.3f}</td>'
+            f'<td class="number">{term.document_weight:.3f}</td>'
+            f'<td class="number">{reason.product:.3f}</td>{bar}</tr>'
+        )
+    # Sums of weights would not multiply to the sum of products, so pieces keep lines of their own.
+    pieces = "".join(
+        f'<tr class="piece"><td class="word">{escaped(term.token)}</td>'
+        f'<td class="number">{term.query_weight:.3f}</td>'
+        f'<td class="number">{term.document_weight:.3f}</td>'
+        f'<td class="number">{term.product:.3f}</td><td class="bars"></td></tr>'
+        for term in reason.terms
+    )
+    return (
+        f'<tr><td class="word">{escaped(reason.word)}</td><td></td><td></td>'
+        f'<td class="number">{reason.product:.3f}</td>{bar}</tr>{pieces}'
+    )
+
+
+def _elsewhere(match: Match) -> str:
+    """How much of the score the marked text stands for."""
+    if not match.score:
+        return ""
+    inside = sum(mark.share for mark in match.document.marks(match.shares())) / match.score
+    told = "The darker a word, the more of the score comes from it"
+    if inside > 0.995:
+        return f"{told}."
+    return f"{told}; {1 - inside:.0%} comes from the special tokens around the text."

@@ -1,0 +1,116 @@
+"""Token ids as words: pieces that stand together in a text become one word again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vdr_db.vocabulary import Vocabulary
+
+__all__ = ["Reason", "TermLike", "matched_words", "reasons", "vector_words"]
+
+
+class TermLike(Protocol):
+    """What one token adds to a score; `vdr_db.connectors.Term` is one."""
+
+    @property
+    def token(self) -> str:
+        """Text of the token."""
+
+    @property
+    def id(self) -> int:
+        """Token id."""
+
+    @property
+    def query_weight(self) -> float:
+        """Weight in the query."""
+
+    @property
+    def document_weight(self) -> float:
+        """Weight in the document."""
+
+    @property
+    def product(self) -> float:
+        """Both multiplied."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one word adds to a score.
+
+    Attributes:
+        word: The word; its pieces are joined.
+        product: Its share of the score: the sum over its pieces.
+        terms: Its pieces, or the word itself.
+    """
+
+    word: str
+    product: float
+    terms: tuple[TermLike, ...]
+
+
+def vector_words(
+    vocabulary: Vocabulary, text_ids: Sequence[int], weights: Mapping[int, float]
+) -> list[tuple[str, float]]:
+    """The words of a vector with their weights, heaviest first.
+
+    Args:
+        vocabulary: Of the encoder.
+        text_ids: Token ids of the text, in order; they say which pieces are one word.
+        weights: Token id -> weight.
+    """
+    return matched_words(vocabulary, text_ids, weights)
+
+
+def matched_words(
+    vocabulary: Vocabulary, text_ids: Sequence[int], products: Mapping[int, float]
+) -> list[tuple[str, float]]:
+    """Words both sides carry, with their share of the score, heaviest first.
+
+    Pieces become a word only if each of them matched: `cal ##ories` against `cal ##ife` is a match
+    of `cal`, not of `calories`.
+
+    Args:
+        vocabulary: Of the encoder.
+        text_ids: Token ids of the texts whose words are looked for.
+        products: Token id -> share of the score.
+    """
+    return vocabulary.merge_word_pieces(_only(vocabulary, text_ids, products), products)
+
+
+def reasons(
+    vocabulary: Vocabulary, text_ids: Sequence[int], terms: Sequence[TermLike]
+) -> list[Reason]:
+    """A score taken apart into words, the largest share first.
+
+    Args:
+        vocabulary: Of the encoder.
+        text_ids: Token ids of query and document, in order, with a special id between them.
+        terms: What each shared token adds; the shares of the words add up to the same score.
+    """
+    products = {term.id: term.product for term in terms}
+    kept = _only(vocabulary, text_ids, products)
+    inside = set(kept)
+    groups: dict[str, list[TermLike]] = {}
+    for term in terms:
+        around = kept if term.id in inside else []
+        ((word, _),) = vocabulary.merge_word_pieces(around, {term.id: 1.0})
+        groups.setdefault(word, []).append(term)
+    found = [
+        Reason(word, math.fsum(term.product for term in group), tuple(group))
+        for word, group in groups.items()
+    ]
+    return sorted(found, key=lambda reason: (-reason.product, reason.word))
+
+
+def _only(
+    vocabulary: Vocabulary, text_ids: Sequence[int], wanted: Mapping[int, float]
+) -> list[int]:
+    # A special token parts what stands left and right of it, as a piece without a match must.
+    gap = sorted(vocabulary.special_ids)[:1]
+    kept: list[int] = []
+    for id in text_ids:
+        kept += [id] if id in wanted else gap
+    return kept

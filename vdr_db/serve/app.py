@@ -1,0 +1,239 @@
+"""The application: pages for people, `/api/...` for programs, the same answers for both."""
+
+# FastAPI reads annotations when the routes are made, and some of them name what is inside a
+# function: they must be objects, so `from __future__ import annotations` is left out.
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal, TypeVar
+
+from fastapi import FastAPI, HTTPException, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from vdr_db import __version__
+from vdr_db.connectors.ids import MAX_ID_BYTES
+from vdr_db.errors import InputError, VdrError
+from vdr_db.explain.portrait import Match, Portrait
+from vdr_db.serve.answers import (
+    ExplainAnswer,
+    InfoAnswer,
+    SearchAnswer,
+    explain_answer,
+    search_answer,
+)
+from vdr_db.serve.facets import Choice, parse_choices
+from vdr_db.serve.guard import Guard, Limits
+from vdr_db.serve.pages import (
+    Asked,
+    error_page,
+    explain_page,
+    home_page,
+    image_page,
+    results_page,
+    style_sheet,
+)
+from vdr_db.serve.service import Found, SearchService
+
+__all__ = ["make_app"]
+
+PAGE = 10
+MOST_CHOICES = 20
+
+_log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+def make_app(
+    service: SearchService, *, limits: Limits | None = None, hosts: Sequence[str] = ()
+) -> FastAPI:
+    """The web page and the API of one collection.
+
+    Args:
+        service: What is asked; closed when the application ends.
+        limits: How much a request may ask for.
+        hosts: Names this is reached under besides `localhost` and addresses.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def close_at_the_end(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    # The usual pages that show the description load scripts from elsewhere; it is at /openapi.json.
+    app = FastAPI(
+        title="vdr-db",
+        version=__version__,
+        description="Search one collection, and see why a hit is a hit.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=close_at_the_end,
+    )
+    app.add_middleware(Guard, limits=limits, hosts=hosts)
+    _add_errors(app)
+    _add_pages(app, service, limits)
+    _add_api(app, service, limits)
+    if service.images is not None:
+        _add_uploads(app, service, limits)
+    return app
+
+
+def _query(limits: Limits) -> object:
+    return Annotated[str, Query(max_length=limits.query_characters, description="what to look for")]
+
+
+def _add_api(app: FastAPI, service: SearchService, limits: Limits) -> None:
+    Text = _query(limits)
+
+    @app.get("/api/search", tags=["search"])
+    def api_search(
+        q: Text,  # type: ignore[valid-type]
+        limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE,
+        offset: Annotated[int, Query(ge=0, le=limits.depth)] = 0,
+        facet: Annotated[
+            list[str], Query(description="KEY:VALUE, may be repeated", max_length=MOST_CHOICES)
+        ] = [],  # noqa: B006  (FastAPI copies it)
+    ) -> SearchAnswer:
+        """Texts that match a query, with the words that made them match."""
+        choices = _choices(facet, service)
+        found = _asked(lambda: service.search(q, limit=limit, offset=offset, choices=choices))
+        return search_answer(q, found, limit=limit, offset=offset)
+
+    @app.get("/api/explain", tags=["search"])
+    def api_explain(
+        q: Text,  # type: ignore[valid-type]
+        id: Annotated[str | None, Query(max_length=MAX_ID_BYTES)] = None,
+        kind: Literal["any", "text", "number"] = "any",
+    ) -> ExplainAnswer:
+        """The words of a query; with an id, why that document matches.
+
+        `kind` says whether the id is a text or a number; by default the text is looked for first.
+        """
+        return explain_answer(_explained(service, q, id, kind))
+
+    @app.get("/api/info", tags=["about"])
+    def api_info() -> InfoAnswer:
+        """What is served."""
+        return InfoAnswer(**_asked(service.info), version=__version__)
+
+
+def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
+    Text = _query(limits)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page_search(
+        q: Text = "",  # type: ignore[valid-type]
+        page: Annotated[int, Query(ge=1, le=limits.depth // PAGE + 1)] = 1,
+        facet: Annotated[list[str], Query(max_length=MOST_CHOICES)] = [],  # noqa: B006
+    ) -> str:
+        query: str = q
+        asked = Asked(query, page, tuple(facet), limits, service.images is not None)
+        if not query.strip():
+            return home_page(asked, _asked(service.info))
+        choices = _choices(facet, service)
+        offset = (page - 1) * PAGE
+        found = _asked(lambda: service.search(query, limit=PAGE, offset=offset, choices=choices))
+        return results_page(asked, found, size=PAGE)
+
+    @app.get("/explain", response_class=HTMLResponse, include_in_schema=False)
+    def page_explain(
+        q: Text,  # type: ignore[valid-type]
+        id: Annotated[str | None, Query(max_length=MAX_ID_BYTES)] = None,
+        kind: Literal["any", "text", "number"] = "any",
+    ) -> str:
+        asked = Asked(q, 1, (), limits, service.images is not None)
+        return explain_page(asked, _explained(service, q, id, kind))
+
+    @app.get("/style.css", include_in_schema=False)
+    def page_style() -> Response:
+        return Response(
+            style_sheet(),
+            media_type="text/css",
+            headers={"cache-control": "max-age=3600"},
+        )
+
+
+def _add_uploads(app: FastAPI, service: SearchService, limits: Limits) -> None:
+    def found_by(image: UploadFile, limit: int) -> Found:
+        data = image.file.read(limits.upload_bytes + 1)
+        if len(data) > limits.upload_bytes:
+            raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
+        try:
+            return _asked(lambda: service.search_image(data, limit=limit))
+        except InputError as error:
+            raise HTTPException(400, "This file is no image that can be read.") from error
+
+    @app.post("/api/search/image", tags=["search"])
+    def api_image(
+        image: UploadFile, limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE
+    ) -> SearchAnswer:
+        """Documents that match an image."""
+        return search_answer("", found_by(image, limit), limit=limit, offset=0)
+
+    @app.post("/image", response_class=HTMLResponse, include_in_schema=False)
+    def page_image(image: UploadFile) -> str:
+        asked = Asked("", 1, (), limits, True)
+        return image_page(asked, found_by(image, 2 * PAGE))
+
+
+def _add_errors(app: FastAPI) -> None:
+    def answer(request: Request, status: int, reason: str) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"detail": reason}, status)
+        return HTMLResponse(error_page(status, reason), status)
+
+    @app.exception_handler(AnyHTTPException)
+    async def refuse(request: Request, error: AnyHTTPException) -> Response:
+        return answer(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_arguments(request: Request, error: RequestValidationError) -> Response:
+        said = [f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors()]
+        return answer(request, 422, "; ".join(said) + ".")
+
+    @app.exception_handler(InputError)
+    async def refuse_input(request: Request, error: InputError) -> Response:
+        return answer(request, 400, "This request cannot be used.")
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        return answer(request, 500, "Something went wrong here; the log of the server has more.")
+
+
+def _asked(ask: Callable[[], Answer]) -> Answer:
+    """An answer of the service; what went wrong is logged and not told, it may name places."""
+    try:
+        return ask()
+    except InputError:
+        raise
+    except VdrError as error:
+        _log.exception("a request could not be answered")
+        raise HTTPException(503, "The collection cannot be searched at the moment.") from error
+
+
+def _choices(given: Sequence[str], service: SearchService) -> list[Choice]:
+    try:
+        return parse_choices(given, service.facets)
+    except InputError as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def _explained(service: SearchService, query: str, id: str | None, kind: str) -> Match | Portrait:
+    if id is None:
+        return _asked(lambda: service.portrait(query))
+    candidates: list[int | str] = [id] if kind != "number" else []
+    # Ids are integers of 64 bits; a longer run of digits is a text.
+    if kind != "text" and id.isascii() and id.isdigit() and int(id) < 2**64:
+        candidates.append(int(id))
+    for candidate in candidates:
+        try:
+            match = _asked(lambda id=candidate: service.match(query, id))  # type: ignore[misc]
+        except InputError as error:
+            raise HTTPException(400, "This id is impossible.") from error
+        if match is not None:
+            return match
+    raise HTTPException(404, "The collection holds no text with this id.")

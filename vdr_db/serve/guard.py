@@ -1,0 +1,153 @@
+"""What stands before every request: who may ask, how much, and what browsers must keep to."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vdr_db.errors import ConfigError
+
+__all__ = ["Guard", "Limits"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+# A form's own lines come on top of the file.
+_FORM_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for.
+
+    Attributes:
+        query_characters: Of a query.
+        page_size: Hits on a page at most.
+        depth: How far results can be paged through.
+        upload_bytes: Of an image.
+
+    Raises:
+        ConfigError: A limit is not positive.
+    """
+
+    query_characters: int = 1000
+    page_size: int = 50
+    depth: int = 1000
+    upload_bytes: int = 10 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("query_characters", "page_size", "depth", "upload_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"the limit `{name}` must be at least 1, got {getattr(self, name)}."
+                )
+
+
+class _TooLargeError(Exception):
+    """The body went over the limit while it was read."""
+
+
+class Guard:
+    """Refuses foreign hosts and large bodies, and sets the headers of every answer.
+
+    A page elsewhere can point a name of its own at 127.0.0.1 and then read answers as its own. Such
+    a request carries that name in `Host`, so only addresses, `localhost` and named hosts pass.
+
+    Args:
+        app: What is guarded.
+        limits: How large a body may be.
+        hosts: Names that pass besides `localhost` and addresses.
+    """
+
+    def __init__(self, app: Application, limits: Limits, hosts: Sequence[str] = ()) -> None:
+        self.app = app
+        self.most = limits.upload_bytes + _FORM_BYTES
+        self.hosts = {"localhost", *(host.lower() for host in hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        given = {name.lower(): value for name, value in scope["headers"]}
+        taken = 0
+        is_refused = False
+
+        async def counted_receive() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.most:
+                raise _TooLargeError
+            return message
+
+        async def checked_send(message: Message) -> None:
+            nonlocal is_refused
+            # The application may take the error above for a bad form and answer that.
+            if taken > self.most and not is_refused and message["type"] == "http.response.start":
+                is_refused = True
+                await _refuse(send, 413, "The upload is too large.")
+            if not is_refused:
+                await _send(send, message)
+
+        if not self._knows(given.get(b"host", b"").decode("latin-1")):
+            await _refuse(send, 421, "This host name is not served here.")
+        elif not _fits(given.get(b"content-length"), self.most):
+            await _refuse(send, 413, "The upload is too large.")
+        else:
+            await self.app(scope, counted_receive, checked_send)
+
+    def _knows(self, host: str) -> bool:
+        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":")[0]
+        if name.lower().rstrip(".") in self.hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _fits(length: bytes | None, most: int) -> bool:
+    if length is None:
+        return True
+    return length.isdigit() and len(length) < 19 and int(length) <= most
+
+
+async def _send(send: Send, message: Message) -> None:
+    """Passes a message on, with the headers every answer has."""
+    if message["type"] == "http.response.start":
+        present = {name.lower() for name, _ in message["headers"]}
+        added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+        message["headers"] = [
+            *message["headers"],
+            *((name, value) for name, value in added if name not in present),
+        ]
+    await send(message)
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
+    body = reason.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await _send(send, {"type": "http.response.start", "status": status, "headers": headers})
+    await _send(send, {"type": "http.response.body", "body": body})

@@ -1,0 +1,117 @@
+"""Serving an application until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from vdr_db.errors import ConfigError
+
+__all__ = ["Address", "listen", "make_server", "serve"]
+
+BACKLOG = 128
+MOST_CONNECTIONS = 64
+GRACE_S = 10
+IDLE_S = 5
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an application listens.
+
+    Attributes:
+        socket: Open and bound.
+        url: For a browser on this machine.
+        is_loopback: Whether only this machine can reach it.
+    """
+
+    socket: socket.socket
+    url: str
+    is_loopback: bool
+
+
+def listen(host: str, port: int) -> Address:
+    """Takes a port.
+
+    Args:
+        host: An address or name of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        ConfigError: The port is impossible, taken or forbidden, or the host is not this machine.
+    """
+    if not 0 <= port < 65536:
+        raise ConfigError(f"`port` must lie in [0, 65535], got {port}.")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.create_server(place[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"{host} port {port} cannot be listened on ({error}); choose another with --port, or "
+            "0 for any free one."
+        ) from error
+    address, taken = bound.getsockname()[:2]
+    is_loopback = address.startswith("127.") or address == "::1"
+    shown = "localhost" if address in ("0.0.0.0", "::") else address
+    shown = f"[{shown}]" if ":" in shown else shown
+    return Address(bound, f"http://{shown}:{taken}/", is_loopback)
+
+
+def make_server(app: Any) -> uvicorn.Server:
+    """The server of an application: quiet, with bounds on connections and waiting."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ws="none",
+        )
+    )
+
+
+def serve(app: Any, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
+    """Serves until SIGINT or SIGTERM; requests that are going on are answered first.
+
+    Args:
+        app: The application.
+        address: Where, see `listen`; closed in the end.
+        started: Called just before.
+
+    Returns:
+        Whether it was Ctrl-C (SIGINT) that ended it.
+    """
+    server = make_server(app)
+    with address.socket, _signals_kept() as seen:
+        started()
+        server.run(sockets=[address.socket])
+    return signal.SIGINT in seen
+
+
+@contextmanager
+def _signals_kept() -> Iterator[list[int]]:
+    """Keeps signals from ending the process: the server raises them again once it has stopped."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {
+        number: signal.signal(number, lambda number, _: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

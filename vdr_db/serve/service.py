@@ -1,0 +1,320 @@
+"""`SearchService`: one collection and its encoder, asked by many requests."""
+
+from __future__ import annotations
+
+import itertools
+import ntpath
+import posixpath
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vdr_db.errors import InputError
+from vdr_db.explain.portrait import Match, Portrait, make_match, portrait_of_text
+from vdr_db.explain.spans import Mark, marks, token_spans
+from vdr_db.explain.words import matched_words, vector_words
+from vdr_db.serve.facets import (
+    Choice,
+    Facet,
+    FacetCounts,
+    count_values,
+    filter_of,
+    find_facets,
+    named_facets,
+)
+from vdr_db.sparse import SparseRows
+
+if TYPE_CHECKING:
+    from vdr_db.connectors import Collection, Hit, Id
+    from vdr_db.encoder import SparseEncoder
+
+__all__ = ["Found", "HitView", "ImageSearch", "SearchService"]
+
+FACET_DEPTH = 200
+"""Best hits whose payloads are counted for facets."""
+SAMPLE = 1000
+"""Documents looked at to find out which fields are facets."""
+SNIPPET = 340
+"""Characters of a hit's text that are shown."""
+THUMBNAIL = "thumbnail"
+"""Payload field with a small image as a `data:` address; files are never read for a request."""
+_THUMBNAIL = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]{1,200000}={0,2}")
+
+
+class ImageSearch(Protocol):
+    """What searching by an image needs: vectors of the bytes of image files."""
+
+    def encode_images(self, images: Sequence[bytes], /) -> SparseRows:
+        """One row for each image, over the vocabulary of the collection.
+
+        Raises:
+            InputError: A file is no image that can be read.
+        """
+
+
+@dataclass(frozen=True)
+class HitView:
+    """One hit as it is shown.
+
+    Attributes:
+        id: The caller's id.
+        score: Dot product of query and document.
+        title: What it is called, or `""`.
+        text: Its text, without the title in front.
+        snippet: The part of the text that matches best.
+        marks: What to mark in the snippet.
+        words: Words both sides carry, with their share of the score, heaviest first.
+        payload: All that is stored with it.
+        thumbnail: A `data:` address of a small image, or `""`.
+    """
+
+    id: Id
+    score: float
+    title: str
+    text: str
+    snippet: str
+    marks: Sequence[Mark]
+    words: Sequence[tuple[str, float]]
+    payload: Mapping[str, Any]
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page of results.
+
+    Attributes:
+        hits: The hits of this page.
+        total: Hits known.
+        has_more: Whether there are more than `total`.
+        facets: How often values occur among the best hits.
+        took_ms: Time of encoding, searching and gathering.
+        words: Words of the query's vector, heaviest first.
+    """
+
+    hits: Sequence[HitView]
+    total: int
+    has_more: bool
+    facets: Sequence[FacetCounts]
+    took_ms: float
+    words: Sequence[tuple[str, float]] = field(default=())
+
+
+class SearchService:
+    """One collection and its encoder, asked by many requests.
+
+    Args:
+        collection: What is searched; closed with the service.
+        encoder: The collection's.
+        facets: Payload fields to offer as facets; None finds them in a sample of the documents.
+        images: Makes vectors of uploaded images; None offers no upload.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        encoder: SparseEncoder,
+        *,
+        facets: Sequence[str] | None = None,
+        images: ImageSearch | None = None,
+    ) -> None:
+        self.collection = collection
+        self.encoder = encoder
+        self.images = images
+        # The embedded engine is asked by one thread at a time; a search takes about a millisecond.
+        self._store_lock = threading.Lock()
+        sample = [
+            record.payload
+            for record in collection.get(list(itertools.islice(collection.ids(), SAMPLE)))
+        ]
+        if facets is None:
+            own = (collection.text_key, "title", THUMBNAIL)
+            self.facets = find_facets(sample, without=own)
+        else:
+            self.facets = named_facets(sample, facets)
+
+    def close(self) -> None:
+        """Closes the collection, after a search that is going on; a second call does nothing."""
+        with self._store_lock:
+            self.collection.close()
+
+    def info(self) -> dict[str, Any]:
+        """What is served: number of texts, model, facets; no place on this machine."""
+        stamp = self.collection.store.stamp or self.encoder.stamp()
+        with self._store_lock:
+            texts = self.collection.count()
+        return {
+            "texts": texts,
+            "model": _model_name(stamp.model),
+            "head": stamp.head,
+            "activation": stamp.activation,
+            "k": stamp.k,
+            "documents": self.collection.documents,
+            "facets": [facet.key for facet in self.facets],
+            "images": self.images is not None,
+        }
+
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int,
+        offset: int = 0,
+        choices: Sequence[Choice] = (),
+    ) -> Found:
+        """One page of hits for a text."""
+        start = time.perf_counter()
+        row = self.encoder.encode_queries([query])
+        own, _ = token_spans(self.encoder, query)
+        return self._found(row, own, start, limit=limit, offset=offset, choices=choices)
+
+    def search_image(self, image: bytes, *, limit: int) -> Found:
+        """The best hits for an image.
+
+        Raises:
+            InputError: Images are not searched here, or this is none.
+        """
+        if self.images is None:
+            raise InputError("This collection is not searched by images.")
+        start = time.perf_counter()
+        row = self.images.encode_images([image])
+        return self._found(row, [], start, limit=limit, offset=0, choices=())
+
+    def portrait(self, query: str) -> Portrait:
+        """What the vector of a query says."""
+        return portrait_of_text(self.encoder, query, side="query")
+
+    def match(self, query: str, id: Id) -> Match | None:
+        """Why a document matches, or None when there is no such document."""
+        row = self.encoder.encode_queries([query])
+        with self._store_lock:
+            records = self.collection.get([id], with_rows=True)
+            if not records:
+                return None
+            terms = self.collection.explain(row, id)
+        return make_match(
+            self.encoder,
+            query,
+            row,
+            records[0],
+            terms,
+            text_key=self.collection.text_key,
+            document_is_bag=self.collection.documents == "tokens",
+        )
+
+    def _found(
+        self,
+        row: SparseRows,
+        own: Sequence[int],
+        start: float,
+        *,
+        limit: int,
+        offset: int,
+        choices: Sequence[Choice],
+    ) -> Found:
+        keep = filter_of(choices)
+        deep = max(FACET_DEPTH, offset + limit) + 1
+        with self._store_lock:
+            hits = self.collection.search(row, limit=deep, filter=keep)
+            page = hits[offset : offset + limit]
+            records = self.collection.get([hit.id for hit in page], with_rows=True)
+            counts = [self._count(facet, row, hits, choices) for facet in self.facets]
+        rows = {record.id: record.row for record in records}
+        views = [self._view(hit, rows.get(hit.id), row, own) for hit in page]
+        return Found(
+            hits=views,
+            total=min(len(hits), deep - 1),
+            has_more=len(hits) == deep,
+            facets=[count for count in counts if count.counts],
+            took_ms=1000 * (time.perf_counter() - start),
+            words=vector_words(self.encoder.vocabulary, own, row.to_dicts()[0]),
+        )
+
+    def _count(
+        self, facet: Facet, row: SparseRows, hits: Sequence[Hit], choices: Sequence[Choice]
+    ) -> FacetCounts:
+        if any(choice.facet.key == facet.key for choice in choices):
+            # What else could be chosen is seen without this facet's own choice.
+            wider = filter_of(choices, without=facet)
+            hits = self.collection.search(row, limit=FACET_DEPTH, filter=wider)
+        return count_values(facet, (hit.payload for hit in hits[:FACET_DEPTH]), choices)
+
+    def _view(
+        self, hit: Hit, row: SparseRows | None, query: SparseRows, own: Sequence[int]
+    ) -> HitView:
+        wanted = query.to_dicts()[0]
+        weights = row.to_dicts()[0] if row is not None else {}
+        products = {id: wanted[id] * weights[id] for id in wanted.keys() & weights.keys()}
+        title = str(hit.payload.get("title") or "")
+        text = str(hit.payload.get(self.collection.text_key) or "")
+        ids, spans = token_spans(self.encoder, text)
+        gap = sorted(self.encoder.vocabulary.special_ids)[:1]
+        words = matched_words(self.encoder.vocabulary, [*own, *gap, *ids], products)
+        found = marks(text, spans, [products.get(id, 0.0) for id in ids])
+        # `index` puts the title in front of the text; it is shown once.
+        skipped = len(title) if title and text.startswith(title) else 0
+        while skipped and skipped < len(text) and text[skipped].isspace():
+            skipped += 1
+        found = [
+            Mark(mark.start - skipped, mark.stop - skipped, mark.share)
+            for mark in found
+            if mark.start >= skipped
+        ]
+        text = text[skipped:]
+        shown, inside = snippet(text, found)
+        thumbnail = hit.payload.get(THUMBNAIL)
+        is_safe = isinstance(thumbnail, str) and _THUMBNAIL.fullmatch(thumbnail)
+        return HitView(
+            id=hit.id,
+            score=hit.score,
+            title=title,
+            text=text,
+            snippet=shown,
+            marks=inside,
+            words=words,
+            payload=hit.payload,
+            thumbnail=str(thumbnail) if is_safe else "",
+        )
+
+
+def snippet(text: str, found: Sequence[Mark], *, length: int = SNIPPET) -> tuple[str, list[Mark]]:
+    """The part of a text with the largest shares, cut at spaces, and the marks in it.
+
+    Args:
+        text: The text.
+        found: Its marks, in order.
+        length: Characters wanted, about.
+    """
+    if len(text) <= length:
+        return text, list(found)
+    best, start = -1.0, 0
+    for candidate in [0, *(max(mark.start - 60, 0) for mark in found)]:
+        inside = [m for m in found if candidate <= m.start and m.stop <= candidate + length]
+        worth = sum(mark.share for mark in inside)
+        if worth > best + 1e-9:
+            best, start = worth, candidate
+    start = min(start, len(text) - length)
+    stop = start + length
+    if start:
+        space = text.find(" ", start, start + 30)
+        start = space + 1 if space >= 0 else start
+    if stop < len(text):
+        space = text.rfind(" ", stop - 30, stop)
+        stop = space if space > start else stop
+    before, after = "… " if start else "", " …" if stop < len(text) else ""
+    shift = len(before) - start
+    inside = [
+        Mark(mark.start + shift, mark.stop + shift, mark.share)
+        for mark in found
+        if start <= mark.start and mark.stop <= stop
+    ]
+    return before + text[start:stop] + after, inside
+
+
+def _model_name(model: str) -> str:
+    """The name of a model; of a folder only its last part, for places are nobody's business."""
+    is_place = posixpath.isabs(model) or ntpath.isabs(model) or model.startswith((".", "~"))
+    return ntpath.basename(model.rstrip("/\\")) if is_place else model
