@@ -82,6 +82,32 @@ def test_an_encoder_with_damped_queries_and_documents(student, tmp_path):
     np.testing.assert_allclose(teacher.documents(TEXTS).to_dense(), expected, rtol=1e-5)
 
 
+def test_an_encoder_with_the_words_own_weights_added(student, tmp_path):
+    training_samples.settings(tmp_path)
+    folder = str(tmp_path / "bert")
+    plain = {"kind": "encoder", "path": folder, "activation": "elu1p", "query_scale": 3.0, "k": 9}
+    added = {"lexical_query": 0.5, "lexical_document": 2.0, "mean_length": 4.0}
+    without, with_words, words = make(
+        student,
+        TeacherConfig(**plain),
+        TeacherConfig(**plain, **added, length_power=0.5, length_norm=4.0),
+        TeacherConfig(kind="bm25", mean_length=4.0),
+    )
+    expected = without.queries(TEXTS).to_dense() + 0.5 * words.queries(TEXTS).to_dense()
+    torch.testing.assert_close(with_words.queries(TEXTS).to_dense(), expected)
+    sums = without.documents(TEXTS).to_dense() + 2 * words.documents(TEXTS).to_dense()
+    expected = sums / (sums.norm(dim=1, keepdim=True) / 4).sqrt()
+    torch.testing.assert_close(with_words.documents(TEXTS).to_dense(), expected)
+
+
+def test_bm25_takes_a_usual_length_from_outside(student):
+    own, given = make(
+        student, TeacherConfig(kind="bm25"), TeacherConfig(kind="bm25", mean_length=40.0)
+    )
+    assert given.mean_length == 40.0
+    assert (own.documents(TEXTS).weights < given.documents(TEXTS).weights).all()
+
+
 def test_rows_over_the_columns_of_a_student_with_fewer(student, tmp_path):
     training_samples.settings(tmp_path)
     path = str(tmp_path / "bert")

@@ -116,6 +116,11 @@ class TeacherConfig:
         length_power: Documents' weights are divided by (norm / `length_norm`) to this power: 0
             leaves them, 1 gives all documents one length.
         length_norm: L2 norm of a document whose weights stay as they are.
+        lexical_query: Of the encoder: BM25's weights of a query, times this, are added to its own,
+            after the scale.
+        lexical_document: The same of documents, before they are divided by their length.
+        mean_length: Tokens of a document of usual length for BM25; None for the mean of the
+            training documents, which is no use where most of them are single sentences.
         weight: Of its scores in the sum of all teachers. Raw scores differ in size: 1 over their
             standard deviation within a batch gives each teacher an equal say.
     """
@@ -129,6 +134,9 @@ class TeacherConfig:
     query_scale: float = 1.0
     length_power: float = 0.0
     length_norm: float = 1.0
+    lexical_query: float = 0.0
+    lexical_document: float = 0.0
+    mean_length: float | None = None
     weight: float = 1.0
 
 

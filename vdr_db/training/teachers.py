@@ -10,6 +10,11 @@ BM25 as sparse rows over word pieces, with N, df and the mean length of the trai
     d[v] = idf(v) tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length))
     idf(v) = ln(1 + (N - df + 1/2) / (df + 1/2))
 
+An encoder teacher may have BM25's rows added to its own, which makes one vector of both:
+
+    q = scale q_e + a q_BM25
+    d = (d_e + b d_BM25) / (|d_e + b d_BM25| / norm)^power
+
 Source: Robertson and Zaragoza 2009, with Lucene's idf; k1 = 1.2, b = 0.75.
 """
 
@@ -75,14 +80,18 @@ class EncoderTeacher(Teacher):
     Attributes:
         encoder: Of documents.
         query_encoder: Of queries; the same network.
+        lexical: Whose rows are added, or None.
     """
 
-    def __init__(self, encoder: SparseEncoder, settings: TeacherConfig) -> None:
+    def __init__(
+        self, encoder: SparseEncoder, settings: TeacherConfig, lexical: Bm25Teacher | None = None
+    ) -> None:
         """Takes the encoder over; it is run in evaluation mode.
 
         Args:
             encoder: Makes the documents' vectors.
-            settings: Weight, the queries' activation, and how long documents are damped.
+            settings: Weights, the queries' activation, and how long documents are damped.
+            lexical: Whose rows are added, by the settings' factors.
         """
         self.encoder, self.weight, self.device = encoder, settings.weight, encoder.device
         encoder.truncated = 1  # texts are cut on purpose here; an encoder warns at its first cut
@@ -91,15 +100,23 @@ class EncoderTeacher(Teacher):
             self.query_encoder.activation = settings.query_activation
         self.scale = settings.query_scale
         self.power, self.norm = settings.length_power, settings.length_norm
+        self.lexical = lexical
+        self.lexical_query = settings.lexical_query
+        self.lexical_document = settings.lexical_document
 
     def queries(self, texts: Sequence[str]) -> GatedRows:
         """Its query vectors."""
         rows = self._as_tensors(self.query_encoder.encode_queries(texts))
-        return replace(rows, weights=rows.weights * self.scale)
+        rows = replace(rows, weights=rows.weights * self.scale)
+        if self.lexical is None or not self.lexical_query:
+            return rows
+        return _sum(rows, self.lexical.queries(texts), self.lexical_query)
 
     def documents(self, texts: Sequence[str]) -> GatedRows:
         """Its document vectors."""
         rows = self._as_tensors(self.encoder.encode_documents(texts))
+        if self.lexical is not None and self.lexical_document:
+            rows = _sum(rows, self.lexical.documents(texts), self.lexical_document)
         if not self.power:
             return rows
         squares = rows.weights.new_zeros(len(rows)).index_add(0, rows.rows, rows.weights.square())
@@ -236,6 +253,18 @@ class Bm25Teacher(Teacher):
         return SparseRows(indptr, ids, counts.astype(np.float32), self.width)
 
 
+def _sum(left: GatedRows, right: GatedRows, factor: float) -> GatedRows:
+    """`left + factor * right`, row by row."""
+    width = left.width
+    keys = torch.cat([rows.rows * width + rows.columns for rows in (left, right)])
+    unique, place = torch.unique(keys, return_inverse=True)
+    weights = left.weights.new_zeros(len(unique))
+    weights = weights.index_add(0, place, torch.cat([left.weights, factor * right.weights]))
+    counts = torch.bincount(unique // width, minlength=len(left))
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return GatedRows(indptr, unique % width, weights, width)
+
+
 def make_teachers(
     settings: Sequence[TeacherConfig],
     student: SparseEncoder,
@@ -254,13 +283,24 @@ def make_teachers(
         query_max_length: Of queries.
     """
     teachers: list[Teacher] = []
-    for item in settings:
-        if item.kind == "bm25":
+    counted: list[Bm25Teacher] = []
+
+    def bm25(item: TeacherConfig) -> Bm25Teacher:
+        """One pass over the documents serves all that need their frequencies."""
+        if not counted:
             own = max_length - student.tokenizer.extra_length
             width = student.vocabulary.size
-            teachers.append(
+            counted.append(
                 Bm25Teacher(student.tokenizer, width, documents, item.weight, own, student.device)
             )
+        teacher = copy.copy(counted[0])
+        teacher.weight = item.weight
+        teacher.mean_length = item.mean_length or teacher.mean_length
+        return teacher
+
+    for item in settings:
+        if item.kind == "bm25":
+            teachers.append(bm25(item))
             continue
         if item.kind == "dense":
             folder = start_folder(item.path)
@@ -275,5 +315,6 @@ def make_teachers(
             device=student.device,
             activation=item.activation,
         )
-        teachers.append(EncoderTeacher(encoder, item))
+        is_lexical = bool(item.lexical_query or item.lexical_document)
+        teachers.append(EncoderTeacher(encoder, item, bm25(item) if is_lexical else None))
     return teachers
