@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 
 from vdr_db.kernels import entry_lists, pooling_backward_kernels, pooling_forward, topk_kernels
 from vdr_db.kernels.configs import BACKWARD_TILES, POOL_TILES, SELECT_TILES, PoolTile
-from vdr_db.kernels.pooling_backward import PLACE_BLOCK
+from vdr_db.kernels.entry_orders import PLACE_BLOCK
 
 RESULTS = Path(__file__).parent / "results"
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

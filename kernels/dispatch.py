@@ -57,7 +57,9 @@ def project_pool(
         return_argmax: Also return which token reached each maximum.
         max_length: Bound on the tokens of a document, where the caller knows one: up to 32,767
             positions take 2 bytes instead of 4, also those kept for the gradient. On a device it is
-            taken on trust, because a look at `cu_seqlens` would make the host wait.
+            taken on trust, because a look at `cu_seqlens` would make the host wait; but where it is
+            false and a position does not fit, the logit is NaN and its argmax -1, so that
+            selections and losses show it.
         accumulate_into: `[V, H]`, float: in the backward pass the gradient of `weight` is added to
             this tensor, for instance rows `[first:]` of a tied embedding's `.grad`, and `weight`
             gets none of its own. It spares one `[V, H]` gradient and its sum.

@@ -13,7 +13,8 @@ Bits do not depend on the run, on neighbours in the batch or on padding: the sum
 fixed order, and a maximum is exact in any order. Gradients repeat too (`pooling_backward`).
 
 Rules: a text without tokens gives -inf and argmax -1; NaN wins every maximum; -0 becomes +0; the
-lowest token wins ties; tokens behind cu_seqlens[B] take no part, so that buffers may be longer.
+lowest token wins ties; tokens behind cu_seqlens[B] take no part, so that buffers may be longer. A
+position that does not fit int16, because `max_length` was no bound, turns its logit into NaN.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from vdr_db.kernels.primitives import (
     fits_descriptor,
     is_interpreted,
     on_device,
+    short_rows,
 )
 
 __all__ = ["argmax_dtype", "backward", "backward_sparse", "forward"]
@@ -67,7 +69,8 @@ def forward(
         weight: `[V, H]`, dtype and device of `hidden`, any strides.
         bias: `[V]` or None, any float dtype.
         need_argmax: Also return token positions, which the gradient needs.
-        max_length: Bound on tokens per text, if known; up to 32,767 positions are then int16.
+        max_length: Bound on tokens per text, if known; up to 32,767 positions are then int16. Taken
+            on trust, but never wrong in silence: a logit whose position does not fit is NaN.
         precision: How float32 inputs multiply: `"tf32x3"` (default, about float32 accuracy),
             `"ieee"` (exact float32 products, much slower) or `"tf32"` (10-bit mantissa).
         tile: Run with this tile instead of the table's.
@@ -100,6 +103,7 @@ def forward(
         logits.fill_(float("-inf"))
         return logits, None if argmax is None else argmax.fill_(-1)
 
+    hidden, weight = short_rows(hidden), short_rows(weight)
     tile = tile or _tile(hidden, weight, B, precision)
     with on_device(hidden):
         if tile.layout == "aligned":

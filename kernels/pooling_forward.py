@@ -85,6 +85,19 @@ def best_of_tile(products, inside, position, NEED_ARGMAX: tl.constexpr):
     return best, where
 
 
+@triton.jit
+def store_positions(argmax_ptr, offset, where, logits, inside):
+    """Stores token positions; returns the logits, NaN where a position does not fit its dtype."""
+    if argmax_ptr.dtype.element_ty == tl.int16:
+        # The caller promised short texts and gave a long one. A wrapped position would send the
+        # gradient to another token without a word; NaN is seen.
+        fits = where <= 32767
+        where = tl.where(fits, where, -1)
+        logits = tl.where(fits, logits, float("nan"))
+    tl.store(argmax_ptr + offset, where.to(argmax_ptr.dtype.element_ty), mask=inside)
+    return logits
+
+
 @triton.jit(do_not_specialize=SIZES)
 def pool_aligned_kernel(
     hidden,
@@ -138,9 +151,9 @@ def pool_aligned_kernel(
     if HAS_BIAS:
         best += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)
     offset = text.to(tl.int64) * V + offs_v
-    tl.store(logits_ptr + offset, best, mask=inside)
     if NEED_ARGMAX:
-        tl.store(argmax_ptr + offset, where.to(argmax_ptr.dtype.element_ty), mask=inside)
+        best = store_positions(argmax_ptr, offset, where, best, inside)
+    tl.store(logits_ptr + offset, best, mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -218,9 +231,9 @@ def pool_finish_kernel(
     if NEED_ARGMAX:
         empty = key == -0x8000000000000000
         where = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
-        where = tl.where(empty, -1, where)
-        tl.store(argmax_ptr + offset, where.to(argmax_ptr.dtype.element_ty), mask=inside)
         logits = value_of_key((key >> 32).to(tl.int32))
+        where = tl.where(empty, -1, where)
+        logits = store_positions(argmax_ptr, offset, where, logits, inside)
     else:
         empty = key == -0x80000000
         logits = value_of_key(key)

@@ -28,6 +28,7 @@ __all__ = [
     "fits_descriptor",
     "is_interpreted",
     "on_device",
+    "short_rows",
 ]
 
 FIRST_KEY = -(2**63)
@@ -137,6 +138,15 @@ def fits_descriptor(matrix: Tensor) -> bool:
     """
     pitch = matrix.stride(0) * matrix.element_size()
     return matrix.stride(1) == 1 and pitch > 0 and pitch % 16 == 0 and matrix.data_ptr() % 16 == 0
+
+
+def short_rows(matrix: Tensor) -> Tensor:
+    """A matrix `[n, H]`, copied if offsets within a row, 32 bits wide in kernels, could overflow.
+
+    Only columns that lie far apart do: the transpose of a matrix with millions of columns.
+    """
+    reach = 2 * matrix.stride(1) * matrix.shape[1]  # the last tile may end behind the row
+    return matrix if reach < 2**31 else matrix.contiguous()
 
 
 def descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:

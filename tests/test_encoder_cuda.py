@@ -7,6 +7,7 @@ can tell is at the end; `make gpu` runs it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from fake_cuda import Event, FakeCuda, Stream
 from model_folders import write_bert
 
 from vdr_db import body, encoder_cuda
@@ -24,6 +26,7 @@ from vdr_db.encoder_cuda import Arrival, DeviceQueue, QueryGraphs, filled, score
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import dispatch, select_topk
 from vdr_db.sparse import SparseRows
+from vdr_db.training.vectors import Side
 
 CUDA = torch.device("cuda", 0)
 
@@ -173,6 +176,78 @@ def test_broken_weights_name_the_text(folder, queue):
         encoder.encode_documents(["", "dog"])
 
 
+# Streams and events: the real queue, on a stand-in for CUDA that notices races
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    made = FakeCuda()
+    made.install(monkeypatch)
+    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: DeviceQueue(self.device))
+    monkeypatch.setattr(encoder_cuda, "select_topk", untrimmed)
+    return made
+
+
+@pytest.mark.parametrize("small_bytes", [0, encoder_cuda.SMALL_BYTES], ids=["two waits", "one"])
+@pytest.mark.parametrize("options", [{}, {"k": 5, "norm": True}], ids=str)
+def test_copies_wait_for_what_they_copy(folder, monkeypatch, cuda, options, small_bytes):
+    options = dict(options)
+    norm = options.pop("norm", False)
+    encoder = load(folder, **options)
+    encoder.norm = norm
+    texts = texts_of(encoder, 30)
+    monkeypatch.setattr(encoder_cuda, "SMALL_BYTES", small_bytes)
+    with cuda:
+        found = encoder.encode_documents(texts, token_budget=60)
+        cuda.forget_freed()
+    assert cuda.faults == []
+    assert len(cuda.streams) == 2
+    assert all(stream.clock for stream in cuda.streams)
+    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: None)
+    assert found.allclose(encoder.encode_documents(texts, token_budget=60))
+
+
+def no_wait_for_results(monkeypatch):
+    monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
+
+
+def no_wait_for_copies(monkeypatch):
+    monkeypatch.setattr(Event, "synchronize", lambda self: None)
+
+
+def nothing_kept_alive(monkeypatch):
+    init = Arrival.__init__
+    monkeypatch.setattr(
+        Arrival, "__init__", lambda self, sources, pinned, event: init(self, (), pinned, event)
+    )
+    land = encoder_cuda._launch
+    monkeypatch.setattr(
+        encoder_cuda,
+        "_launch",
+        lambda batch, outcome, queue: dataclasses.replace(
+            land(batch, outcome, queue), outcome=None
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mistake", "fault"),
+    [
+        (no_wait_for_results, "on stream 1 reads"),
+        (no_wait_for_copies, "the host reads"),
+        (nothing_kept_alive, "is free while stream 1 uses it"),
+    ],
+)
+def test_the_stand_in_notices_mistakes(folder, monkeypatch, cuda, mistake, fault):
+    mistake(monkeypatch)
+    encoder = load(folder)
+    texts = texts_of(encoder, 30)
+    with cuda:
+        encoder.encode_documents(texts, token_budget=60)
+        cuda.forget_freed()
+    assert any(fault in found for found in cuda.faults), cuda.faults[:3]
+
+
 # Nothing reads a value on the device
 
 
@@ -256,6 +331,20 @@ WAITS = {
 def test_the_meta_device_refuses_every_kind_of_wait(wait):
     with pytest.raises((NotImplementedError, RuntimeError)):
         wait(torch.empty(5, device=META))
+
+
+def test_training_keeps_positions_in_two_bytes(folder):
+    """Also where the rows that fill up a batch are longer than any text may be."""
+    encoder = load(folder, max_length=4)
+    encoder.document_tower.requires_grad_(True)
+    side = Side.of(encoder, "document", lexical=False)
+    tokens = encoder.tokenizer.encode(["cat", "the dog and the book"])
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        side.encode(tokens, np.arange(2), {"dense", "gated"})
+        side.encode(tokens, np.arange(2), {"gated"})
+    widths = [x for x in saved if x.dim() == 2 and x.shape[1] == encoder.vocabulary.columns]
+    assert {x.dtype for x in widths if not x.is_floating_point()} == {torch.int16}
 
 
 # Attention on packed rows

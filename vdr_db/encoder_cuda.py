@@ -296,7 +296,7 @@ class QueryGraphs:
         self.padding = padding
         self._captured: OrderedDict[tuple[int, int], _Captured] = OrderedDict()
         self._weights: object = None
-        self._pool: Any = None
+        self._arena: tuple[Any, Any] | None = None  # stream and memory pool of all captures
         self._lock = threading.Lock()
         self._last: Any = None
 
@@ -369,22 +369,27 @@ class QueryGraphs:
 
     def _capture(self, size: tuple[int, int], queue: DeviceQueue) -> _Captured:
         texts, tokens = size
+        if self._arena is None or not self._captured:
+            # torch refuses a pool that graphs have used and none uses any more (its issue 189126).
+            # Within a pool, only captures on one stream can share memory.
+            self._arena = torch.cuda.Stream(queue.device), torch.cuda.graph_pool_handle()
+        aside, pool = self._arena
         ids = queue.upload(np.full(tokens, self.padding[0], np.int64))
         positions = queue.upload(np.full(tokens, self.padding[1], np.int64))
         bounds = queue.upload(np.array([0] * (texts + 1) + [tokens], np.int32))
         # Beside the current stream, as capture wants it: compiles kernels and fills caches.
-        current, aside = torch.cuda.current_stream(queue.device), torch.cuda.Stream(queue.device)
+        current = torch.cuda.current_stream(queue.device)
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(2):
                 self.compute(ids, positions, bounds)
         current.wait_stream(aside)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile. The stream also says which device it is.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"
+        # Other threads may use the device meanwhile. On entry torch waits for the current device,
+        # which need not be the one that the stream belongs to.
+        with (
+            torch.cuda.device(queue.device),
+            torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"),
         ):
             outcome = self.compute(ids, positions, bounds)
         return _Captured(ids, positions, bounds, graph, outcome)

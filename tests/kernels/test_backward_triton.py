@@ -21,7 +21,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 )
 
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels import pooling, pooling_backward, project_pool, reference
+from vdr_db.kernels import entry_orders, pooling, pooling_backward, project_pool, reference
 from vdr_db.kernels.configs import BackwardTiles
 
 pytestmark = MARKS
@@ -109,7 +109,7 @@ def kept(argmax, V, per_row):
 @pytest.mark.parametrize(("lengths", "V", "H"), SHAPES)
 def test_kept_entries_match_float64(monkeypatch, lengths, V, H, marked, dtype):
     if not marked:
-        monkeypatch.setattr(pooling_backward, "MARKED_TEXTS", 0)
+        monkeypatch.setattr(entry_orders, "MARKED_TEXTS", 0)
     hidden, weight = random(0, sum(lengths), H, dtype=dtype), random(1, V, H, dtype=dtype)
     cu_seqlens = bounds(lengths)
     pooled = reference.project_pool(
@@ -247,7 +247,7 @@ def test_batches_without_tokens_give_zeros():
 
 def test_long_and_short_texts_choose_a_method(monkeypatch):
     calls = []
-    for name in ("_weight_gather", "_weight_onehot"):
+    for name in ("launch_weight_gather", "launch_weight_onehot"):
         plain = getattr(pooling_backward, name)
         monkeypatch.setattr(
             pooling_backward,
@@ -260,7 +260,7 @@ def test_long_and_short_texts_choose_a_method(monkeypatch):
         _, argmax = pooling.forward(hidden, cu_seqlens, weight, None, True)
         grad = random(2, 1, 20)
         pooling.backward(grad, argmax, hidden, cu_seqlens, weight, False, tiles=TILES)
-    assert calls == ["_weight_onehot", "_weight_gather"]
+    assert calls == ["launch_weight_onehot", "launch_weight_gather"]
 
 
 def test_autograd_through_the_public_function():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "bench_kernels.py"
@@ -24,7 +26,7 @@ def bench(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900)  # about 40 s on two free cores
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_dry_run(tmp_path):
     finished = subprocess.run(
@@ -51,10 +53,53 @@ def test_no_speed_on_red(bench, monkeypatch, capsys):
     assert "no speed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("body", "is_green"),
+    [("assert 1", True), ("assert 0", False), ("pytest.skip('no device')", False),
+     ("time.sleep(60)", False)],
+    ids=["green", "red", "skipped", "late"],
+)  # fmt: skip
+def test_speed_needs_tests_that_ran_and_passed(bench, monkeypatch, tmp_path, body, is_green):
+    for name in ("one", "two"):
+        text = f"import time, pytest\ndef test_it(): {body if name == 'two' else 'assert 1'}\n"
+        (tmp_path / f"test_{name}.py").write_text(text)
+    checks = [(str(tmp_path / f"test_{name}.py"), ()) for name in ("one", "two")]
+    monkeypatch.setattr(bench, "CHECKS", checks)
+    if "sleep" in body:
+        monkeypatch.setattr(bench, "CHECK_SECONDS", 5)
+    assert bench.tests_pass() is is_green
+
+
 def test_says_so_without_a_device(bench, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert bench.main([]) == 2
     assert "--dry-run" in capsys.readouterr().err
+
+
+def test_a_failing_arm_keeps_what_was_measured(bench, monkeypatch):
+    class Arms:
+        @staticmethod
+        def arms(given, compiled):
+            for op in ("broken", "forward"):
+                yield types.SimpleNamespace(op=op, backend="vdr_db", needs_bytes=0)
+
+    run = object.__new__(bench.Run)
+    run.options = types.SimpleNamespace(dry_run=True)
+    run.torch, run.device, run.dtype = torch, torch.device("cpu"), torch.float16
+    run.rows, run.skipped, run.failed = [], [], []
+    monkeypatch.setitem(sys.modules, "rivals", types.ModuleType("rivals"))
+    Arms.Inputs = lambda *arguments: None
+    monkeypatch.setitem(sys.modules, "kernel_cases", Arms)
+
+    def time_arm(self, arm, case):
+        if arm.op == "broken":
+            raise RuntimeError("PTXAS error\nand more")
+        self.rows.append(arm.op)
+
+    monkeypatch.setattr(bench.Run, "time_arm", time_arm)
+    run.measure("B=1", is_compiled=False)
+    assert run.rows == ["forward"]
+    assert run.failed == ["broken, vdr_db, B=1: RuntimeError PTXAS error"]
 
 
 def test_the_report_judges_the_bars(bench):
@@ -71,6 +116,7 @@ def test_the_report_judges_the_bars(bench):
     ]  # fmt: skip
     text = bench.markdown(rows, ["a note"], ["an arm: memory"], facts)
     assert "| forward | vdr_db | 1.2 (1 to 2) | 640 | 83% | 7.8 |" in text
-    assert f"| forward, time | {shape} | 1.3 | 1.08 | 1.2 | holds |" in text
+    assert f"| forward, time | {shape} | 1.3 | 1.08 | 1.2 | met |" in text
+    assert f"| forward, time | {bench.BARS[1][1]} | 12.8 | 10.8 |  | not measured |" in text
     assert "- a note" in text
     assert "- an arm: memory" in text

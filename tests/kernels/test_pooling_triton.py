@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import pooling, reference
 from vdr_db.kernels.configs import PoolTile, pool_tile
+from vdr_db.kernels.topk import select_topk
 
 pytestmark = MARKS
 
@@ -200,6 +203,32 @@ def test_positions_are_as_narrow_as_the_bound_allows(tile):
     assert torch.equal(wide, narrow.int())
     assert pooling.argmax_dtype(32767) == torch.int16
     assert pooling.argmax_dtype(32768) == torch.int32
+
+
+@pytest.mark.parametrize("layout", ["aligned", "packed"])
+def test_a_false_bound_on_the_length_is_seen(layout):
+    """Positions up to 32,767 fit; a later one must not come back as the position of another."""
+    tile = PoolTile(layout, 16, 4096, 16, 2, 4, 2, descriptors=False)
+    tile = tile if IS_INTERPRETED else dataclasses.replace(tile, block_t=128)
+    hidden = torch.zeros((32_775, 16), device=DEVICE)
+    weight = torch.eye(16, device=DEVICE)[:5]
+    cu_seqlens = bounds([5, 32_770])
+    last, beyond = 5 + 32_767, 5 + 32_768
+    hidden[last, 0] = hidden[beyond, 1] = hidden[beyond, 2] = 1.0
+    hidden[7, 2] = 2.0
+    logits, argmax = pooling.forward(
+        hidden, cu_seqlens, weight, None, True, max_length=32_767, tile=tile
+    )
+    assert argmax.dtype == torch.int16
+    assert argmax.tolist() == [[0] * 5, [32_767, -1, 2, 0, 0]]
+    assert logits[1].isnan().tolist() == [False, True, False, False, False]
+    assert torch.equal(logits[1, [0, 2, 3, 4]].cpu(), torch.tensor([1.0, 2.0, 0.0, 0.0]))
+    kept = select_topk(logits, 1, activation="elu1p")
+    assert kept.columns.tolist() == [0, 1]
+    assert kept.weights[1].isnan()
+    right, wide = pooling.forward(hidden, cu_seqlens, weight, None, True, tile=tile)
+    assert right.isfinite().all()
+    assert wide[1].tolist() == [32_767, 32_768, 2, 0, 0]
 
 
 @pytest.mark.skipif(not IS_INTERPRETED, reason="a device multiplies these precisions as they are")

@@ -92,6 +92,14 @@ def test_forward(compiled, lengths, V, H, dtype):
     assert compiled == layout * 2
 
 
+def test_columns_that_lie_far_apart_are_copied():
+    """Their offsets would not fit 32 bits: 3,000,000 tokens of 768 dimensions, transposed."""
+    far = torch.empty((768, 3_000_000), dtype=torch.bfloat16, device="meta").T
+    assert primitives.short_rows(far).stride() == (768, 1)
+    for near in (far[:, :300], far.T[:, :1000], torch.empty((250_002, 1024), device="meta").T.T):
+        assert primitives.short_rows(near) is near
+
+
 @pytest.mark.parametrize("method", ["gather", "onehot"])
 def test_backward(compiled, method):
     hidden, cu_seqlens, weight = batch([20, 13], 1100, 48, torch.bfloat16)

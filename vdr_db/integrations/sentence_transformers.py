@@ -64,9 +64,13 @@ class _FusedPooling:
             kept = features["attention_mask"].bool()
             packed = hidden[kept]
             cu_seqlens = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+        # No text is longer than the padded batch, nor than all tokens of a packed one.
+        longest = hidden.shape[1]
         weight, bias = self.projection.weight, self.projection.bias
         packed = packed.to(weight.dtype)
-        logits = project_pool(packed, cu_seqlens, weight, bias, backend=self.backend).logits
+        logits = project_pool(
+            packed, cu_seqlens, weight, bias, max_length=longest, backend=self.backend
+        ).logits
         activation = _ACTIVATIONS[self.pooling.activation_function]
         features["sentence_embedding"] = activate(logits, activation).to(dtype)
         if self.pooling.embedding_dimension is None:

@@ -135,12 +135,14 @@ class Side:
         place = {int(text): row for row, text in enumerate(batch.texts)}
         rows = torch.tensor([place[int(text)] for text in chosen], device=device)
         hidden, starts, bounds = self._hidden(batch, device)
+        # of the batch, not of the frame: rows that only fill up may be longer than a short frame
+        longest = max((run.length for run in batch.runs), default=None)
         cls = hidden[starts[rows]].float() if "cls" in needs else None
         dense = gated = None
         if "dense" in needs:
-            dense, gated = self._dense(hidden, bounds, rows, kept, needs)
+            dense, gated = self._dense(hidden, bounds, longest, rows, kept, needs)
         elif "gated" in needs:
-            gated = self._gated(hidden, bounds, starts, rows, kept)
+            gated = self._gated(hidden, bounds, longest, starts, rows, kept)
         return Vectors(dense, gated, bags if "bags" in needs else None, cls)
 
     def _hidden(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,14 +163,16 @@ class Side:
         self,
         hidden: Tensor,
         bounds: Tensor,
+        longest: int | None,
         rows: Tensor,
         forced: GatedRows | None,
         needs: set[Need],
     ) -> tuple[Tensor, GatedRows | None]:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
-        logits = project_pool(hidden, bounds, weight, bias, backend=self.encoder.backend).logits
-        logits = logits[rows]
+        logits = project_pool(
+            hidden, bounds, weight, bias, max_length=longest, backend=self.encoder.backend
+        ).logits[rows]
         dense = weigh(logits, self.activation)
         if "gated" not in needs:
             return dense, None
@@ -176,7 +180,13 @@ class Side:
         return dense, replace(kept, weights=dense[kept.rows, kept.columns])
 
     def _gated(
-        self, hidden: Tensor, bounds: Tensor, starts: Tensor, rows: Tensor, forced: GatedRows | None
+        self,
+        hidden: Tensor,
+        bounds: Tensor,
+        longest: int | None,
+        starts: Tensor,
+        rows: Tensor,
+        forced: GatedRows | None,
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
@@ -185,6 +195,7 @@ class Side:
                 *(hidden.detach(), bounds, weight.detach()),
                 None if bias is None else bias.detach(),
                 return_argmax=True,
+                max_length=longest,
                 backend=self.encoder.backend,
             )
             assert argmax is not None
