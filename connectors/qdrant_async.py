@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
-
-import numpy as np
 
 from vdr_db.connectors.base import (
     Documents,
@@ -15,54 +14,57 @@ from vdr_db.connectors.base import (
     Hit,
     Id,
     Record,
-    check_stamp,
     checked_page,
 )
 from vdr_db.connectors.collection import Encoder, Mode, needed_encoder, query_rows
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.images import encode_query_image
+from vdr_db.connectors.qdrant_async_points import AsyncPoints
+from vdr_db.connectors.qdrant_blocking import BlockingClient
 from vdr_db.connectors.qdrant_documents import (
-    Batch,
-    Upload,
     checked_fusion,
     checked_nearest,
-    hits_of,
     record_of,
 )
-from vdr_db.connectors.qdrant_engine import Manifest, PointId, RefusedBatch, Stored
-from vdr_db.connectors.qdrant_errors import shown_url, translated
-from vdr_db.connectors.qdrant_existing import (
-    Existing,
-    check_width_of,
-    point_of,
-    read_manifest,
+from vdr_db.connectors.qdrant_engine import (
+    Datatype,
+    IndexKind,
+    Manifest,
 )
-from vdr_db.connectors.qdrant_requests import METADATA_KEY, QUERIES_AT_ONCE, Requests
-from vdr_db.connectors.qdrant_server import SERVER_LIMITS
+from vdr_db.connectors.qdrant_errors import shown_url
+from vdr_db.connectors.qdrant_existing import Existing, point_of
+from vdr_db.connectors.qdrant_requests import Requests
+from vdr_db.connectors.qdrant_twin import Twin
 from vdr_db.connectors.texts import refuse_string, text_batches
 from vdr_db.connectors.validation import checked_query
+from vdr_db.connectors.vdr_qdrant import VDRQdrant
 from vdr_db.errors import ConfigError, RejectedRows, StoreError, require
 from vdr_db.sparse import SparseRows
 
 __all__ = ["AsyncVDRQdrant"]
 
 _Answer = TypeVar("_Answer")
-_PAGE = 1000
-_LOOKED_AT = 64
+_OPTIONS = frozenset(
+    (
+        *("collection_options", "dense", "existing", "full_scan_threshold", "index_memory"),
+        *("vector_name", "versioned"),
+    )
+)
 
 
 class AsyncVDRQdrant:
-    """A collection that is on a server already, for `AsyncQdrantClient`.
+    """A collection on a server, for `AsyncQdrantClient`.
 
     Methods are those of `VDRQdrant`, awaited; requests and answers are made by the same code. The
-    encoder runs in a thread, one call at a time, so that the event loop goes on. Collections are
-    made, rebuilt and adopted for good by `VDRQdrant`.
+    encoder runs in a thread, one call at a time, so that the event loop goes on.
 
     ```python
     async with AsyncVDRQdrant("articles", encoder, client=AsyncQdrantClient(url)) as articles:
         hits = await articles.search("who came up with relativity", limit=10)
     ```
 
-    The first awaited call looks the collection up and compares it with the encoder.
+    The first awaited call looks the collection up and compares it with the encoder; the first
+    `add_texts`, `add_rows` or `add_images` makes one that is not there.
 
     Args:
         collection: Name of the collection, or an alias of one.
@@ -73,14 +75,16 @@ class AsyncVDRQdrant:
         prefer_grpc: For `url`: speak gRPC.
         timeout: For `url`: seconds for one request.
         client_options: For `url`, more arguments of `AsyncQdrantClient`.
+        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         store_text: Keep each text in its payload.
         text_key: Payload field of the text.
-        vector_name: Its sparse vector; needed when it has several.
-        adopt: Take a collection that this library did not make; see `VDRQdrant.from_existing`.
-        width: Vocabulary size, for one that is adopted without an encoder.
-        documents: What the document side of one that is adopted is.
+        datatype: How the index keeps weights; see `QdrantStore`, as for the rest.
+        payload_indexes: Payload key → kind of index.
+        options: More options of `QdrantStore` for a collection on a server, such as `dense`,
+            `versioned`, `vector_name`, `index_memory` and `collection_options`.
 
     Raises:
+        TypeError: An option is unknown.
         ConfigError: Not exactly one of `client` and `url` is given, or the client is another kind.
         MissingExtraError: `qdrant-client` is not installed.
     """
@@ -96,29 +100,27 @@ class AsyncVDRQdrant:
         prefer_grpc: bool = True,
         timeout: int = 60,
         client_options: Mapping[str, Any] | None = None,
+        documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
-        vector_name: str | None = None,
-        adopt: bool = False,
-        width: int | None = None,
-        documents: Documents = "encoded",
+        datatype: Datatype | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        **options: Any,
     ) -> None:
         module = require("qdrant_client", "qdrant")
         if (client is None) == (url is None):
             raise ConfigError("exactly one of `client` and `url` is needed; pass one of them.")
+        unknown = sorted(set(options) - _OPTIONS)
+        if unknown:
+            raise TypeError(
+                f"unknown options {unknown}; besides its own arguments, AsyncVDRQdrant takes "
+                f"{sorted(_OPTIONS)}"
+            )
         self.name = collection
         self.encoder = encoder
         self.store_text = store_text
         self.text_key = text_key
-        if width is None and encoder is not None:
-            width = encoder.vocabulary.size
-        self._existing = Existing(adopt=adopt, width=width, documents=documents)
-        self._vector_name = vector_name
-        self._secret = api_key
-        self._requests = Requests(module.models)
-        self._manifest: Manifest | None = None
         self._closed = False
-        self._opening, self._encoding = asyncio.Lock(), asyncio.Lock()
         self._owns_client = client is None
         if client is None:
             self._where = f"collection {collection!r} at {shown_url(url or '')}"
@@ -138,6 +140,53 @@ class AsyncVDRQdrant:
         else:
             self._where = f"collection {collection!r} of the given client"
         self._client: Any = client
+        self._requests = Requests(module.models, client=client)
+        self._points = AsyncPoints(client, self._requests, collection, self._where, api_key)
+        bridge = BlockingClient(client, self._where, api_key)
+        self._twin = Twin(
+            bridge,
+            partial(
+                VDRQdrant,
+                collection,
+                encoder,
+                client=bridge,
+                documents=documents,
+                store_text=store_text,
+                text_key=text_key,
+                datatype=datatype,
+                payload_indexes=payload_indexes,
+                **options,
+            ),
+        )
+
+    @classmethod
+    def from_existing(
+        cls,
+        collection: str,
+        encoder: Encoder | None = None,
+        *,
+        vector_name: str | None = None,
+        adopt: bool = False,
+        width: int | None = None,
+        documents: Documents | None = None,
+        **options: Any,
+    ) -> AsyncVDRQdrant:
+        """One that is on a server already; it is neither made nor changed.
+
+        What is missing or does not fit is told by the first awaited call. Arguments and errors are
+        those of `VDRQdrant.from_existing`.
+        """
+        if width is None and encoder is not None:
+            width = encoder.vocabulary.size
+        existing = Existing(adopt=adopt, width=width, documents=documents or "encoded")
+        return cls(
+            collection,
+            encoder,
+            documents=documents,
+            vector_name=vector_name,
+            existing=existing,
+            **options,
+        )
 
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""
@@ -157,7 +206,7 @@ class AsyncVDRQdrant:
         """The best documents for a query, best first; see `Collection.search`."""
         checked_page(limit, offset)
         rows = await self._query([query] if isinstance(query, str) else query, mode, single=True)
-        return (await self._search(rows, limit, offset, filter))[0]
+        return (await self._points.search(rows, limit, offset, filter))[0]
 
     async def search_batch(
         self,
@@ -171,7 +220,7 @@ class AsyncVDRQdrant:
         checked_page(limit, 0)
         if not isinstance(queries, SparseRows):
             refuse_string(queries, "queries")
-        return await self._search(await self._query(queries, mode), limit, 0, filter)
+        return await self._points.search(await self._query(queries, mode), limit, 0, filter)
 
     async def search_hybrid(
         self,
@@ -202,24 +251,31 @@ class AsyncVDRQdrant:
             depth=max(depth, limit + offset),
             rank_constant=rank_constant,
         )
-        call = self._client.query_batch_points
-        answers = await self._asked("be searched", call(self.name, requests=[request]))
-        return hits_of(self._requests.found(answers[0]))
+        return (await self._points.query([request]))[0]
+
+    async def search_by_image(
+        self, image: Any, limit: int = 10, filter: Any = None, *, offset: int = 0
+    ) -> list[Hit]:
+        """The best documents for an image; see `Collection.search_by_image`."""
+        checked_page(limit, offset)
+        made = await self._made()
+        row = await self._twin.encoded(encode_query_image, await self._opened(), image)
+        rows = checked_query(row, made.width, self._where, single=True)
+        return (await self._points.search(rows, limit, offset, filter))[0]
 
     async def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
         made = await self._made()
         width = made.width
         wanted = [point_of(made, id) for id in checked_ids(ids)]
-        found = {stored.point: stored for stored in await self._retrieve(wanted, with_rows)}
+        found = {stored.point: stored for stored in await self._points.retrieve(wanted, with_rows)}
         return [record_of(found[p], width if with_rows else None) for p in wanted if p in found]
 
     async def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
-        await self._made()
-        native = self._requests.filter(filter)
-        call = self._client.count(self.name, count_filter=native, exact=True)
-        return int((await self._asked("be counted", call)).count)
+        if (await self._opened()).store.width is None:
+            return 0
+        return await self._points.count(filter)
 
     # Writing
 
@@ -233,20 +289,22 @@ class AsyncVDRQdrant:
         empty: EmptyRows = "store",
     ) -> list[Id]:
         """Encodes and writes texts; see `Collection.add_texts`."""
-        made = await self._made()
         encoder = needed_encoder(self.encoder, "add_texts")
+        key = self.text_key if self.store_text else None
+        batches = text_batches(texts, ids, payloads, size=batch_size, text_key=key)
+        made = await self._to_write(encoder.vocabulary.size)
         tokens = made.documents == "tokens"
         encode = encoder.bag_of_tokens if tokens else encoder.encode_documents
-        key = self.text_key if self.store_text else None
         written: list[Id] = []
         refused: dict[Id, str] = {}
-        for batch in text_batches(texts, ids, payloads, size=batch_size, text_key=key):
+        for batch in batches:
             refused.update(batch.refused)
             skipped: set[Id] = set()
             if batch.texts:
-                rows = await self._encoded(encode, batch.texts)
-                upload = self._upload(made, rows, batch.fresh_ids, batch.payloads, empty, None)
-                await self._send(upload)
+                rows = await self._twin.encoded(encode, batch.texts)
+                upload = await self._points.write(
+                    made, rows, batch.fresh_ids, batch.payloads, empty=empty
+                )
                 refused.update(upload.refused)
                 skipped.update(upload.written.skipped)
             written += [id for id in batch.ids if id not in skipped]
@@ -264,23 +322,47 @@ class AsyncVDRQdrant:
         dense: Mapping[str, Any] | None = None,
     ) -> list[Id]:
         """Writes vectors made elsewhere; see `VDRQdrant.add_rows`."""
-        upload = self._upload(await self._made(), rows, ids, payloads, empty, dense)
-        await self._send(upload)
+        if not isinstance(rows, SparseRows):
+            raise TypeError(f"`rows` must be SparseRows, got {type(rows).__name__}")
+        width = rows.width if self.encoder is None else self.encoder.vocabulary.size
+        made = await self._to_write(width)
+        upload = await self._points.write(made, rows, ids, payloads, empty=empty, dense=dense)
         if upload.refused:
             raise RejectedRows(list(upload.refused), list(upload.refused.values()))
         left_out = set(upload.written.skipped)
         return [id for id in checked_ids(ids) if id not in left_out]
 
+    async def add_images(
+        self,
+        images: str | os.PathLike[str] | Iterable[Any],
+        ids: Iterable[Id] | None = None,
+        payloads: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        batch_size: int = 256,
+        empty: EmptyRows = "store",
+        thumbnail_px: int | None = None,
+    ) -> list[Id]:
+        """Encodes and writes images; see `Collection.add_images`.
+
+        The work is done in a thread, which does not end when the call is cancelled. Between
+        batches, other calls have their turn with the encoder.
+        """
+        await self._opened()
+        return await self._twin.beside(
+            VDRQdrant.add_images,
+            images,
+            ids,
+            payloads,
+            batch_size=batch_size,
+            empty=empty,
+            thumbnail_px=thumbnail_px,
+        )
+
     async def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
         made = await self._made()
         wanted = list(dict.fromkeys(point_of(made, id) for id in checked_ids(ids)))
-        there = [stored.point for stored in await self._retrieve(wanted, False)]
-        for start in range(0, len(there), _PAGE):
-            points = self._requests.models.PointIdsList(points=there[start : start + _PAGE])
-            call = self._client.delete(self.name, points_selector=points, wait=True)
-            await self._asked("be written", call)
-        return len(there)
+        return await self._points.delete(wanted)
 
     # Life
 
@@ -294,7 +376,7 @@ class AsyncVDRQdrant:
     async def __aenter__(self) -> AsyncVDRQdrant:
         """The collection, looked up."""
         try:
-            await self._made()
+            await self._opened()
         except BaseException:
             await self.close()
             raise
@@ -309,124 +391,27 @@ class AsyncVDRQdrant:
         """Closes the collection."""
         await self.close()
 
-    async def _asked(self, action: str, call: Awaitable[_Answer], **options: bool) -> _Answer:
-        with translated(self._where, action, self._secret, **options):
-            return await call
-
-    async def _encoded(self, function: Callable[..., _Answer], *arguments: Any) -> _Answer:
-        """Work of the encoder, in a thread; one at a time, as encoders expect."""
-        async with self._encoding:
-            return await asyncio.to_thread(function, *arguments)
-
-    async def _made(self) -> Manifest:
+    async def _opened(self) -> VDRQdrant:
         if self._closed:
             raise StoreError(f"{self._where} is closed; open it again to use it.")
-        async with self._opening:
-            if self._manifest is None:
-                self._manifest = await self._opened()
-        return self._manifest
+        return await self._twin.opened()
 
-    async def _opened(self) -> Manifest:
-        if not await self._asked("be opened", self._client.collection_exists(self.name)):
-            raise StoreError(
-                f"{self._where} is not there; check its name and place, or make it with VDRQdrant."
-            )
-        about = await self._asked("be opened", self._client.get_collection(self.name))
-        manifest = read_manifest(
-            about,
-            (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY),
-            self.name,
-            self._where,
-            vector=self._vector_name,
-            existing=self._existing,
-        )
+    async def _made(self) -> Manifest:
+        """What the collection is, which must be there."""
+        manifest = (await self._opened())._qdrant._made()
         self._requests.vector = manifest.vector
-        if self._existing.adopt:
-            vectors = [manifest.vector]
-            call = self._client.scroll(
-                self.name, limit=_LOOKED_AT, with_payload=False, with_vectors=vectors
-            )
-            records, _ = await self._asked("be read", call)
-            stored = (self._requests.stored(record, True).indices for record in records)
-            largest = max((max(indices) for indices in stored if indices), default=None)
-            check_width_of(largest, manifest.width, self._where)
-        if self.encoder is not None:
-            stamp = await self._encoded(self.encoder.stamp)
-            kept = (manifest.width, manifest.stamp, manifest.documents)
-            wanted = (self.encoder.vocabulary.size, stamp, manifest.documents)
-            check_stamp(self._where, kept, wanted)
         return manifest
+
+    async def _to_write(self, width: int) -> Manifest:
+        """What the collection is, made when it is not there yet."""
+        twin = await self._opened()
+        if twin.store.width is None:
+            await self._twin.encoded(twin._create, width)
+        return await self._made()
 
     async def _query(
         self, queries: Sequence[str] | SparseRows, mode: Mode | None, *, single: bool = False
     ) -> SparseRows:
         made = await self._made()
-        rows = await self._encoded(query_rows, queries, mode, made.documents, self.encoder)
+        rows = await self._twin.encoded(query_rows, queries, mode, made.documents, self.encoder)
         return checked_query(rows, made.width, self._where, single=single)
-
-    async def _search(
-        self, rows: SparseRows, limit: int, offset: int, filter: Any
-    ) -> list[list[Hit]]:
-        results: list[list[Hit]] = [[] for _ in range(len(rows))]
-        asked = np.flatnonzero(rows.counts)
-        requests = self._requests.searches(rows[asked], limit, offset, filter) if asked.size else []
-        answers: list[Any] = []
-        for start in range(0, len(requests), QUERIES_AT_ONCE):
-            part = requests[start : start + QUERIES_AT_ONCE]
-            call = self._client.query_batch_points(self.name, requests=part)
-            answers += await self._asked("be searched", call)
-        for i, answer in zip(asked, answers, strict=True):
-            results[i] = hits_of(self._requests.found(answer))
-        return results
-
-    async def _retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
-        found: list[Stored] = []
-        vectors = [self._requests.vector] if with_rows else False
-        for start in range(0, len(points), _PAGE):
-            call = self._client.retrieve(
-                self.name,
-                ids=list(points[start : start + _PAGE]),
-                with_payload=True,
-                with_vectors=vectors,
-            )
-            records = await self._asked("be read", call)
-            found += [self._requests.stored(record, with_rows) for record in records]
-        return found
-
-    def _upload(
-        self,
-        made: Manifest,
-        rows: SparseRows,
-        ids: Sequence[Id],
-        payloads: Sequence[Mapping[str, Any] | None] | None,
-        empty: EmptyRows,
-        dense: Mapping[str, Any] | None,
-    ) -> Upload:
-        return Upload(
-            rows,
-            ids,
-            payloads,
-            dense,
-            made=made,
-            limits=SERVER_LIMITS,
-            empty=empty,
-            where=self._where,
-        )
-
-    async def _send(self, upload: Upload) -> None:
-        """Writes all batches, halving one around what the server refuses."""
-        for whole in upload.batches():
-            waiting: list[Batch] = [whole]
-            while waiting:
-                batch = waiting.pop()
-                points = self._requests.points(
-                    batch.points, batch.rows, batch.payloads, batch.dense
-                )
-                call = self._client.upsert(self.name, points=points, wait=True)
-                try:
-                    await self._asked("be written", call, refusable=True)
-                except RefusedBatch as refusal:
-                    if len(batch.points) == 1:
-                        upload.refused[batch.ids[0]] = str(refusal)
-                    else:
-                        waiting += reversed(batch.halves())

@@ -18,6 +18,7 @@ from vdr_db.connectors.qdrant_engine import (
     Stored,
 )
 from vdr_db.connectors.qdrant_filters import ClientDialect, to_qdrant
+from vdr_db.connectors.qdrant_messages import PointMessages
 from vdr_db.errors import StoreError
 from vdr_db.filters import Filter, parse_filter
 from vdr_db.sparse import SparseRows
@@ -37,16 +38,19 @@ _MEMORY_SINCE = (1, 19)
 
 
 class Requests:
-    """Builds what the client sends and reads what comes back; it talks to nobody.
+    """Builds what the client sends and reads what comes back.
 
     Args:
         models: `qdrant_client.models`.
         vector: Name of the sparse vector.
+        client: Who writes points, a `QdrantClient` or an `AsyncQdrantClient`.
     """
 
-    def __init__(self, models: Any, vector: str = VECTOR_NAME) -> None:
+    def __init__(self, models: Any, vector: str = VECTOR_NAME, *, client: Any = None) -> None:
         self.models = models
         self.vector = vector
+        self._client = client
+        self._messages = PointMessages.of(client)
         self._dialect = ClientDialect(models)
 
     def filter(self, filter: Any) -> Any:
@@ -108,6 +112,24 @@ class Requests:
         arguments["sparse_vectors_config"] = {**others, self.vector: sparse}
         return arguments
 
+    def upsert(
+        self,
+        collection: str,
+        points: Sequence[PointId],
+        rows: SparseRows,
+        payloads: Sequence[Payload],
+        dense: DenseRows,
+    ) -> Any:
+        """Writes one batch and waits until it is visible; to be awaited with an async client.
+
+        Raises:
+            RefusedBatch: A payload holds what gRPC cannot carry.
+        """
+        if self._messages is not None:
+            return self._messages.upsert(collection, points, rows, payloads, dense, self.vector)
+        batch = self.points(points, rows, payloads, dense)
+        return self._client.upsert(collection, points=batch, wait=True)
+
     def points(
         self,
         points: Sequence[PointId],
@@ -115,7 +137,7 @@ class Requests:
         payloads: Sequence[Payload],
         dense: DenseRows,
     ) -> list[Any]:
-        """The points of one batch."""
+        """The points of one batch, as models."""
         models = self.models
         bounds = rows.indptr.tolist()
         indices, values = rows.indices.tolist(), rows.values.tolist()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.qdrant_blocking import BlockingClient
 from vdr_db.connectors.qdrant_engine import DenseRows, Found, Manifest, PointId, Stored
 from vdr_db.connectors.qdrant_errors import NameTaken, shown_url, translated
 from vdr_db.connectors.qdrant_existing import Existing, check_width_of, read_manifest
@@ -76,7 +77,6 @@ class ServerEngine:
     ) -> None:
         module = require("qdrant_client", "qdrant")
         self._models: Any = module.models
-        self._requests = Requests(self._models)
         self._collection = collection
         self._index_memory = index_memory
         self._collection_options = dict(collection_options or {})
@@ -86,16 +86,18 @@ class ServerEngine:
         self._secret = api_key
         self._owns_client = client is None
         if client is not None:
-            if not isinstance(client, module.QdrantClient):
+            self._where = f"collection {collection!r} of the given client"
+            if isinstance(client, BlockingClient):
+                self._where, self._secret = client.where, client.secret
+            elif not isinstance(client, module.QdrantClient):
                 raise ConfigError(
                     f"`client` must be a qdrant_client.QdrantClient, got {type(client).__name__}."
                 )
-            self._where = f"collection {collection!r} of the given client"
             self._client: Any = client
+            self._requests = Requests(self._models, client=client)
             return
         self._where = f"collection {collection!r} at {shown_url(url or '')}"
         with self._translated("be reached"):
-            # The first request tells whether the server is there and what it is.
             self._client = module.QdrantClient(
                 url=url,
                 api_key=api_key,
@@ -104,6 +106,7 @@ class ServerEngine:
                 check_compatibility=False,
                 **(client_options or {}),
             )
+        self._requests = Requests(self._models, client=self._client)
 
     @property
     def where(self) -> str:
@@ -112,7 +115,7 @@ class ServerEngine:
 
     @property
     def versions(self) -> Versions:
-        """What is done with whole collections of this server."""
+        """What is done with whole collections."""
         return Versions(self._client, self._models, self._where, self._secret)
 
     def open(self) -> Manifest | None:
@@ -237,9 +240,8 @@ class ServerEngine:
         dense: DenseRows | None = None,
     ) -> None:
         """Writes one batch and waits until it is visible; see `Engine.upsert`."""
-        batch = self._requests.points(points, rows, payloads, dense or {})
         with self._translated("be written", refusable=True):
-            self._client.upsert(self._collection, points=batch, wait=True)
+            self._requests.upsert(self._collection, points, rows, payloads, dense or {})
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, several queries in one request."""
@@ -315,7 +317,7 @@ class ServerEngine:
         """Does nothing: the server answers when a write is in its log."""
 
     def optimize(self) -> None:
-        """Does nothing: the server optimises in the background."""
+        """Does nothing: the server does it in the background."""
 
     def close(self) -> None:
         """Closes the connection, unless the client was given ready."""
@@ -360,12 +362,10 @@ class ServerEngine:
                 )
 
     def _largest_index(self) -> int | None:
-        vector = self._requests.vector
+        options = {"with_payload": False, "with_vectors": [self._requests.vector]}
         with self._translated("be read"):
-            records, _ = self._client.scroll(
-                self._collection, limit=_LOOKED_AT, with_payload=False, with_vectors=[vector]
-            )
-        stored = (self._requests.stored(record, True).indices for record in records)
+            records, _ = self._client.scroll(self._collection, limit=_LOOKED_AT, **options)
+        stored = [self._requests.stored(record, True).indices for record in records]
         return max((max(indices) for indices in stored if indices), default=None)
 
     def _sidecar_manifest(self) -> Any:

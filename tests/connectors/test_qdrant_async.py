@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,13 +60,13 @@ def distinct(count, seed):
     )
 
 
-def run(client_options, work, name="texts", encoder=None, **options):
+def run(client_options, work, name="texts", encoder=None, *, make=AsyncVDRQdrant, **options):
     """Runs `work(collection)` in an event loop with a client of its own."""
 
     async def main():
         client = qdrant_client.AsyncQdrantClient(**client_options)
         try:
-            async with AsyncVDRQdrant(name, encoder, client=client, **options) as collection:
+            async with make(name, encoder, client=client, **options) as collection:
                 return await work(collection)
         finally:
             await client.close()
@@ -162,17 +165,21 @@ def test_what_does_not_fit_is_told_at_the_first_call(client, client_options):
     other = WordEncoder("other", tokens=("[PAD]", "x"))
     with pytest.raises(StoreMismatch, match="cannot be opened"):
         run(client_options, nothing, encoder=other)
+    existing = AsyncVDRQdrant.from_existing
     with pytest.raises(StoreError, match="is not there"):
-        run(client_options, nothing, "nobody")
+        run(client_options, nothing, "nobody", make=existing)
     client.create_collection("foreign", {}, {"sparse": models.SparseVectorParams()})
     with pytest.raises(StoreMismatch, match="adopt=True"):
+        run(client_options, nothing, "foreign", WordEncoder(), make=existing)
+    with pytest.raises(StoreMismatch):
         run(client_options, nothing, "foreign", WordEncoder())
 
     async def adopted(collection):
         await collection.add_texts(["kings"], ["k"])
         return await collection.search("kings")
 
-    assert run(client_options, adopted, "foreign", WordEncoder(), adopt=True)[0].id == "k"
+    hits = run(client_options, adopted, "foreign", WordEncoder(), make=existing, adopt=True)
+    assert hits[0].id == "k"
 
 
 def test_refused_rows_are_named_and_the_others_are_written(client, client_options, server):
@@ -231,3 +238,176 @@ def test_the_client_must_be_an_asynchronous_one(client):
     for options in ({}, {"client": client, "url": "http://x"}):
         with pytest.raises(ConfigError, match="exactly one"):
             AsyncVDRQdrant("c", **options)
+
+
+# Making collections
+
+
+def described(client, name):
+    """What a collection is, as the server tells it."""
+    about = client.get_collection(name)
+    return about.config.model_dump(), sorted(about.payload_schema)
+
+
+OPTIONS = [
+    {},
+    {"datatype": "float16", "payload_indexes": {"n": "integer", "who": "tenant"}},
+    {"documents": "tokens", "full_scan_threshold": 7, "index_memory": "cold"},
+    {"dense": {"text": 4}, "vector_name": "words", "collection_options": {"shard_number": 2}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_collection_is_made_as_the_other_one_makes_it(client, client_options, options):
+    payloads = [{"n": i} for i in range(3)]
+    made = VDRQdrant("theirs", WordEncoder(), client=client, **options)
+    made.add_texts(TEXTS, ["e", "c", "p"], payloads)
+
+    async def work(collection):
+        assert await collection.count() == 0, "nothing is made by looking"
+        with pytest.raises(StoreError, match="holds nothing yet"):
+            await collection.search("theory")
+        assert not client.collection_exists("ours")
+        assert await collection.add_texts(TEXTS, ["e", "c", "p"], payloads) == ["e", "c", "p"]
+        return await collection.search("theory"), await collection.get(["e"], True)
+
+    hits, found = run(client_options, work, "ours", WordEncoder(), **options)
+    assert hits == made.search("theory")
+    assert found == made.get(["e"], True)
+    ours, theirs = described(client, "ours"), described(client, "theirs")
+    for config, _ in (ours, theirs):
+        config["metadata"]["vdr_db"].pop("collection")
+    assert ours == theirs
+    # Either opens what the other made, and both refuse other options.
+    with VDRQdrant("ours", WordEncoder(), client=client) as again:
+        assert again.search("theory") == hits
+    with pytest.raises(StoreMismatch):
+        run(client_options, work, "ours", WordEncoder(), datatype="uint8")
+
+
+def test_several_tasks_make_one_collection(client, client_options):
+    async def work(collection):
+        adding = (collection.add_rows(rows(5, seed=i), range(5 * i, 5 * i + 5)) for i in (0, 1))
+        await asyncio.gather(*adding)
+        return await collection.count()
+
+    assert run(client_options, work, "both") == 10
+
+    async def two():
+        async_client = qdrant_client.AsyncQdrantClient(**client_options)
+        one, other = (AsyncVDRQdrant("race", client=async_client) for _ in range(2))
+        await asyncio.gather(one.count(), other.count())  # both see that nothing is there
+        await asyncio.gather(one.add_rows(rows(3), [1, 2, 3]), other.add_rows(rows(3), [4, 5, 6]))
+        assert await one.count() == await other.count() == 6
+        await async_client.close()
+
+    asyncio.run(two())
+
+
+def test_versioned_collections_can_be_rebuilt(client, client_options):
+    async def work(collection):
+        await collection.add_texts(TEXTS)
+        return await collection.count()
+
+    assert run(client_options, work, "alias", WordEncoder(), versioned=True) == 3
+    collections = [one.name for one in client.get_collections().collections]
+    assert collections == ["alias-000001"]
+    with VDRQdrant("alias", WordEncoder(), client=client) as made:
+        assert made.rollover() == "alias-000002"
+        assert made.count() == 3
+
+
+def test_unknown_options_are_refused_at_once(client):
+    for options in ({"path": "x"}, {"vector": "x"}):
+        with pytest.raises(TypeError, match="unknown options"):
+            AsyncVDRQdrant("c", url="http://127.0.0.1:1", **options)
+
+
+# Images
+
+
+class Pictures(WordEncoder):
+    """Reads files of words as if they were pictures."""
+
+    def encode_images(self, images, thumbnail_px=None):
+        contents = [path.read_text() for path in map(Path, images)]
+        return SimpleNamespace(
+            rows=self.encode_documents(contents),
+            names=tuple(map(str, images)),
+            digests=tuple(contents),
+            refused={i: "broken" for i, one in enumerate(contents) if one == "broken"},
+            thumbnails=() if thumbnail_px is None else (f"data:{thumbnail_px}",) * len(contents),
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, text in enumerate([*TEXTS, "broken"]):
+        (tmp_path / f"{i}.png").write_text(text)
+    return tmp_path
+
+
+def test_images(client, client_options, folder):
+    encoder = Pictures()
+    made = VDRQdrant("theirs", encoder, client=client)
+    with pytest.raises(RejectedRows) as theirs:
+        made.add_images(folder, thumbnail_px=32)
+
+    async def work(collection):
+        with pytest.raises(RejectedRows, match="broken") as ours:
+            await collection.add_images(folder, thumbnail_px=32)
+        assert (ours.value.ids, ours.value.reasons) == (theirs.value.ids, theirs.value.reasons)
+        names = [f"{i}.png" for i in range(3)]
+        assert await collection.get(names, True) == made.get(names, True)
+        assert await collection.search_by_image(folder / "1.png") == made.search_by_image(
+            folder / "1.png"
+        )
+        files = [folder / name for name in names]
+        assert await collection.add_images(files, [7, 8, 9], [{"n": i} for i in range(3)]) == [
+            *(7, 8, 9)
+        ]
+        return await collection.count({"n": {"gte": 1}})
+
+    assert run(client_options, work, "ours", encoder) == 2
+
+    async def refused(collection):
+        with pytest.raises(ConfigError, match="an encoder that reads images, got WordEncoder"):
+            await collection.add_images(folder)
+
+    run(client_options, refused, "texts", WordEncoder())
+
+
+def test_searches_go_on_between_batches_of_images(client, client_options, folder):
+    VDRQdrant("texts", WordEncoder(), client=client).add_texts(TEXTS)
+    (folder / "3.png").write_text("Paris")
+    batches = []
+
+    class Watched(Pictures):
+        busy = 0
+
+        def encode_images(self, images, thumbnail_px=None):
+            Watched.busy += 1
+            assert Watched.busy == 1, "one at a time"
+            batches.append(len(images))
+            time.sleep(0.05)
+            found = super().encode_images(images, thumbnail_px)
+            Watched.busy -= 1
+            return found
+
+        def encode_queries(self, texts):
+            Watched.busy += 1
+            assert Watched.busy == 1, "one at a time"
+            found = super().encode_queries(texts)
+            Watched.busy -= 1
+            return found
+
+    async def work(collection):
+        adding = asyncio.create_task(collection.add_images(folder, batch_size=1))
+        while not batches:
+            await asyncio.sleep(0.001)
+        assert (await collection.search("theory"))[0].score > 0
+        seen = len(batches)
+        assert len(await adding) == 4
+        return seen
+
+    assert run(client_options, work, "texts", Watched()) < 4
