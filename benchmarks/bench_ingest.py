@@ -11,6 +11,10 @@ Memory: rows of a hashing encoder into a server in another process (the contract
 `tests/support`, gRPC), so that what grows is the ingest, not a store; resident memory after 20,000
 documents against the most after 200,000.
 
+Images: a folder of 1,000 pictures of many sizes into an embedded store, with a tiny model of texts
+and images; pictures per second, and resident memory after 200 of them against the most until the
+end.
+
 Client: processor time of the writing process per document of 256 weights, while it writes rows
 that are ready to the same server. The server's share is in its own process.
 """
@@ -35,7 +39,7 @@ sys.path[:0] = [str(HERE), str(SUPPORT)]
 
 from measure import Row, in_turn, resident, rows_of, write_csv  # noqa: E402
 
-from vdr_db.ingest import IngestOptions, RecordSource, ingest  # noqa: E402
+from vdr_db.ingest import ImageFolderSource, IngestOptions, RecordSource, ingest  # noqa: E402
 from vdr_db.readers import BeirFolder, Record  # noqa: E402
 
 SERVER = """
@@ -47,6 +51,7 @@ with tempfile.TemporaryDirectory() as folder, QdrantContractServer(Path(folder))
     sys.stdin.read()
 """
 EARLY, LATE = 20_000, 200_000
+EARLY_IMAGES, IMAGES = 200, 1000
 
 
 def main() -> int:
@@ -58,11 +63,18 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=200, help="for overhead (default: 200)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--parts", nargs="+", default=["overhead", "client", "memory"], help="what to measure"
+        "--parts",
+        nargs="+",
+        default=["overhead", "client", "memory", "images"],
+        help="what to measure (default: everything)",
     )
     parser.add_argument("--out", type=Path, help="CSV file to write; rows are printed in any case")
     parser.add_argument("--memory-worker", help=argparse.SUPPRESS)
+    parser.add_argument("--images-worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.images_worker:
+        print(json.dumps(measure_images(Path(arguments.images_worker))))
+        return 0
     if arguments.memory_worker:
         print(json.dumps(measure_memory(json.loads(arguments.memory_worker))))
         return 0
@@ -83,6 +95,19 @@ def main() -> int:
             "growth (%)": [100 * (late / early - 1)],
         }
         rows += rows_of("ingest", "server, gRPC", f"{LATE} docs x 16 nnz", "float32", samples)
+    if "images" in arguments.parts:
+        with tempfile.TemporaryDirectory() as scratch:
+            # A process of its own: the memory of the parts before is not given back.
+            command = [sys.executable, __file__, "-", "--images-worker", scratch]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        took_s, early, late = json.loads(done.stdout)
+        samples = {
+            "rate (images/s)": [IMAGES / took_s],
+            f"resident at {EARLY_IMAGES} (MB)": [early / 1e6],
+            f"most up to {IMAGES} (MB)": [late / 1e6],
+            "growth (%)": [100 * (late / early - 1)],
+        }
+        rows += rows_of("ingest", "embedded", f"{IMAGES} images, tiny model", "float32", samples)
     for row in rows:
         print(
             f"{row.op:16} {row.backend:14} {row.shape:24} {row.metric:26} {row.median} {row.unit}"
@@ -185,6 +210,45 @@ def measure_memory(ports: dict[str, int]) -> tuple[int, int]:
     assert report.verification is not None
     assert report.verification.is_passed
     return early, late
+
+
+def measure_images(scratch: Path) -> tuple[float, int, int]:
+    """Seconds for a folder of pictures, resident bytes at 200 of them, and the most until 1,000."""
+    from image_folders import pixels, write_cross_modal
+    from PIL import Image
+
+    from vdr_db import CrossModalEncoder
+    from vdr_db.connectors import QdrantStore
+
+    encoder = CrossModalEncoder.from_pretrained(write_cross_modal(scratch / "model"), device="cpu")
+    some = [pixels(160 + 40 * i, 120 + 30 * i, seed=i) for i in range(16)]
+    for i in range(IMAGES):
+        path = scratch / "images" / f"{i % 10}" / f"{i:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(some[i % 16] ^ (i // 16)).save(path, quality=90)
+    early = late = 0
+
+    class Watch:
+        def update(self, totals: Any, *, is_last: bool = False) -> None:
+            nonlocal early, late
+            now = resident("VmRSS")
+            if totals.acknowledged <= EARLY_IMAGES:
+                early = max(early, now)
+            late = max(late, now)
+
+    began = time.monotonic()
+    with QdrantStore("bench", path=scratch / "store") as store:
+        report = ingest(
+            ImageFolderSource(scratch / "images"),
+            store,
+            encoder=encoder,
+            ledger=scratch / "run.ledger",
+            progress=Watch(),
+        )
+        assert store.count() == IMAGES
+    assert report.verification is not None
+    assert report.verification.is_passed
+    return time.monotonic() - began, early, late
 
 
 @contextmanager

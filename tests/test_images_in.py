@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 import threading
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_images import PICTURE, broken_contents, encoded
 from image_folders import pixels, write_cross_modal
 from model_folders import write_bert
 
@@ -24,20 +22,10 @@ pytest.importorskip("PIL.Image")
 from PIL import Image
 
 LIMITS = ImageLimits()
-PICTURE = pixels(40, 30)
 
 
 def read(source, limits=LIMITS):
     return np.asarray(read_picture(source, limits).image)
-
-
-def encoded(image, form, **options):
-    Image.init()
-    if form not in Image.SAVE:
-        pytest.skip(f"this Pillow writes no {form}")
-    target = io.BytesIO()
-    image.save(target, form, **options)
-    return target.getvalue()
 
 
 def why(source, limits=LIMITS):
@@ -211,56 +199,6 @@ def test_arrays_that_are_no_pictures(array, reason):
 
 
 # Broken files
-
-
-def chunk(kind, content):
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def png(width, height, content=b""):
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(content))
-        + chunk(b"IEND", b"")
-    )
-
-
-def broken_contents():
-    """Name → bytes that are no good picture."""
-    good = {form: encoded(Image.fromarray(PICTURE), form) for form in ("PNG", "JPEG", "GIF")}
-    good |= {form: encoded(Image.fromarray(PICTURE), form) for form in ("WEBP", "TIFF", "BMP")}
-    middle = len(good["PNG"]) // 2
-    flipped = bytearray(good["PNG"])
-    flipped[middle] ^= 0xFF
-    many_words = good["PNG"][:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))
-    return {
-        "empty.png": b"",
-        "zeros.png": bytes(1000),
-        "text.jpg": b"I am a text file with the wrong name.\n" * 10,
-        "page.html.png": b"<!doctype html><html><body>404</body></html>",
-        "drawing.png": b'<svg xmlns="http://www.w3.org/2000/svg"></svg>',
-        "only_magic.png": good["PNG"][:8],
-        "only_header.png": good["PNG"][:33],
-        "cut.png": good["PNG"][:middle],
-        "flipped.png": bytes(flipped),
-        "no_pixels.png": png(64, 64),
-        "zero_wide.png": png(0, 64),
-        "bomb.png": png(60_000, 60_000),
-        "bigger_bomb.png": png(2**31 - 1, 2**31 - 1),
-        "wide_bomb.png": png(2**30, 1),
-        "long_text.png": many_words + good["PNG"][33:],
-        "cut.jpg": good["JPEG"][: len(good["JPEG"]) // 2],
-        "only_magic.jpg": good["JPEG"][:3],
-        "cut.gif": good["GIF"][:40],
-        "cut.webp": good["WEBP"][: len(good["WEBP"]) // 2],
-        "cut.tiff": good["TIFF"][:200],
-        "cut.bmp": good["BMP"][:60],
-        "page.eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-        "archive.png": b"PK\x03\x04" + bytes(100),
-    }
 
 
 @pytest.mark.parametrize("warned", ["error", "ignore"])

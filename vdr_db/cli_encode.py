@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from vdr_db.cli_ingest import add_spool_arguments, run_spool
+from vdr_db.cli_ingest import add_spool_arguments, run_spool, say_truncated
 from vdr_db.cli_model import (
     DEFAULT_MODEL,
     add_field_options,
@@ -60,6 +60,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db encode`."""
     if arguments.spool is not None:
         return run_spool(arguments)
+    if arguments.images is not None or arguments.thumbnails:
+        raise ConfigError("--images FOLDER and --thumbnails go with --spool FOLDER.")
     if bool(arguments.texts) == (arguments.input is not None):
         raise ConfigError("Pass texts or --input FILE, one of the two.")
     out = arguments.out
@@ -98,6 +100,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if out:
         mean = nonzeros / count if count else 0.0
         say(f"{out}: {count:,} texts, {mean:.1f} weights each")
+    say_truncated(encoder.truncated)
     return 0
 
 

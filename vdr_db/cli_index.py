@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdr_db.cli_encode import BATCH, in_batches
+from vdr_db.cli_ingest import say_truncated
 from vdr_db.cli_model import (
     DEFAULT_MODEL,
     add_field_options,
@@ -16,10 +17,10 @@ from vdr_db.cli_model import (
     add_store_options,
     fields_of,
     load_cross_modal,
-    load_model,
 )
 from vdr_db.cli_search import is_url, place_of
 from vdr_db.cli_show import progress, say, show_json
+from vdr_db.cli_source import THUMBNAIL_PX, add_image_options, load_model_for_texts
 from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.image_files import list_images
 from vdr_db.readers import Record, read_records
@@ -41,12 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="JSONL, CSV, TSV or text file (.gz too), BEIR folder, or - for standard input",
     )
-    parser.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="instead of texts, the images in this folder and below; their ids are their paths in "
-        "it; needs a --model that reads images",
-    )
+    add_image_options(parser)
     add_store_options(parser)
     add_field_options(parser)
     add_model_options(parser, default=DEFAULT_MODEL)
@@ -66,14 +62,16 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise ConfigError("Pass files of texts or --images FOLDER, one of the two.")
     if arguments.images is not None:
         return _index_images(arguments)
+    if arguments.thumbnails:
+        raise ConfigError("--thumbnails is for --images FOLDER: a text has no picture.")
     fields = fields_of(arguments)
 
     def records() -> Iterator[Record]:
         for source in arguments.sources:
             yield from read_records(source, format=arguments.format, fields=fields, unique=True)
 
-    encoder = load_model(arguments)
     place = place_of(arguments.store)
+    encoder = load_model_for_texts(arguments, place)
     start = time.perf_counter()
     written, refused = 0, 0
     documents: Documents | None = "tokens" if arguments.tokens else None
@@ -103,8 +101,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         f"{_place(arguments)}: {written - refused:,} texts written in {seconds:.1f} s, "
         f"{total:,} in all"
     )
-    if encoder.truncated:
-        say(f"{encoder.truncated:,} of them were longer than the model reads and were cut")
+    say_truncated(encoder.truncated)
     return STORE_FAILED if refused else DONE
 
 
@@ -124,7 +121,11 @@ def _index_images(arguments: argparse.Namespace) -> int:
             with progress(len(names), "images", "index") as bar:
                 for batch in in_batches(names, IMAGE_BATCH):
                     try:
-                        collection.add_images([folder / name for name in batch], ids=batch)
+                        collection.add_images(
+                            [folder / name for name in batch],
+                            ids=batch,
+                            thumbnail_px=THUMBNAIL_PX if arguments.thumbnails else None,
+                        )
                     except RejectedRows as error:
                         refused += len(error.ids)
                         for reason in error.reasons:

@@ -14,10 +14,9 @@ from vdr_db.cli_model import (
     add_field_options,
     add_model_options,
     add_store_options,
-    fields_of,
-    load_model,
 )
 from vdr_db.cli_show import say, show_json
+from vdr_db.cli_source import add_image_options, open_source
 from vdr_db.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ __all__ = [
     "run_ingest",
     "run_load",
     "run_spool",
+    "say_truncated",
 ]
 
 _KEY_VARIABLE = "VDR_DB_API_KEY"
@@ -42,10 +42,11 @@ def add_ingest_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `ingest`."""
     parser.add_argument(
         "sources",
-        nargs="+",
+        nargs="*",
         metavar="SOURCE",
         help="JSONL, CSV, TSV, text (.gz too) or Parquet file, folder of such, BEIR folder, or - ",
     )
+    add_image_options(parser)
     add_store_options(parser)
     add_field_options(parser)
     add_model_options(parser, default=DEFAULT_MODEL)
@@ -65,6 +66,12 @@ def add_ingest_arguments(parser: argparse.ArgumentParser) -> None:
         default="store",
         help="what becomes of texts without any weight (default: store)",
     )
+    parser.add_argument(
+        "--versioned",
+        action="store_true",
+        help="on a server: write everything into a new collection, and let --collection mean that "
+        "one when it is written and checked",
+    )
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +88,9 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 def add_spool_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that turn `encode` into the writer of a spool."""
     group = parser.add_argument_group(
-        "spool", "encode files (named in place of texts) for a later `vdr-db load`"
+        "spool", "encode files (named in place of texts), or images, for a later `vdr-db load`"
     )
+    add_image_options(group)
     group.add_argument("--spool", metavar="FOLDER", help="write Parquet parts there; resumes")
     _add_slice(group)
     group.add_argument(
@@ -137,16 +145,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
 
 def run_ingest(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db ingest`; the same command again resumes."""
-    from vdr_db.ingest import FileSource, Slice
-
-    source = FileSource(
-        arguments.sources,
-        format=arguments.format,
-        fields=fields_of(arguments),
-        slice=Slice.parse(arguments.slice),
-        digest=arguments.digest,
-    )
-    encoder = load_model(arguments)
+    source, encoder = open_source(arguments, arguments.sources, place=_place(arguments))
     with _opened(arguments, encoder) as collection:
         return _write(arguments, source, collection, source.is_rereadable)
 
@@ -164,28 +163,16 @@ def run_load(arguments: argparse.Namespace) -> int:
 
 def run_spool(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db encode --spool`; the same command again resumes."""
-    from vdr_db.ingest import (
-        FileSource,
-        IngestOptions,
-        Slice,
-        Stop,
-        encode_to_spool,
-        stop_on_signals,
-    )
+    from vdr_db.ingest import IngestOptions, Stop, encode_to_spool, stop_on_signals
 
     paths = [*arguments.texts, *([arguments.input] if arguments.input else [])]
-    source = FileSource(
-        paths,
-        format=arguments.format,
-        fields=fields_of(arguments),
-        slice=Slice.parse(arguments.slice),
-    )
+    source, encoder = open_source(arguments, paths)
     options = IngestOptions(restart=arguments.restart, max_errors=arguments.max_errors)
     with stop_on_signals(Stop()) as stop:
         report = encode_to_spool(
             source,
             arguments.spool,
-            encoder=load_model(arguments),
+            encoder=encoder,
             options=options,
             part_rows=arguments.part_rows,
             progress=arguments.progress,
@@ -194,15 +181,22 @@ def run_spool(arguments: argparse.Namespace) -> int:
     return _told(arguments, report, f"spool {arguments.spool}, slice {source.slice}")
 
 
-def _opened(arguments: argparse.Namespace, encoder: Any) -> VDRQdrant:
+def _place(arguments: argparse.Namespace) -> dict[str, Any]:
     from vdr_db.cli_search import is_url
+
+    if not is_url(arguments.store):
+        return {"path": arguments.store}
+    return {"url": arguments.store, "api_key": os.environ.get(arguments.api_key_env)}
+
+
+def _opened(arguments: argparse.Namespace, encoder: Any) -> VDRQdrant:
     from vdr_db.connectors.vdr_qdrant import VDRQdrant
 
-    place: dict[str, Any] = {"url" if is_url(arguments.store) else "path": arguments.store}
-    if is_url(arguments.store):
-        place["api_key"] = os.environ.get(arguments.api_key_env)
     documents: Documents | None = "tokens" if getattr(arguments, "tokens", False) else None
-    return VDRQdrant(arguments.collection, encoder, documents=documents, **place)
+    options: dict[str, Any] = {"versioned": True} if getattr(arguments, "versioned", False) else {}
+    return VDRQdrant(
+        arguments.collection, encoder, documents=documents, **_place(arguments), **options
+    )
 
 
 def _write(
@@ -210,6 +204,8 @@ def _write(
 ) -> int:
     from vdr_db.ingest import Stop, ingest, stop_on_signals
 
+    if getattr(arguments, "versioned", False):
+        return _write_version(arguments, source, collection)
     if arguments.no_ledger and arguments.ledger:
         raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
     ledger = arguments.ledger
@@ -221,6 +217,26 @@ def _write(
             collection,
             options=_options_of(arguments),
             ledger=ledger,
+            quarantine=arguments.quarantine,
+            progress=arguments.progress,
+            stop=stop,
+        )
+    return _told(arguments, report, f"collection {arguments.collection!r}")
+
+
+def _write_version(arguments: argparse.Namespace, source: Any, collection: VDRQdrant) -> int:
+    from vdr_db.ingest import Stop, ingest_versioned, stop_on_signals
+
+    if arguments.ledger or arguments.restart or arguments.no_verify:
+        raise ConfigError(
+            "--versioned begins anew every time and is checked: leave out --ledger, --restart and "
+            "--no-verify."
+        )
+    with stop_on_signals(Stop()) as stop:
+        report = ingest_versioned(
+            source,
+            collection,
+            options=_options_of(arguments),
             quarantine=arguments.quarantine,
             progress=arguments.progress,
             stop=stop,
@@ -257,7 +273,9 @@ def _default_ledger(arguments: argparse.Namespace) -> str:
         stem = Path(arguments.store)
     slice = Slice.parse(arguments.slice)
     part = "" if slice.n == 1 else f".{slice.k}-of-{slice.n}"
-    return str(stem.with_name(f"{stem.name}{part}.ledger"))
+    # Texts and images may go into one collection, and a ledger belongs to one input.
+    kind = "" if getattr(arguments, "images", None) is None else ".images"
+    return str(stem.with_name(f"{stem.name}{kind}{part}.ledger"))
 
 
 def _told(arguments: argparse.Namespace, report: IngestReport, where: str) -> int:
@@ -265,26 +283,43 @@ def _told(arguments: argparse.Namespace, report: IngestReport, where: str) -> in
     from vdr_db.cli import DONE, INTERRUPTED, STORE_FAILED
 
     totals = report.totals
+    what = _what(arguments)
     if arguments.json:
         show_json(report.to_dict())
     skipped = totals.resumed + totals.existing + totals.unchanged
     say(
-        f"{where}: {totals.acknowledged:,} texts written in {report.seconds['total']:.1f} s "
+        f"{where}: {totals.acknowledged:,} {what} written in {report.seconds['total']:.1f} s "
         f"({report.documents_per_second:,.0f}/s), {skipped:,} skipped, "
         f"{totals.refused:,} refused, {totals.retries:,} retries"
     )
     for reason, count in list(report.reasons.items())[:5]:
         say(f"  refused {count:,}: {reason}")
     if totals.refused and report.quarantine:
-        say(f"  all refused texts: {report.quarantine}")
+        say(f"  all refused {what}: {report.quarantine}")
+    say_truncated(totals.truncated)
     if report.verification is not None:
         for problem in report.verification.problems:
             say(f"  check failed: {problem}")
+    if report.is_interrupted and getattr(arguments, "versioned", False):
+        say("vdr-db: stopped; what was there before is in use as it was")
+        return INTERRUPTED
     if report.is_interrupted:
         say(f"vdr-db: stopped, nothing written is lost; go on with: {_resume_command()}")
         return INTERRUPTED
     is_verified = report.verification is None or report.verification.is_passed
     return DONE if is_verified and not totals.refused else STORE_FAILED
+
+
+def _what(arguments: argparse.Namespace) -> str:
+    if not hasattr(arguments, "images"):
+        return "documents"  # a spool may hold either
+    return "texts" if arguments.images is None else "images"
+
+
+def say_truncated(count: int) -> None:
+    """Says once, at the end of a command, how many texts were longer than the model reads."""
+    if count:
+        say(f"{count:,} texts were longer than the model reads and were cut (--max-length)")
 
 
 def _resume_command() -> str:

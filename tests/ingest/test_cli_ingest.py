@@ -10,6 +10,9 @@ import sys
 import time
 
 import pytest
+from broken_images import encoded
+from image_folders import pixels, write_cross_modal
+from PIL import Image
 
 from vdr_db.cli import main
 from vdr_db.cli_ingest import _resume_command
@@ -37,6 +40,9 @@ def corpus(tmp_path, tiny_splade_folder):
 @pytest.fixture
 def run(capsys):
     def call(*words):
+        # Whatever model is the default, these tests know the vectors of this one.
+        if words[0] in ("encode", "index", "ingest") and "--model" not in words:
+            words = (*words, "--model", "tiny-splade")
         code = main([str(word) for word in words])
         out, err = capsys.readouterr()
         return code, out, err
@@ -119,6 +125,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, corpus):
         for i in range(40, 2000):
             stream.write(json.dumps({"_id": f"n{i}", "text": f"{TEXTS[i % 4]} {i}"}) + "\n")
     command = [sys.executable, "-m", "vdr_db.cli", "ingest", str(corpus), "--store", "notes"]
+    command += ["--model", "tiny-splade"]
     command += ["--progress", "json", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -160,3 +167,111 @@ def test_the_command_to_go_on_shows_no_secret(monkeypatch):
     assert SECRET not in shown
     assert "--restart" not in shown
     assert "'a b.jsonl'" in shown
+
+
+@pytest.fixture(scope="module")
+def two_sided(tmp_path_factory):
+    return write_cross_modal(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images" / "sub"
+    folder.mkdir(parents=True)
+    for i in range(20):
+        (folder / f"{i:02d}.png").write_bytes(encoded(Image.fromarray(pixels(20, 20, i)), "PNG"))
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images(run, tmp_path, images, two_sided, corpus):
+    store = tmp_path / "things"
+    words = ("ingest", "--images", images, "--store", store, "--model", two_sided)
+    code, out, err = run(*words, "--json", "--progress", "json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["totals"]["acknowledged"] == 20
+    assert report["verification"]["is_passed"]
+    assert report["verification"]["searched"] == 8
+    assert "20 images written" in err
+    last = [json.loads(line) for line in err.splitlines() if line.startswith("{")][-1]
+    assert last["read"] == last["encoded"] == last["acknowledged"] == 20
+    assert (tmp_path / "things.images.ledger").exists()
+    code, out, _ = run(*words, "--json")
+    assert (code, json.loads(out)["totals"]["resumed"]) == (0, 20)
+    # `index --images` gives the same documents, so either can go on where the other stopped.
+    (images / "sub" / "bad.png").write_bytes(b"no picture")
+    index = ("index", "--images", images, "--store", tmp_path / "other", "--model", two_sided)
+    code, _, err = run(*index)
+    assert code == 3
+    code, out, err = run(*words, "--no-ledger", "--skip-existing", "--json")
+    assert code == 3, "as for index: something was refused"
+    assert json.loads(out)["totals"]["existing"] == 20
+    assert "no picture of a known format" in err
+    with VDRQdrant("texts", path=store) as one, VDRQdrant("texts", path=tmp_path / "other") as two:
+        ids = sorted(two.store.ids())
+        assert sorted(one.store.ids()) == ids
+        assert [a.row for a in one.store.get(ids, True)] == [
+            b.row for b in two.store.get(ids, True)
+        ]
+        assert one.store.get(ids)[0].payload["image"] == two.store.get(ids)[0].payload["image"]
+    code, out, err = run("ingest", corpus, "--store", store, "--model", two_sided, "--json")
+    assert code == 0, err
+    assert json.loads(out)["totals"]["acknowledged"] == 40
+    code, _, err = run("index", corpus, "--store", tmp_path / "other", "--model", two_sided)
+    assert code == 0, err
+
+
+def test_images_by_slices_through_a_spool(run, tmp_path, images, two_sided):
+    pytest.importorskip("pyarrow")
+    spool, store = tmp_path / "spool", tmp_path / "things"
+    for k in range(2):
+        words = ("--spool", spool, "--slice", f"{k}/2", "--thumbnails", "--model", two_sided)
+        code, _, err = run("encode", "--images", images, *words)
+        assert code == 0, err
+        assert "10 images written" in err
+    code, out, err = run("load", spool, "--store", store, "--json")
+    assert code == 0, err
+    assert json.loads(out)["totals"]["acknowledged"] == 20
+    with VDRQdrant("texts", path=store) as collection:
+        payload = collection.store.get(["sub/00.png"])[0].payload
+        assert payload["modality"] == "image"
+        assert payload["thumbnail"].startswith("data:image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ingest", "--store", "s"), "files of texts or --images FOLDER, one of the two"),
+        (("ingest", "a", "--images", "b", "--store", "s"), "one of the two"),
+        (("ingest", "--images", "none", "--store", "s"), "must come from a folder"),
+        (("ingest", "--images", ".", "--store", "s", "--tokens"), "--tokens is for texts"),
+        (("ingest", "a", "--thumbnails", "--store", "s"), "a text has no picture"),
+        (("encode", "--images", "."), "go with --spool"),
+    ],
+)
+def test_impossible_words(run, words, told):
+    code, _, err = run(*words)
+    assert code == 2
+    assert told in err
+
+
+def test_cut_texts_are_counted_at_the_end(run, tmp_path, corpus):
+    pytest.importorskip("pyarrow")
+    short = ("--max-length", "5")
+    store, spool = ("--store", tmp_path / "s"), ("--spool", tmp_path / "p")
+    told = "40 texts were longer than the model reads and were cut"
+    commands = [
+        ("ingest", corpus, *store, "--json"),
+        ("encode", corpus, *spool, "--json"),
+        ("encode", "--input", corpus, "--out", tmp_path / "x.npz"),
+        ("index", corpus, *store),
+    ]
+    for words in commands:
+        code, out, err = run(*words, *short)
+        assert code == 0, err
+        assert err.count(told) == 1, words
+        if "--json" in words:
+            assert json.loads(out)["totals"]["truncated"] == 40
+    code, _, err = run("ingest", corpus, *store, *short)
+    assert code == 0
+    assert "were cut" not in err, "nothing was encoded"

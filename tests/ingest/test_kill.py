@@ -202,6 +202,51 @@ def test_killed_while_writing_to_a_server(tmp_path, corpus, protocol, kills):
     assert report["totals"]["resumed"] > 0
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_writing_pictures(tmp_path, kills):
+    """The same for a folder of files, of which some go to the quarantine, once each."""
+    images, count = tmp_path / "images", 2000
+    images.mkdir()
+    names = [f"{i:05d}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        (images / name).write_bytes(b"broken" if i % 25 == 7 else f"picture {i}".encode())
+    broken = {name for i, name in enumerate(names) if i % 25 == 7}
+    place = {"path": str(tmp_path / "pictures")}
+    ledger = tmp_path / "run.ledger"
+    options = {"batch_documents": 16, "checkpoint_documents": 90}
+    job = {"images": str(images), "ledger": str(ledger), "place": place, "options": options}
+    chance = random.Random(kills)
+    acknowledged: set[str] = set()
+    done = 0
+    for _ in range(kills):
+        worker = Worker({**job, "pause_s": 0.002}, tmp_path)
+        worker.wait_for(chance.randrange(1, 2 * count // (kills + 1)), 30)
+        time.sleep(chance.uniform(0, 0.01))
+        code, said = worker.end(signal.SIGKILL)
+        assert code == -signal.SIGKILL or (code == 0 and worker.report), said
+        done += code == -signal.SIGKILL
+        acknowledged.update(worker.acknowledged)
+        settled = {names[n] for a, b in settled_numbers(ledger) for n in range(a, b)}
+        with make_store(place) as store:
+            there = set(store.ids()) if store.width is not None else set()
+        assert acknowledged | (settled - broken) <= there <= set(names) - broken
+    worker = Worker(job, tmp_path)
+    code, said = worker.end()
+    assert code == 0, said
+    assert done >= kills // 2
+    assert worker.report["totals"]["resumed"] > 0
+    assert worker.report["verification"]["is_passed"]
+    with make_store(place) as store:
+        assert store.count() == count - len(broken)
+        kept = [name for name in names if name not in broken]
+        found = store.get(kept, with_rows=True)
+        rows = HashingEncoder().encode_images([images / name for name in kept]).rows
+        assert [one.id for one in found] == kept
+        assert all(one.row == rows[i] for i, one in enumerate(found))
+    lines = (tmp_path / "run.ledger.quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == sorted(broken)
+
+
 def test_a_ledger_that_cannot_grow_stops_and_resumes(tmp_path):
     corpus, ledger, count = tmp_path / "corpus.jsonl", tmp_path / "run.ledger", 6000
     lines = (json.dumps({"_id": f"d{i}", "text": f"text number {i}"}) for i in range(count))

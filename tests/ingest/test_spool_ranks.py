@@ -47,7 +47,18 @@ def bare_environment():
 
 
 def encode_command(shards, spool):
-    words = ["encode", str(shards), "--slice", "auto", "--spool", str(spool), "--progress", "none"]
+    words = [
+        "encode",
+        str(shards),
+        "--model",
+        "tiny-splade",
+        "--slice",
+        "auto",
+        "--spool",
+        str(spool),
+        "--progress",
+        "none",
+    ]
     return ["-m", "vdr_db.cli", *words]
 
 

@@ -6,14 +6,27 @@ For tests of what happens to rows after they are made; encoders have tests of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["HashingEncoder"]
+__all__ = ["HashedImages", "HashingEncoder"]
+
+
+@dataclass(frozen=True)
+class HashedImages:
+    """What `HashingEncoder.encode_images` gives, as an `ImageEncoder` would."""
+
+    rows: SparseRows
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    refused: Mapping[int, str]
+    thumbnails: tuple[str, ...] = ()
 
 
 class _Vocabulary:
@@ -70,3 +83,13 @@ class HashingEncoder:
 
     encode_queries = encode_documents
     bag_of_tokens = encode_documents
+
+    def encode_images(self, images: Sequence[Path]) -> HashedImages:
+        """Rows that depend on the files' bytes; a file that begins with `broken` has none."""
+        contents = [path.read_bytes() for path in images]
+        refused = {i: "broken" for i, one in enumerate(contents) if one.startswith(b"broken")}
+        digests = ["" if i in refused else hashlib.sha256(c).hexdigest() for i, c in
+                   enumerate(contents)]  # fmt: skip
+        return HashedImages(
+            self.encode_documents(digests), tuple(map(str, images)), tuple(digests), refused
+        )

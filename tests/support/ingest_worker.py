@@ -15,7 +15,15 @@ from typing import Any
 from hashing_encoder import HashingEncoder
 
 from vdr_db.connectors.qdrant import QdrantStore
-from vdr_db.ingest import FileSource, IngestOptions, RetryPolicy, Stop, ingest, stop_on_signals
+from vdr_db.ingest import (
+    FileSource,
+    ImageFolderSource,
+    IngestOptions,
+    RetryPolicy,
+    Stop,
+    ingest,
+    stop_on_signals,
+)
 
 
 def make_store(place: dict[str, Any]) -> QdrantStore:
@@ -48,7 +56,7 @@ def main() -> int:
     options = IngestOptions(retry=RetryPolicy(**job.get("retry", {})), **job.get("options", {}))
     with store, stop_on_signals(Stop()) as stop:
         report = ingest(
-            FileSource(job["files"]),
+            ImageFolderSource(job["images"]) if "images" in job else FileSource(job["files"]),
             store,
             encoder=HashingEncoder(**job.get("encoder", {})),
             options=options,

@@ -10,6 +10,7 @@ report = ingest(["corpus.jsonl"], articles, ledger="articles.ledger")
 """
 
 from vdr_db.ingest.encode import encode_to_spool
+from vdr_db.ingest.images import ImageFolderSource
 from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.pipeline import ingest
 from vdr_db.ingest.report import IngestReport, Totals, Verification
@@ -17,9 +18,11 @@ from vdr_db.ingest.retry import RetryPolicy
 from vdr_db.ingest.source import FileSource, RecordSource, Slice
 from vdr_db.ingest.spool_source import SpoolSource
 from vdr_db.ingest.stop import Stop, stop_on_signals
+from vdr_db.ingest.versioned import ingest_versioned
 
 __all__ = [
     "FileSource",
+    "ImageFolderSource",
     "IngestOptions",
     "IngestReport",
     "RecordSource",
@@ -31,5 +34,6 @@ __all__ = [
     "Verification",
     "encode_to_spool",
     "ingest",
+    "ingest_versioned",
     "stop_on_signals",
 ]

@@ -1,4 +1,4 @@
-"""`encode_to_spool`: from a source of texts to Parquet parts, without any store."""
+"""`encode_to_spool`: from a source of texts or images to Parquet parts, without any store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from vdr_db.connectors.folder_lock import FolderLock
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.pipeline import as_source
 from vdr_db.ingest.preparation import Preparation, comparable_stamp
 from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
 from vdr_db.ingest.quarantine import Quarantine, Refusal
-from vdr_db.ingest.report import IngestReport, Totals
+from vdr_db.ingest.report import IngestReport, Totals, truncated_of
 from vdr_db.ingest.source import Slice, Source, Window
 from vdr_db.ingest.spool import SpoolWriter
 from vdr_db.ingest.stop import Stop
@@ -40,9 +41,10 @@ def encode_to_spool(
     Slices of one input may be encoded into one folder at the same time, on one machine or many.
 
     Args:
-        source: Paths of files, or a source with a description; its slice names the parts.
+        source: Paths of files, or a source with a description, such as an `ImageFolderSource`; its
+            slice names the parts.
         folder: The spool; made when missing.
-        encoder: What turns texts into rows.
+        encoder: What turns texts, or images, into rows.
         options: Of these count `documents`, `keeps_text`, `has_fingerprint`, `empty`, `max_errors`
             and `restart`.
         part_rows: Rows of a part: what a kill repeats at most, and what a loader takes at a time.
@@ -68,7 +70,8 @@ def encode_to_spool(
         )
     stamp, width = encoder.stamp(), int(encoder.vocabulary.size)
     documents = options.documents or "encoded"
-    keeps_text = options.keeps_text is not False
+    images = encoding_of(origin, encoder, documents)
+    keeps_text = options.keeps_text is not False and images is None
     description = {
         "input": {name: one for name, one in origin.description.items() if name != "slice"},
         "encoder": comparable_stamp(stamp),
@@ -92,8 +95,11 @@ def encode_to_spool(
         )
         closing.callback(writer.close)
         quarantine = Quarantine(writer.quarantine, restart=not len(writer.settled))
+        encode = None
+        if images is None:
+            encode = encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents
         prepare = Preparation(
-            encode=encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents,
+            encode=encode,
             stamp=stamp,
             width=width,
             text_key="text" if keeps_text else None,
@@ -101,8 +107,12 @@ def encode_to_spool(
             empty=options.empty,
             stored=None,
             skip=None,
+            images=images,
         )
-        return _encode(origin, writer, quarantine, prepare, options, reporter, stop)
+        before = truncated_of(encoder)
+        report = _encode(origin, writer, quarantine, prepare, options, reporter, stop)
+        report.totals.truncated = truncated_of(encoder) - before
+        return report
 
 
 def _encode(

@@ -21,13 +21,14 @@ from typing import Any
 from vdr_db.connectors.base import Documents
 from vdr_db.errors import ConfigError, InputError, StoreMismatch, StoreUnavailable
 from vdr_db.ingest.batches import BatchLimit
+from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.journal import Journal
 from vdr_db.ingest.ledger import Ledger, Ranges
 from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.preparation import Preparation, Prepared, comparable_stamp
 from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
 from vdr_db.ingest.quarantine import Quarantine
-from vdr_db.ingest.report import IngestReport, Totals, Verification
+from vdr_db.ingest.report import IngestReport, Totals, Verification, truncated_of
 from vdr_db.ingest.source import Block, FileSource, RecordSource, Source, Window
 from vdr_db.ingest.stop import Stop
 from vdr_db.ingest.verify import missing_ids, verify
@@ -52,7 +53,8 @@ def ingest(
     """Writes all documents of a source into a store, and resumes where an earlier run ended.
 
     Args:
-        source: Paths of files (see `FileSource`), an iterable of `Record`, or any `Source`.
+        source: Paths of files (see `FileSource`), an iterable of `Record`, or any `Source`, such as
+            an `ImageFolderSource`.
         target: A store, or a collection such as `VDRQdrant`.
         encoder: What turns texts into rows; `None` takes the collection's. Sources with ready rows
             need none.
@@ -122,6 +124,7 @@ class _Run:
         self._reporter = reporter
         self._stop = stop
         self._totals = Totals()
+        self._truncated_before = truncated_of(self._encoder)
         self._seconds = dict.fromkeys(("read", "encode", "blocked"), 0.0)
         self._stamp, self._width = self._identity()
         self._documents: Documents = (
@@ -130,7 +133,8 @@ class _Run:
             or getattr(target, "documents", None)
             or "encoded"
         )
-        # Rows made earlier bring their texts in their payloads.
+        self._images = encoding_of(source, self._encoder, self._documents)
+        # Rows made earlier bring their texts in their payloads, pictures have none.
         keeps_text = getattr(source, "has_texts", True)
         if keeps_text and options.keeps_text is None:
             keeps_text = getattr(target, "store_text", True)
@@ -278,7 +282,7 @@ class _Run:
     def _preparation(self) -> Preparation:
         options, encoder = self._options, self._encoder
         encode = None
-        if encoder is not None:
+        if encoder is not None and self._images is None:
             is_bag = self._documents == "tokens"
             encode = encoder.bag_of_tokens if is_bag else encoder.encode_documents
         return Preparation(
@@ -290,6 +294,7 @@ class _Run:
             empty=options.empty,
             stored=self._stored,
             skip=options.skip,
+            images=self._images,
         )
 
     def _count(self, prepared: Prepared) -> None:
@@ -300,6 +305,7 @@ class _Run:
         totals.unchanged += prepared.unchanged
         totals.repeated += prepared.repeated
         totals.empty += prepared.empty
+        totals.truncated = truncated_of(self._encoder) - self._truncated_before
         self._journal.skipped(prepared.skipped)
         if prepared.refused:
             self._journal.refused(prepared.refused)

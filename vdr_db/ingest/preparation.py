@@ -15,6 +15,7 @@ from vdr_db.connectors.ids import checked_id
 from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
 from vdr_db.errors import InputError, ShapeError
 from vdr_db.ingest.batches import Piece
+from vdr_db.ingest.images import ImageEncoding, file_digest
 from vdr_db.ingest.quarantine import Refusal
 from vdr_db.ingest.source import Block
 from vdr_db.readers import Record
@@ -76,6 +77,7 @@ class Preparation:
         stored: `stored(ids)` → id → payload for those in the store; `None` never asks.
         skip: `"existing"` leaves out what the store has, `"unchanged"` what it has with the same
             fingerprint.
+        images: Turns pictures to rows, for blocks of pictures in place of texts.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Preparation:
         empty: EmptyRows,
         stored: Callable[[Sequence[int | str]], dict[int | str, dict[str, Any]]] | None,
         skip: Literal["existing", "unchanged"] | None,
+        images: ImageEncoding | None = None,
     ) -> None:
         self._encode = encode
+        self._images = images
         self._width = width
         self._text_key = text_key
         self._has_fingerprint = has_fingerprint
@@ -125,7 +129,10 @@ class Preparation:
             existing = len(known) if self._skip == "existing" else 0
             unchanged = len(known) if self._skip == "unchanged" else 0
             chosen = [i for i in chosen if i not in known]
-        rows, kept, failed = self._rows(block, chosen)
+        if self._images is not None and chosen:
+            rows, kept, failed = self._image_rows(self._images, block, chosen, payloads, sizes)
+        else:
+            rows, kept, failed = self._rows(block, chosen)
         refused.extend(failed)
         is_empty = rows.counts == 0
         empty = int(is_empty.sum())
@@ -164,6 +171,8 @@ class Preparation:
                     f"payload fields must not start with {RESERVED_PREFIX!r}, got {name!r}; "
                     "rename the field"
                 )
+        if self._images is not None:
+            return self._image_payload(record, payload)
         text = json.dumps([record.text, payload], sort_keys=True)
         key = self._text_key
         if key is not None and payload.setdefault(key, record.text) != record.text:
@@ -173,6 +182,21 @@ class Preparation:
         if self._has_fingerprint:
             payload[FINGERPRINT_FIELD] = given if isinstance(given, str) else self._hashed(text)
         return payload, len(text)
+
+    def _image_payload(self, record: Record, payload: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The same for a picture; its fingerprint is final when it is encoded."""
+        assert self._images is not None
+        size = len(json.dumps(payload))
+        if self._has_fingerprint:
+            # The file is read twice only where that can save encoding it.
+            digest = file_digest(record.source) if self._skip == "unchanged" else ""
+            payload[FINGERPRINT_FIELD] = self._image_fingerprint(payload, digest) if digest else ""
+        return payload, size
+
+    def _image_fingerprint(self, payload: dict[str, Any], digest: str) -> str:
+        assert self._images is not None
+        told = {name: value for name, value in payload.items() if name != FINGERPRINT_FIELD}
+        return self._hashed(json.dumps([self._images.content(digest), told], sort_keys=True))
 
     def _hashed(self, text: str) -> str:
         # Text, payload and encoder: any of them changed means that the document must be written.
@@ -224,3 +248,31 @@ class Preparation:
                 f"{len(texts)} texts."
             )
         return rows, list(chosen), []
+
+    def _image_rows(
+        self,
+        images: ImageEncoding,
+        block: Block,
+        chosen: Sequence[int],
+        payloads: dict[int, dict[str, Any]],
+        sizes: dict[int, int],
+    ) -> tuple[SparseRows, list[int], list[Refusal]]:
+        """`_rows` for pictures; completes the payloads with what is known by then."""
+        encoded = images([block.records[i] for i in chosen], self._width)
+        places, refused = [], []
+        for place, i in enumerate(chosen):
+            reason = encoded.refused.get(place)
+            if reason is not None:
+                record, number = block.records[i], block.numbers[i]
+                refused.append(Refusal(number, record.id, f"not encoded: {reason}", record.source))
+                continue
+            places.append(place)
+            if self._has_fingerprint:
+                # Of the bytes that were encoded; the file may have changed since it was hashed.
+                digest = encoded.digests[place]
+                payloads[i][FINGERPRINT_FIELD] = self._image_fingerprint(payloads[i], digest)
+            for name, small in images.thumbnail(encoded, place).items():
+                payloads[i][name] = small
+                sizes[i] += len(small)
+        rows = encoded.rows if not refused else encoded.rows[np.array(places, np.int64)]
+        return rows, [chosen[place] for place in places], refused

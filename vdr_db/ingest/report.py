@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["IngestReport", "Totals", "Verification"]
+__all__ = ["IngestReport", "Totals", "Verification", "truncated_of"]
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Totals:
         refused: Records that went to the quarantine.
         repeated: Records whose id came again later in the same window; the last one is stored.
         empty: Encoded records without any weight.
+        truncated: Texts longer than the encoder reads, which it has cut.
         nonzeros: Weights of all encoded records.
         retries: Calls repeated after a failure.
         splits: Batches cut in two, because they were too big or to isolate a refused row.
@@ -38,10 +39,16 @@ class Totals:
     refused: int = 0
     repeated: int = 0
     empty: int = 0
+    truncated: int = 0
     nonzeros: int = 0
     retries: int = 0
     splits: int = 0
     queued_bytes: int = 0
+
+
+def truncated_of(encoder: Any) -> int:
+    """How many texts an encoder has cut so far; 0 for one that does not count them."""
+    return int(getattr(encoder, "truncated", 0))
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,8 @@ def _expanded(path: str) -> list[str]:
     parts = [name for name in names if name.lower().removesuffix(".gz").endswith(_PARTS)]
     if not parts:
         raise InputError(
-            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or .gz)."
+            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or .gz); "
+            "a folder of images is an ImageFolderSource (--images)."
         )
     return [os.path.join(path, name) for name in parts]
 
