@@ -236,6 +236,7 @@ class Collection:
         *,
         batch_size: int = 256,
         empty: EmptyRows = "store",
+        thumbnail_px: int | None = None,
     ) -> list[Id]:
         """Encodes and writes images; an image whose id is there replaces it.
 
@@ -249,12 +250,15 @@ class Collection:
             payloads: One mapping (or `None`) for each image.
             batch_size: Images encoded and written together.
             empty: What becomes of images whose vector is empty; see `add_texts`.
+            thumbnail_px: Longest side of a small JPEG that is kept in the payload field
+                `thumbnail`, for pages and terminals that show hits; None keeps none. One of 64
+                pixels takes about 1.7 KB.
 
         Returns:
             The id of every image in order, skipped ones left out.
 
         Raises:
-            ConfigError: The encoder reads no images.
+            ConfigError: The encoder reads no images, or `thumbnail_px` is impossible.
             TypeError: One image came instead of several, or an item is no image at all.
             ShapeError: Images, ids and payloads are not equally many.
             InputError: An id is unusable or given twice, an item is a text, or a payload has
@@ -262,7 +266,15 @@ class Collection:
             RejectedRows: Some images could not be read or stored, with reasons; all others are
                 written.
         """
-        return add_images(self, images, ids, payloads, batch_size=batch_size, empty=empty)
+        return add_images(
+            self,
+            images,
+            ids,
+            payloads,
+            batch_size=batch_size,
+            empty=empty,
+            thumbnail_px=thumbnail_px,
+        )
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""

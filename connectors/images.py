@@ -31,6 +31,7 @@ __all__ = [
     "IMAGE",
     "IMAGE_KEY",
     "MODALITY_KEY",
+    "THUMBNAIL_KEY",
     "EncodedImages",
     "add_images",
     "encode_query_image",
@@ -44,6 +45,9 @@ IMAGE = "image"
 
 IMAGE_KEY = "image"
 """Payload field of the path of a picture that came as a path."""
+
+THUMBNAIL_KEY = "thumbnail"
+"""Payload field of a small copy of a picture, a `data:` address, where it was asked for."""
 
 _IMAGE_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:image")
 
@@ -67,6 +71,10 @@ class EncodedImages(Protocol):
     def refused(self) -> Mapping[int, str]:
         """Place of each picture without a vector → why."""
 
+    @property
+    def thumbnails(self) -> Sequence[str]:
+        """A `data:` address of a small copy of each picture, where that was asked for."""
+
 
 def add_images(
     collection: Collection,
@@ -76,6 +84,7 @@ def add_images(
     *,
     batch_size: int,
     empty: EmptyRows,
+    thumbnail_px: int | None = None,
 ) -> list[Id]:
     """Encodes and writes pictures, see `Collection.add_images`."""
     encode = _encode_images_of(collection, "add_images")
@@ -87,6 +96,8 @@ def add_images(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
     sources, names = _sources(images)
+    # Left out unless it is asked for: other encoders may not have it.
+    options = {} if thumbnail_px is None else {"thumbnail_px": thumbnail_px}
     _check_alike(names if names is not None else images, ids, payloads)
     collection._create(collection.encoder.vocabulary.size)  # type: ignore[union-attr]
     written: list[Id] = []
@@ -104,7 +115,9 @@ def add_images(
         if given is not None:
             given = list(checked_ids(given, unique=True))
             _refuse_repeated(given, seen)
-        encoded = encode(batch)
+        encoded = encode(batch, **options)
+        if thumbnail_px is not None:
+            whole = _with_thumbnails(whole, encoded.thumbnails)
         reasons = {i: f"{called[i]}: {said}" for i, said in encoded.refused.items()}
         own = given or _ids_of(encoded.digests, called, known, reasons)
         fresh = _first_of_each(own, whole, seen) if given is None else list(range(len(batch)))
@@ -138,9 +151,7 @@ def encode_query_image(collection: Collection, image: Any) -> SparseRows:
     return encoded.rows
 
 
-def _encode_images_of(
-    collection: Collection, what: str
-) -> Callable[[Sequence[Any]], EncodedImages]:
+def _encode_images_of(collection: Collection, what: str) -> Callable[..., EncodedImages]:
     found = getattr(collection.encoder, "encode_images", None)
     if found is None:
         has = "no encoder" if collection.encoder is None else type(collection.encoder).__name__
@@ -233,6 +244,14 @@ def _with_image(image: Any, payload: Mapping[str, Any] | None) -> Payload:
                 "it lies; rename that field."
             )
     return joined
+
+
+def _with_thumbnails(payloads: Sequence[Payload], thumbnails: Sequence[str]) -> list[Payload]:
+    """The payloads with small copies; one that has the field already keeps its own."""
+    return [
+        {THUMBNAIL_KEY: small, **payload} if small else payload
+        for payload, small in zip(payloads, thumbnails, strict=True)
+    ]
 
 
 def _ids_of(

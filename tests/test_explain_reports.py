@@ -39,6 +39,7 @@ from vdr_db.explain.spans import NOWHERE, Mark, marks, token_spans, word_groups
 from vdr_db.sparse import SparseRows
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
+MODEL = ("--model", "tiny-splade")
 TEXT = "The tallest animal on land is a giraffe. It eats leaves of orchids, café <b>au</b> lait."
 HOSTILE = "<script>alert(1)</script> tea \x00 \u202e ' \" & </style> giraffe"
 
@@ -426,7 +427,7 @@ def test_importing_the_package_imports_no_drawing_and_no_model():
 @pytest.mark.usefixtures("tiny_splade_folder")
 def test_the_command_writes_reports(capsys, tmp_path):
     place = ("--store", str(tmp_path / "notes"))
-    assert main(["index", str(NOTES), *place]) == 0
+    assert main(["index", str(NOTES), *place, *MODEL]) == 0
     capsys.readouterr()
     page = tmp_path / "why.html"
     assert main(["explain", "a tall beast", "zoo", *place, "--html", str(page), "--json"]) == 0
@@ -446,15 +447,15 @@ def test_the_command_writes_reports(capsys, tmp_path):
 @pytest.mark.usefixtures("tiny_splade_folder")
 def test_the_command_explains_a_text_alone(capsys, tmp_path):
     page = tmp_path / "text.html"
-    assert main(["explain", "a tall giraffe", "--html", str(page), "--json"]) == 0
+    assert main(["explain", "a tall giraffe", *MODEL, "--html", str(page), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["words"][0][0] == "giraffe"
     places = {place["word"]: place["fires"] for place in told["positions"]}
     assert places["giraffe"][0][0] == "giraffe"
     assert "which words fire on which word" in page.read_text("utf-8")
-    assert main(["explain", "a tall giraffe"]) == 0
+    assert main(["explain", "a tall giraffe", *MODEL]) == 0
     assert "giraffe\u00a0" in capsys.readouterr().out
-    assert main(["explain", ""]) == 1
+    assert main(["explain", "", *MODEL]) == 1
     assert main(["explain", "tea", "zoo"]) == 2
     assert "pass --store" in capsys.readouterr().err
 
@@ -478,11 +479,11 @@ def test_reports_look_right_in_a_browser(
     browser.open(page.as_uri())
     name = f"report_{which}_{'phone' if size == PHONE else 'desktop'}.png"
     keep(browser.screenshot(tmp_path / name))
-    assert browser.complaints == []
+    browser.assert_readable()
     assert [url for url in browser.requested if not url.startswith(("file:", "data:"))] == []
-    assert browser.overflow() == 0
     assert browser.run(OVERLAPS) == 0
-    assert browser.run("[...document.images].every(image => image.complete)")
+    marks = browser.run("document.querySelectorAll('mark').length")
+    assert (marks > 0) == (which != "image")
     if which == "match":
         assert set(browser.run(RIGHT_EDGES)) == {1}
     assert browser.run("document.querySelectorAll('script').length") == 0

@@ -87,7 +87,8 @@ def test_impossible_addresses():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 @pytest.mark.usefixtures("tiny_splade_folder")
 def test_the_command_serves_and_stops(tmp_path, number, code):
-    assert main(["index", str(NOTES), "--store", str(tmp_path / "notes")]) == 0
+    index = ["index", str(NOTES), "--store", str(tmp_path / "notes"), "--model", "tiny-splade"]
+    assert main(index) == 0
     command = [sys.executable, "-m", "vdr_db.cli", "serve", "--store", "notes", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--json"],
@@ -129,3 +130,33 @@ def test_a_missing_package_is_named(tmp_path):
     )
     assert done.returncode == 4
     assert "pip install 'vdr-db[serve]'" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_collection_of_images_is_searched_by_uploads(tmp_path):
+    pytest.importorskip("PIL.Image")
+    from image_folders import write_cross_modal
+    from tiny_png import png
+
+    model = write_cross_modal(tmp_path / "model", topk=60)
+    files = tmp_path / "images"
+    files.mkdir()
+    image = png(40, 30, lambda x, y: (6 * x, 8 * y, 90))
+    (files / "a.png").write_bytes(image)
+    place = ["--store", str(tmp_path / "store"), "--device", "cpu"]
+    assert main(["index", "--images", str(files), "--model", str(model), *place]) == 0
+    command = [sys.executable, "-m", "vdr_db.cli", "serve", *place, "--port", "0", "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        told = json.loads(process.stdout.readline())
+        with httpx.Client(base_url=told["url"], timeout=60, trust_env=False) as client:
+            assert client.get("/api/info").json()["images"] is True
+            answer = client.post("/api/search/image", files={"image": image})
+            assert [hit["id"] for hit in answer.json()["hits"]] == ["a.png"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0

@@ -31,7 +31,7 @@ COMMANDS = {
     "ingest": "large inputs to a collection, resumed after any kill",
     "load": "what `encode --spool` wrote, to a collection",
     "search": "the texts of a collection that match a query, and why",
-    "explain": "every token of the match of one query and one text, or of one text",
+    "explain": "why a document matches a query, or what a text or an image says as words",
     "serve": "a collection as a web page and a JSON API",
     "evaluate": "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
     "train": "a model from a configuration: CPU, GPU, or several with torchrun",

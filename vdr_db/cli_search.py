@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,15 @@ from vdr_db.cli_model import (
     load_model,
 )
 from vdr_db.cli_show import HitView, show_hits, show_json
+from vdr_db.cli_thumbnails import (
+    Drawing,
+    add_thumbnail_option,
+    draw,
+    picture_of,
+    terminal_canvas,
+)
 from vdr_db.errors import ConfigError, StoreUnavailable, require
-from vdr_db.explain.words import matched_words
+from vdr_db.explain.words import shared_words, shares_of
 
 if TYPE_CHECKING:
     from vdr_db.connectors import VDRQdrant
@@ -52,6 +60,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="JSON", help="""on the payload, such as '{"section": "games"}'"""
     )
+    add_thumbnail_option(parser)
     parser.add_argument(
         "--mode",
         choices=["full", "alpha", "beta"],
@@ -139,7 +148,9 @@ def run_search(arguments: argparse.Namespace) -> int:
                 show_json({"query": str(query), "hits": found})
                 continue
             caption = f"{len(hits)} best of {texts:,}"
-            show_hits([view for view, _ in hits], title=str(query), caption=caption)
+            drawings = [] if arguments.no_thumbnails else _drawings(payload for _, payload in hits)
+            views = [view for view, _ in hits]
+            show_hits(views, title=str(query), caption=caption, drawings=drawings)
     return DONE if any_found else NOTHING_FOUND
 
 
@@ -167,19 +178,25 @@ def find(
     records = {
         record.id: record for record in collection.get([hit.id for hit in hits], with_rows=True)
     }
-    own = encoder.token_ids(query) if isinstance(query, str) else []
-    wanted = row.to_dicts()[0]
+    asked = [query] if isinstance(query, str) else []
     views = []
     for hit in hits:
         payload = dict(hit.payload)
         body = str(payload.get("text") or "")
         title = str(payload.get("title") or payload.get("image") or "")
         found = records[hit.id].row if hit.id in records else None
-        weights = found.to_dicts()[0] if found is not None else {}
-        products = {id: wanted[id] * weights[id] for id in wanted.keys() & weights.keys()}
-        words = matched_words(encoder.vocabulary, [*own, *encoder.token_ids(body)], products)
+        words = shared_words(encoder, [*asked, body], shares_of(row, found))
         views.append((HitView(hit.id, hit.score, title, body, words), payload))
     return views
+
+
+def _drawings(payloads: Iterable[Mapping[str, Any]]) -> list[Drawing | None]:
+    """A picture of each hit that is an image, where the terminal can show one."""
+    canvas = terminal_canvas()
+    if canvas is None:
+        return []
+    pictures = [picture_of(payload) for payload in payloads]
+    return [None if picture is None else draw(canvas, picture) for picture in pictures]
 
 
 def _query_row(

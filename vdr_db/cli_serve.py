@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-model",
         metavar="NAME_OR_FOLDER",
-        help="image encoder of the same vocabulary: offers searching by an uploaded image",
+        help="image encoder of the same vocabulary, to search by uploaded images (default: "
+        "that of the collection's model, where it reads images)",
     )
 
 
@@ -59,8 +60,11 @@ def run_command(arguments: argparse.Namespace) -> int:
         collection, encoder = open_with_model(arguments)
         with collection:
             images = None
+            reads: ImageEncoder | None = getattr(collection.encoder, "image", None)
             if arguments.image_model:
-                images = ImageUploads(_load_image_model(arguments), encoder)
+                reads = _load_image_model(arguments)
+            if reads is not None:
+                images = ImageUploads(reads, encoder)
             service = SearchService(collection, encoder, facets=arguments.facet, images=images)
             texts = collection.count()
 

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.errors import require
+from vdr_db.explain.numbers import decimals_for
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from vdr_db.cli_thumbnails import Drawing
 
 __all__ = [
     "HitView",
@@ -29,12 +32,22 @@ __all__ = [
     "show_explanation",
     "show_hits",
     "show_json",
+    "show_patches",
     "show_text",
     "show_vectors",
 ]
 
 SHOWN_WORDS = 3
 """Matched words under a hit; the rest is counted."""
+
+LEAST_PATCH = 5
+"""Letters a word of a patch must have room for."""
+
+NARROWEST = 76
+"""Columns a terminal must have for pictures beside the hits."""
+
+_PLACE = "\x1f"
+"""Stands where a row of a picture begins; no text that is shown can hold it (`_CONTROL`)."""
 
 _NBSP = "\u00a0"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -93,8 +106,21 @@ def progress(total: int | None, unit: str, label: str) -> Iterator[Any]:
         yield bar
 
 
-def show_hits(hits: Sequence[HitView], *, title: str = "", caption: str = "") -> None:
-    """Rank, score, document and matched words of each hit; bars share one scale."""
+def show_hits(
+    hits: Sequence[HitView],
+    *,
+    title: str = "",
+    caption: str = "",
+    drawings: Sequence[Drawing | None] = (),
+) -> None:
+    """Rank, score, document and matched words of each hit; bars share one scale.
+
+    Args:
+        hits: The hits.
+        title: Above them.
+        caption: Below them.
+        drawings: A picture of each hit, or None for a hit that has none; empty for no pictures.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -104,6 +130,7 @@ def show_hits(hits: Sequence[HitView], *, title: str = "", caption: str = "") ->
     if not hits:
         console.print(Text("nothing found", style="dim"))
     most = max((share for hit in hits for _, share in hit.words[:SHOWN_WORDS]), default=0.0)
+    decimals = decimals_for(max((hit.score for hit in hits), default=0.0), usual=2)
     table = Table(
         box=None,
         pad_edge=False,
@@ -111,6 +138,11 @@ def show_hits(hits: Sequence[HitView], *, title: str = "", caption: str = "") ->
         header_style="dim",
         width=min(console.width, 120),
     )
+    drawings = drawings if any(drawings) and console.width >= NARROWEST else ()
+    wide = max((drawing.canvas.columns for drawing in drawings if drawing), default=0)
+    if drawings:
+        # First, because pictures are placed from the left edge on.
+        table.add_column("", width=wide, no_wrap=True)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("document", ratio=1, overflow="ellipsis")
@@ -125,31 +157,90 @@ def show_hits(hits: Sequence[HitView], *, title: str = "", caption: str = "") ->
             heading.no_wrap, heading.overflow = True, "ellipsis"
         document = Table.grid()
         document.add_row(heading)
-        document.add_row(_first_lines(text, min(console.width, 120) - 42, SHOWN_WORDS - 1))
+        taken = 42 + (wide + 2 if drawings else 0)
+        document.add_row(_first_lines(text, min(console.width, 120) - taken, SHOWN_WORDS - 1))
+        cells = [str(rank), f"{hit.score:.{decimals}f}", document, _bars(hit.words, most)]
+        if drawings:
+            drawing = drawings[rank - 1]
+            rows = drawing.canvas.rows if drawing else 0
+            cells.insert(0, Text("\n".join([_PLACE + " " * wide] * rows)))
         table.add_row()
-        table.add_row(str(rank), f"{hit.score:.2f}", document, _bars(hit.words, most))
-    if hits:
+        table.add_row(*cells)
+    if drawings:
+        with console.capture() as capture:
+            console.print(table)
+        sys.stdout.write(_with_drawings(capture.get(), drawings, wide))
+    elif hits:
         console.print(table)
     if caption:
         console.print(Text(caption, style="dim"))
 
 
-def show_explanation(terms: Iterable[tuple[str, float, float]], score: float) -> None:
-    """Token, its weight in query and document, and their product; the products sum to the score."""
+def _with_drawings(shown: str, drawings: Sequence[Drawing | None], wide: int) -> str:
+    """A printed table with pictures in their places."""
+    rows = iter(
+        [
+            (drawing.before if row == 0 else "") + line
+            for drawing in drawings
+            if drawing
+            for row, line in enumerate(drawing.lines)
+        ]
+    )
+    return re.sub(f"{_PLACE} {{{wide}}}", lambda _: next(rows), shown)
+
+
+def show_patches(words: Sequence[Sequence[str]]) -> None:
+    """The strongest word of each patch of an image, as the patches lie."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    columns = max((len(row) for row in words), default=0)
+    width = min(14, console.width // columns - 1) if columns else 0
+    if width < LEAST_PATCH:
+        return
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for _ in range(columns):
+        table.add_column(width=width, no_wrap=True, overflow="ellipsis")
+    for row in words:
+        table.add_row(*(Text(_line(word) or "·", style="" if word else "dim") for word in row))
+    console.print(Text("the strongest word of each patch", style="dim"))
+    console.print(table)
+
+
+def show_explanation(
+    terms: Iterable[tuple[str, float, float]], score: float, *, limit: int = 0
+) -> None:
+    """Token, its weight in query and document, and their product; the products sum to the score.
+
+    Args:
+        terms: Of the match.
+        score: Of the match.
+        limit: Most tokens shown, those with the largest products; the others are summed in one
+            line. 0 shows all.
+    """
     from rich.table import Table
 
     products = [(token, query, document, query * document) for token, query, document in terms]
     products.sort(key=lambda row: -row[3])
     most = max((row[3] for row in products), default=0.0)
+    weight_decimals = decimals_for(max((max(row[1:3]) for row in products), default=0.0), usual=3)
+    decimals = decimals_for(most, usual=3)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("token", no_wrap=True)
     for name in ("query", "document", "product"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for token, query, document, product in products:
+    shown = products[:limit] if limit > 0 else products
+    for token, query, document, product in shown:
         bar = _bar(product / most if most else 0.0, 20)
-        table.add_row(_line(token), f"{query:.3f}", f"{document:.3f}", f"{product:.3f}", bar)
-    table.add_row("score", "", "", f"{score:.3f}", "", style="bold")
+        weights = [f"{weight:.{weight_decimals}f}" for weight in (query, document)]
+        table.add_row(_line(token), *weights, f"{product:.{decimals}f}", bar)
+    rest = products[len(shown) :]
+    if rest:
+        left = sum(row[3] for row in rest)
+        table.add_row(f"+ {len(rest)} more", "", "", f"{left:.{decimals}f}", "", style="dim")
+    table.add_row("score", "", "", f"{score:.{decimals}f}", "", style="bold")
     _console().print(table)
 
 
@@ -163,7 +254,8 @@ def show_vectors(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], limit:
         console.print(
             Text(shown or "(empty text)", style="bold"), no_wrap=True, overflow="ellipsis"
         )
-        cells = [f"{_line(word)}{_NBSP}{weight:.2f}" for word, weight in words[:limit]]
+        decimals = decimals_for(words[0][1] if words else 0.0, usual=2)
+        cells = [f"{_line(word)}{_NBSP}{weight:.{decimals}f}" for word, weight in words[:limit]]
         if len(words) > limit:
             cells.append(f"and{_NBSP}{len(words) - limit}{_NBSP}more")
         # textwrap parts at spaces alone, so a word keeps its weight.
@@ -228,11 +320,12 @@ def _bars(words: Sequence[tuple[str, float]], most: float) -> Any:
     grid.add_column(no_wrap=True, width=8)
     grid.add_column(justify="right", no_wrap=True)
     shown = words[:SHOWN_WORDS]
+    decimals = decimals_for(most, usual=2)
     for word, share in shown:
-        grid.add_row(_line(word), _bar(share / most if most else 0.0, 8), f"{share:.2f}")
+        grid.add_row(_line(word), _bar(share / most if most else 0.0, 8), f"{share:.{decimals}f}")
     if len(words) > SHOWN_WORDS:
         rest = math.fsum(share for _, share in words[SHOWN_WORDS:])
-        grid.add_row(f"+ {len(words) - SHOWN_WORDS} more", "", f"{rest:.2f}", style="dim")
+        grid.add_row(f"+ {len(words) - SHOWN_WORDS} more", "", f"{rest:.{decimals}f}", style="dim")
     return grid
 
 

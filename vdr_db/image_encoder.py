@@ -10,13 +10,10 @@ searches and explanations are the same.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.image_batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.image_body import TransformersBody
-from vdr_db.image_files import list_images
 from vdr_db.image_preprocessing import Preprocessing
 from vdr_db.image_reading import ImageLimits, ImageSource, check_kind, read_picture
+from vdr_db.image_thumbnails import checked_thumbnail_px
 from vdr_db.image_tower import ImageHead, ImageTower
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend, activate
 from vdr_db.selection import SMALLEST_NORM, to_sparse_rows
@@ -48,8 +46,6 @@ BATCH_SIZE_ELSEWHERE = 128
 
 MAX_PIXELS = ImageLimits().pixels
 
-_Pixels: TypeAlias = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class EncodedImages:
@@ -60,12 +56,15 @@ class EncodedImages:
         names: Path of each picture (within the folder, for a folder), or `"image N"`.
         digests: SHA-256 (hex) of the content of each picture; `""` of a refused one.
         refused: Place of each picture that could not be read → one sentence on why.
+        thumbnails: A small copy of each picture as a `data:` address, `""` of a refused one; empty
+            where none were asked for.
     """
 
     rows: SparseRows
     names: tuple[str, ...]
     digests: tuple[str, ...]
     refused: Mapping[int, str] = field(default_factory=dict)
+    thumbnails: tuple[str, ...] = ()
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
@@ -75,14 +74,6 @@ class EncodedImages:
     def __len__(self) -> int:
         """Number of pictures, refused ones included."""
         return len(self.names)
-
-
-@dataclass(frozen=True)
-class _Item:
-    name: str
-    pixels: _Pixels | None
-    digest: str = ""
-    reason: str = ""
 
 
 class ImageEncoder:
@@ -342,6 +333,7 @@ class ImageEncoder:
         batch_size: int | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        thumbnail_px: int | None = None,
         show_progress: bool = False,
     ) -> EncodedImages:
         """Vectors of pictures; what cannot be read is named in the result and stops nothing.
@@ -356,6 +348,8 @@ class ImageEncoder:
             batch_size: Pictures in a batch; None for 16 on the CPU and 128 elsewhere.
             threads: For reading and decoding; None for 4, or fewer where there are fewer cores.
             max_pixels: Largest picture that is decoded, width times height.
+            thumbnail_px: Longest side, in [8, 256], of a small JPEG made of each picture; None
+                makes none.
             show_progress: Draw a progress bar on stderr.
 
         Returns:
@@ -369,27 +363,42 @@ class ImageEncoder:
             MissingExtraError: Pillow is not installed.
         """
         require("PIL.Image", "images")
-        sources = _checked_images(images)
+        sources = named_images(images)
         size = BATCH_SIZE.get(self.device.type, BATCH_SIZE_ELSEWHERE)
         size = _positive("batch_size", size if batch_size is None else batch_size)
         workers = min(4, os.cpu_count() or 1)
         workers = _positive("threads", workers if threads is None else threads)
-        limits = ImageLimits(pixels=max_pixels)
+        items = prepared_images(
+            sources,
+            self.preprocessing,
+            ImageLimits(pixels=max_pixels),
+            workers=workers,
+            ahead=2 * size,
+            thumbnail_px=checked_thumbnail_px(thumbnail_px),
+        )
         parts = [SparseRows.empty(0, self.vocabulary.size)]
         names: list[str] = []
         digests: list[str] = []
+        thumbnails: list[str] = []
         refused: dict[int, str] = {}
         total = len(sources) if isinstance(sources, Sequence) else None
         with _progress(total, show_progress) as bar:
-            for batch in _batched(self._prepared(sources, limits, workers, 2 * size), size):
+            for batch in image_batches(items, size):
                 refused.update(
                     {len(names) + i: one.reason for i, one in enumerate(batch) if one.reason}
                 )
                 parts.append(self._encode_batch(batch, first=len(names)))
                 names += [one.name for one in batch]
                 digests += [one.digest for one in batch]
+                thumbnails += [one.thumbnail for one in batch]
                 bar.update(len(batch))
-        return EncodedImages(SparseRows.concat(parts), tuple(names), tuple(digests), refused)
+        return EncodedImages(
+            SparseRows.concat(parts),
+            tuple(names),
+            tuple(digests),
+            refused,
+            () if thumbnail_px is None else tuple(thumbnails),
+        )
 
     def patch_weights(
         self, image: ImageSource, ids: npt.ArrayLike, *, max_pixels: int = MAX_PIXELS
@@ -431,7 +440,7 @@ class ImageEncoder:
         found: npt.NDArray[np.float32] = weights.cpu().numpy()
         return found
 
-    def _encode_batch(self, batch: Sequence[_Item], *, first: int) -> SparseRows:
+    def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
         good = [i for i, one in enumerate(batch) if one.pixels is not None]
         pixels = [one.pixels for one in batch if one.pixels is not None]
         empty = SparseRows.empty(1, self.vocabulary.size)
@@ -455,62 +464,6 @@ class ImageEncoder:
         place[good] = np.arange(len(good))
         return SparseRows.concat([rows, empty])[place]
 
-    def _prepared(
-        self,
-        sources: Iterable[tuple[ImageSource, str]],
-        limits: ImageLimits,
-        workers: int,
-        ahead: int,
-    ) -> Iterator[_Item]:
-        """Pictures in order, at most `ahead` of them read before they are asked for."""
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="vdr-db-images")
-        waiting: deque[Future[_Item]] = deque()
-        try:
-            for index, (source, name) in enumerate(sources):
-                shown = name or check_kind(source, index)
-                waiting.append(pool.submit(self._prepare, source, shown, limits))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _prepare(self, source: ImageSource, name: str, limits: ImageLimits) -> _Item:
-        try:
-            picture = read_picture(source, limits)
-        except InputError as error:
-            return _Item(name, None, reason=str(error))
-        return _Item(name, self.preprocessing.apply(picture.image), picture.digest)
-
-
-def _checked_images(
-    images: str | os.PathLike[str] | Iterable[ImageSource],
-) -> Iterable[tuple[ImageSource, str]]:
-    """Pictures with their names; an empty name is found out later."""
-    if isinstance(images, (str, os.PathLike)):
-        folder = Path(images)
-        if not folder.is_dir():
-            check_kind(images, 0)
-            raise TypeError(
-                f"`images` must be a folder or a list of images, got one; pass [{images!r}]"
-            )
-        return [(folder / name, name) for name in list_images(folder)]
-    is_array = isinstance(images, np.ndarray) and images.ndim < 4
-    if is_array or isinstance(images, (bytes, bytearray, memoryview, Mapping)):
-        raise TypeError(
-            "`images` must be a folder or a list of images, got one "
-            f"{type(images).__name__}; pass [image]"
-        )
-    if not isinstance(images, Iterable):
-        raise TypeError(
-            f"`images` must be a folder or a list of images, got {type(images).__name__}; "
-            "pass [image]"
-        )
-    if isinstance(images, Sequence):
-        return [(image, "") for image in images]
-    return ((image, "") for image in images)
-
 
 @contextmanager
 def _evaluating(tower: ImageTower) -> Iterator[None]:
@@ -523,17 +476,6 @@ def _evaluating(tower: ImageTower) -> Iterator[None]:
     finally:
         if was_training:
             tower.train()
-
-
-def _batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    batch: list[_Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _positive(name: str, value: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,14 +44,34 @@ class PictureEncoder(WordEncoder):
         )
 
 
-@pytest.fixture(params=["memory", "edge"])
-def collection(request):
-    encoder = PictureEncoder()
-    if request.param == "memory":
-        opened = Collection(MemoryStore(), encoder)
+STORES = ["memory", "edge", "elasticsearch"]
+
+
+@contextmanager
+def opened_in(request, kind, encoder):
+    """A new collection: exact in memory, the embedded Qdrant, or on the Elasticsearch stand-in."""
+    if kind == "memory":
+        with Collection(MemoryStore(), encoder) as opened:
+            yield opened
+    elif kind == "edge":
+        with VDRQdrant("things", encoder, path=":memory:") as opened:
+            yield opened
     else:
-        opened = VDRQdrant("things", encoder, path=":memory:")
-    with opened:
+        proxy = request.getfixturevalue("proxy")
+        import services
+        from noida_fixtures import remove_indices
+
+        from vdr_db.connectors import VDRElasticsearch
+
+        name = services.unique_name()
+        with VDRElasticsearch(name, encoder, url=proxy.url, replicas=0) as opened:
+            yield opened
+            remove_indices(opened._elastic)
+
+
+@pytest.fixture(params=STORES)
+def collection(request):
+    with opened_in(request, request.param, PictureEncoder()) as opened:
         yield opened
 
 
@@ -86,7 +107,8 @@ def test_texts_and_images_find_each_other(collection):
     assert record.payload == {"year": 1, "modality": "image"}
     terms = collection.explain("chess kings", "chess")
     score = collection.search("chess kings", filter=only_images)[0].score
-    assert sum(term.product for term in terms) == pytest.approx(score, rel=1e-6)
+    # Elasticsearch keeps 9 significant bits of a weight.
+    assert sum(term.product for term in terms) == pytest.approx(score, rel=2**-7)
     assert {term.token for term in terms} == {"chess", "kings"}
 
 
@@ -228,31 +250,6 @@ def test_encoders_of_one_kind_say_what_they_lack():
         bags.add_images([b"a"])
 
 
-def test_elasticsearch(open_store_collection, folder):
-    images = open_store_collection
-    images.add_texts(["chess is a game"], ["text"])
-    assert images.add_images(folder) == ["b/go.gif", "b/paris.jpg", "chess.png"]
-    found = images.search("chess", filter={"modality": "image"})
-    assert [hit.id for hit in found] == ["chess.png"]
-    assert found[0].payload["image"] == str(folder / "chess.png")
-    found = images.search_by_image(b"chess", filter={"not": {"modality": "image"}})
-    assert [hit.id for hit in found] == ["text"]
-
-
-@pytest.fixture
-def open_store_collection(proxy):
-    import services
-    from noida_fixtures import remove_indices
-
-    from vdr_db.connectors import VDRElasticsearch
-
-    name = services.unique_name()
-    opened = VDRElasticsearch(name, PictureEncoder(), url=proxy.url, replicas=0)
-    yield opened
-    remove_indices(opened._elastic)
-    opened.close()
-
-
 # The real encoder, real files, the command line
 
 
@@ -302,6 +299,69 @@ def test_with_a_cross_modal_encoder(tmp_path, model, pictures):
     text_side = SparseEncoder.from_pretrained(model, device="cpu")
     with pytest.raises(StoreMismatch, match=r"head 'vdr\+image' .store. against 'vdr'"):
         VDRQdrant("pictures", text_side, path=tmp_path / "store")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_every_direction_ranks_as_the_model_does(request, kind, model, pictures):
+    """Text → image, image → text, image → image: ids and scores of the exact dot products."""
+    from vdr_db import CrossModalEncoder
+
+    (pictures / "broken.png").write_bytes(b"nothing")
+    encoder = CrossModalEncoder.from_pretrained(model, device="cpu")
+    texts = ["the cat", "blue book", "green sea and water", "a small star"]
+    files = [pictures / f"{i}.png" for i in range(5)]
+    stored = {
+        "text": (encoder.encode_documents(texts), [f"text {i}" for i in range(len(texts))]),
+        "image": (encoder.encode_images(files).rows, [f"{i}.png" for i in range(5)]),
+    }
+    keep = {"image": {"modality": "image"}, "text": {"not": {"modality": "image"}}}
+    # Weights of 9 significant bits, and an index that may keep 8 of them more.
+    precision = 1e-5 if kind != "elasticsearch" else 2**-7
+    with opened_in(request, kind, encoder) as collection:
+        collection.add_texts(texts, ids=stored["text"][1])
+        with pytest.raises(RejectedRows) as caught:
+            collection.add_images(pictures, thumbnail_px=256)
+        assert caught.value.ids == ["broken.png"]
+        assert collection.count(keep["image"]) == 5
+        image = pictures / "2.png"
+        queries = {
+            "text": (encoder.encode_queries(["green sea"]), lambda **o: collection.search(
+                "green sea", 10, **o)),
+            "image": (encoder.encode_images([image]).rows, lambda **o: collection.search_by_image(
+                image, 10, **o)),
+        }  # fmt: skip
+        for asked, found in (("text", "image"), ("image", "text"), ("image", "image")):
+            query, search = queries[asked]
+            rows, ids = stored[found]
+            scores = dict(zip(ids, query.dot(rows)[0].tolist(), strict=True))
+            hits = search(filter=keep[found])
+            expected = {id: score for id, score in scores.items() if score > 0}
+            assert {hit.id for hit in hits} == set(expected), (asked, found)
+            for hit in hits:
+                assert hit.score == pytest.approx(expected[hit.id], rel=precision)
+                assert (hit.payload.get("modality") == "image") == (found == "image")
+                terms = collection.explain(query, hit.id)
+                total = sum(term.product for term in terms)
+                assert total == pytest.approx(expected[hit.id], rel=precision)
+            order = [scores[hit.id] for hit in hits]
+            assert order == pytest.approx(sorted(order, reverse=True), rel=precision)
+            if asked == found == "image":
+                assert hits[0].id == "2.png"
+        assert {hit.id for hit in collection.search("green sea", 20)} <= {
+            *stored["text"][1], *stored["image"][1]
+        }  # fmt: skip
+        (record,) = collection.get(["3.png"], with_rows=True)
+        assert record.payload["thumbnail"].startswith("data:image/jpeg;base64,")
+        assert record.payload["image"] == str(files[3])
+        exact = stored["image"][0][3].to_dicts()[0]
+        kept = record.row.to_dicts()[0]
+        assert kept == pytest.approx(exact, rel=precision)
+        # The same file again is the same document; another one in its place replaces it.
+        collection.add_images([files[3]], ids=["3.png"])
+        assert collection.count(keep["image"]) == 5
+        assert "thumbnail" not in collection.get(["3.png"])[0].payload
+        assert collection.delete(["3.png"]) == 1
+        assert collection.count(keep["image"]) == 4
 
 
 def run(capsys, *arguments):

@@ -41,6 +41,85 @@ RIGHT_EDGES = """
 """
 """For each table, how many right edges the last numbers of its rows have."""
 
+TINY_TEXT = """
+(() => { const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const text = node.textContent.trim(), element = node.parentElement;
+    if (!text || element.closest("title, .patch-word")) continue;
+    const box = element.getBoundingClientRect();
+    if (!box.width || !box.height) continue;
+    // A drawing that is scaled down scales its letters.
+    const svg = element.closest("svg");
+    const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+    const size = scale * parseFloat(getComputedStyle(element).fontSize);
+    if (size < 10) found.push(`${text} ${size.toFixed(1)}px`);
+  }
+  return found; })()
+"""
+"""Texts smaller than 10 px on the screen; words on patches, which may be pushed aside, left out."""
+
+PALE_TEXT = """
+(() => { const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const parts = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const light = colour => parts(colour).slice(0, 3).map(value => value / 255)
+    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+  for (let node; (node = walker.nextNode()); ) {
+    const text = node.textContent.trim(), element = node.parentElement;
+    if (!text || element.closest("title, .patch-map, .grid")) continue;
+    if (!element.getBoundingClientRect().width) continue;
+    const style = getComputedStyle(element);
+    let ground = element, behind = [255, 255, 255, 1].join();
+    for (; ground; ground = ground.parentElement) {
+      const colour = getComputedStyle(ground).backgroundColor;
+      if ((parts(colour)[3] ?? 1) > 0) { behind = colour; break; }
+    }
+    const front = element.closest("svg") ? style.fill : style.color;
+    const [high, low] = [light(front), light(behind)].sort((a, b) => b - a);
+    const contrast = (high + 0.05) / (low + 0.05);
+    if (contrast < 4.5) found.push(`${text.slice(0, 40)} ${contrast.toFixed(1)}`);
+  }
+  return found; })()
+"""
+"""Texts whose contrast to what is behind them is below 4.5, as WCAG's level AA asks."""
+
+BROKEN_IMAGES = """
+(async () => { const found = [];
+  const sources = [...document.querySelectorAll("img")].map(image => image.src)
+    .concat([...document.querySelectorAll("svg image")].map(image => image.href.baseVal));
+  for (const source of sources) {
+    const image = new Image(); image.src = source;
+    try { await image.decode(); if (image.naturalWidth < 1) found.push(source.slice(0, 60)); }
+    catch { found.push(source.slice(0, 60)); }
+  }
+  for (const image of document.querySelectorAll("img, svg.patch-map")) {
+    const box = image.getBoundingClientRect();
+    if (box.width < 32 || box.height < 16) found.push("small " + box.width + "x" + box.height);
+  }
+  return found; })()
+"""
+"""Pictures that a browser cannot show, or shows too small to see anything."""
+
+FLAT_MARKS = """
+[...document.querySelectorAll("mark")].filter(mark => {
+  const own = getComputedStyle(mark).backgroundColor;
+  const around = getComputedStyle(mark.parentElement).backgroundColor;
+  const box = mark.getBoundingClientRect();
+  return own === around || own === "rgba(0, 0, 0, 0)" || !box.width || !box.height;
+}).length
+"""
+"""Marks that nobody would see."""
+
+CUT_TEXT = """
+[...document.querySelectorAll("h1, h2, h3, p, td, li, dt, dd, a, button, figcaption")]
+  .filter(element => element.getBoundingClientRect().width)
+  .filter(element => { const frame = element.closest(".scroll, .facet ul"); if (frame) return false;
+    const box = element.getBoundingClientRect();
+    return box.left < -0.5 || box.right > document.documentElement.clientWidth + 0.5; })
+  .map(element => element.textContent.trim().slice(0, 40))
+"""
+"""Texts that reach beyond the window, frames that can be pushed sideways left out."""
+
 ABSENT = "no Chromium here: install the Debian package `chromium`"
 
 
@@ -149,6 +228,15 @@ class Browser:
         return int(
             self.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         )
+
+    def assert_readable(self) -> None:
+        """What a person would notice: nothing cut, tiny, pale, unmarked or broken."""
+        assert self.complaints == []
+        assert self.overflow() == 0
+        for script in (CUT_TEXT, TINY_TEXT, PALE_TEXT, BROKEN_IMAGES):
+            found = self.run(script)
+            assert not found, found
+        assert self.run(FLAT_MARKS) == 0
 
     def close(self) -> None:
         try:

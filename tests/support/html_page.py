@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """What a page is made of; complains about tags that do not close."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "input", "rect", "image"})
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ an inline style, so a page with these pictures can forbid them.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +15,13 @@ import numpy as np
 from vdr_db.explain.cloud import text_width
 from vdr_db.explain.evidence import Evidence
 from vdr_db.explain.markup import escaped
+from vdr_db.explain.numbers import decimals_for
 from vdr_db.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vdr_db.explain.portrait import Picture
 
-__all__ = ["bar_svg", "grid_svg", "patches_svg"]
+__all__ = ["bar_svg", "grid_svg", "patches_svg", "picture_address", "shares_svg"]
 
 CELL_X, CELL_Y = 40, 26
 ROW_LABEL = 110
@@ -27,8 +29,10 @@ COLUMN_LABEL = 84
 GRID_WORDS = 14
 PATCH_WIDTH = 560
 SMALL_WIDTH = 176
+SHARES_WIDTH = 360
 SMALL_MAPS = 6
 LEAST_SHADE = 0.04
+SHARE_OPACITY = 0.66
 
 
 def bar_svg(share: float, tone: str = "both") -> str:
@@ -57,6 +61,7 @@ def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WOR
     if not ids.size:
         return ""
     largest = float(weights.max()) or 1.0
+    decimals = decimals_for(largest, usual=2)
     width = ROW_LABEL + CELL_X * len(evidence.positions) + 24
     height = COLUMN_LABEL + CELL_Y * ids.size + 4
     parts = []
@@ -85,7 +90,7 @@ def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WOR
                 dark = " on-dark" if share > 0.55 else ""
                 parts.append(
                     f'<text class="value{dark}" text-anchor="middle" x="{x + CELL_X // 2}" '
-                    f'y="{y + 17}">{weights[p, d]:.2f}</text>'
+                    f'y="{y + 17}">{_narrow(float(weights[p, d]), decimals)}</text>'
                 )
     return (
         f'<svg class="grid" role="img" aria-label="weight of each word at each token" '
@@ -109,23 +114,27 @@ def patches_svg(
     """
     if evidence.grid is None or not evidence.ids.size:
         return ""
-    source = f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+    source = picture_address(picture)
     height = PATCH_WIDTH * picture.height / picture.width
     rows, columns = evidence.grid
     wide, high = PATCH_WIDTH / columns, height / rows
     strongest = float(evidence.weights.max()) or 1.0
+    decimals = decimals_for(strongest, usual=2)
+    # Some activations are above 0 everywhere; what counts is where a word stands out.
+    lowest = min(float(evidence.weights.min()), strongest)
     parts = []
     for p, (id, weight) in evidence.strongest().items():
         row, column = divmod(p, columns)
         x, y = column * wide, row * high
         word = vocabulary.token(id)
-        size = min(12.0, 0.5 * high, 11.0 * (wide - 4) / max(text_width(word, 11.0), 1.0))
+        # Bold letters take about an eighth more than `text_width` counts.
+        size = min(13.0, 0.5 * high, (wide - 6) / max(1.13 * text_width(word, 1.0), 0.1))
         parts.append(
             f'<rect class="patch" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" '
-            f'fill-opacity="{0.15 + 0.5 * weight / strongest:.2f}"/>'
+            f'fill-opacity="{0.08 + 0.3 * weight / strongest:.2f}"/>'
             f'<text class="patch-word" text-anchor="middle" x="{x + wide / 2:.1f}" '
             f'y="{y + high / 2 + size / 3:.1f}" font-size="{size:.1f}">{escaped(word)}'
-            f"<title>{escaped(word)} {weight:.2f}</title></text>"
+            f"<title>{escaped(word)} {weight:.{decimals}f}</title></text>"
         )
     big = _over(source, PATCH_WIDTH, height, "".join(parts), "the strongest word of each patch")
     maps = []
@@ -134,15 +143,58 @@ def patches_svg(
         step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * picture.height / picture.width / rows
         for p in range(len(evidence.positions)):
             row, column = divmod(p, columns)
-            share = max(float(evidence.weights[p, d]), 0.0) / strongest
+            share = (float(evidence.weights[p, d]) - lowest) / ((strongest - lowest) or 1.0)
+            shade = f"{SHARE_OPACITY * share:.2f}"
             cells.append(
-                f'<rect class="patch" x="{column * step_x:.1f}" y="{row * step_y:.1f}" '
-                f'width="{step_x:.1f}" height="{step_y:.1f}" fill-opacity="{0.85 * share:.2f}"/>'
+                f'<rect class="share" x="{column * step_x:.1f}" y="{row * step_y:.1f}" '
+                f'width="{step_x:.1f}" height="{step_y:.1f}" fill-opacity="{shade}"/>'
             )
         name = escaped(vocabulary.token(id))
         drawn = _over(source, SMALL_WIDTH, step_y * rows, "".join(cells), f"patches of {name}")
         maps.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
-    return f'<div class="patches">{big}<div class="small-maps">{"".join(maps)}</div></div>'
+    return (
+        f'<div class="patches"><div class="scroll">{big}</div>'
+        f'<div class="small-maps">{"".join(maps)}</div></div>'
+    )
+
+
+def shares_svg(evidence: Evidence, picture: Picture, shares: Mapping[int, float]) -> str:
+    """An image where the patches are coloured that a score comes from, the more the stronger.
+
+    Args:
+        evidence: Of an image, with a grid.
+        picture: What the patches were cut from.
+        shares: Token id -> its share of the score.
+
+    Returns:
+        An `<svg>` element, or `""` without a grid.
+    """
+    if evidence.grid is None:
+        return ""
+    rows, columns = evidence.grid
+    height = SHARES_WIDTH * picture.height / picture.width
+    wide, high = SHARES_WIDTH / columns, height / rows
+    totals = evidence.totals_of(shares)
+    most = float(totals.max(initial=0.0)) or 1.0
+    decimals = decimals_for(most, usual=3)
+    parts = []
+    for p, total in enumerate(totals.tolist()):
+        if total <= 0:
+            continue
+        row, column = divmod(p, columns)
+        shade = f"{SHARE_OPACITY * total / most:.2f}"
+        parts.append(
+            f'<rect class="share" x="{column * wide:.1f}" y="{row * high:.1f}" '
+            f'width="{wide:.1f}" height="{high:.1f}" fill-opacity="{shade}">'
+            f"<title>{total:.{decimals}f}</title></rect>"
+        )
+    label = "the patches the score comes from"
+    return _over(picture_address(picture), SHARES_WIDTH, height, "".join(parts), label)
+
+
+def picture_address(picture: Picture) -> str:
+    """The image itself as a `data:` address."""
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
 
 
 def _over(source: str, width: float, height: float, parts: str, label: str) -> str:
@@ -156,6 +208,12 @@ def _over(source: str, width: float, height: float, parts: str, label: str) -> s
 
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _narrow(value: float, decimals: int) -> str:
+    """A number for a cell: a zero in front takes the room of a digit that tells more."""
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("0") if decimals > 2 else text
 
 
 def _shade(share: float) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdr_db.explain.markup import clean, escaped
+from vdr_db.explain.numbers import decimals_for
 
 __all__ = ["cloud_svg", "text_width"]
 
-SMALLEST_PX, LARGEST_PX = 13.0, 54.0
+SMALLEST_PX, LARGEST_PX = 15.0, 44.0
 GAP_X_PX, GAP_Y_PX = 7.0, 3.0
-# Clouds are wider than high: words are.
-STRETCH = 1.9
+# Words are wider than high, so a cloud would be; a phone has no room for a wide one.
+STRETCH = 1.2
 ASCENT, DESCENT = 0.80, 0.24
 SHADES = 3
 
@@ -60,6 +61,7 @@ def cloud_svg(words: Sequence[tuple[str, float]], *, most: int = 40, label: str 
     Returns:
         An `<svg>` element, or `""` without words.
     """
+    decimals = decimals_for(words[0][1] if words else 0.0, usual=3)
     shown = [(clean(word), weight) for word, weight in words[:most] if weight > 0]
     if not shown:
         return ""
@@ -78,7 +80,7 @@ def cloud_svg(words: Sequence[tuple[str, float]], *, most: int = 40, label: str 
         texts.append(
             f'<text class="w{shade}" x="{x:.1f}" y="{baseline:.1f}" font-size="{size:.1f}" '
             f'textLength="{width:.1f}" lengthAdjust="spacingAndGlyphs">{escaped(word)}'
-            f"<title>{escaped(word)} {weight:.3f}</title></text>"
+            f"<title>{escaped(word)} {weight:.{decimals}f}</title></text>"
         )
     left, top = min(box.left for box in boxes), min(box.top for box in boxes)
     width = max(box.right for box in boxes) - left

@@ -6,7 +6,7 @@ the dimensions a vector keeps are computed here, `[P, D]` for P positions; never
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +133,16 @@ class Evidence:
         best = self.best
         largest = self.weights[best, np.arange(best.size)].astype(np.float64)
         sums = np.bincount(best, weights=largest, minlength=len(self.positions))
+        return sums.astype(np.float64)
+
+    def totals_of(self, shares: Mapping[int, float]) -> npt.NDArray[np.float64]:
+        """`[P]` sum of what the words that come from each position count.
+
+        Args:
+            shares: Token id -> how much it counts, such as its share of a score.
+        """
+        counted = np.array([shares.get(int(id), 0.0) for id in self.ids], np.float64)
+        sums = np.bincount(self.best, weights=counted, minlength=len(self.positions))
         return sums.astype(np.float64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 
 from vdr_db.errors import ConfigError, require
 from vdr_db.explain.markup import clean
+from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.portrait import Match, Portrait
 
 if TYPE_CHECKING:
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["save_png"]
 
-COLOURS = {"query": "#3f6ad8", "document": "#0f8a7e", "both": "#d97706"}
+COLOURS = {"query": "#3f6ad8", "document": "#0f8a7e", "both": "#d97706", "share": "#d3006c"}
 CLOUD_COLOURS = {"query": "Blues", "document": "GnBu"}
 INK, SOFT = "#1f2a37", "#5b6776"
-CLOUD_WORDS, BARS = 60, 14
+CLOUD_WORDS, BARS, LEAST_ROWS = 60, 14, 8
 CLOUD_PX, CLOUD_SCALE = (600, 320), 2
-WIDTH_IN, ROW_IN, DPI = 12.0, 4.4, 120
+WIDTH_IN, ROW_IN, MAP_IN, DPI = 12.0, 4.4, 6.2, 120
 TITLE_LETTERS = 90
 
 
@@ -54,19 +56,27 @@ def save_png(
     rows = len(portraits) + isinstance(shown, Match)
     # A figure of its own, not pyplot's: no state is shared, and no window can open.
     layout = ConstrainedLayoutEngine(h_pad=0.15, w_pad=0.15, hspace=0.05, wspace=0.05)
-    figure = Figure(figsize=(WIDTH_IN, ROW_IN * rows), dpi=DPI, layout=layout)
-    axes = figure.subplots(rows, 2, squeeze=False)
+    heights = [ROW_IN] * (rows - len(portraits))
+    # The words of patches need room.
+    heights += [MAP_IN if portrait.picture is not None else ROW_IN for portrait in portraits]
+    figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=DPI, layout=layout)
+    parts = figure.subfigures(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
     if title:
         figure.suptitle(_short(title), color=INK, fontsize=15, parse_math=False)
     first = 0
     if isinstance(shown, Match):
-        _draw_reasons(axes[0, 0], shown)
-        _draw_sides(axes[0, 1], shown)
+        seen = [portrait for portrait in portraits if portrait.is_image]
+        axes = parts[0].subplots(1, 2 + len(seen))
+        _draw_reasons(axes[0], shown)
+        _draw_sides(axes[1], shown)
+        for place, portrait in zip(axes[2:], seen, strict=True):
+            _draw_counted(place, portrait, shown)
         first = 1
-    for row, portrait in enumerate(portraits, start=first):
+    for part, portrait in zip(parts[first:], portraits, strict=True):
         tone = "query" if portrait.heading == "query" else "document"
-        _draw_cloud(axes[row, 0], portrait, tone)
-        _draw_patches_or_bars(axes[row, 1], portrait, tone)
+        axes = part.subplots(1, 2)
+        _draw_cloud(axes[0], portrait, tone)
+        _draw_patches_or_bars(axes[1], portrait, tone)
     with warnings.catch_warnings():
         # Letters a font lacks are drawn as boxes; a warning for each of them helps nobody.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -75,7 +85,8 @@ def save_png(
 
 def _draw_reasons(axes: Axes, match: Match) -> None:
     found = [(reason.word, reason.product) for reason in match.reasons[:BARS]]
-    _draw_bars(axes, found, COLOURS["both"], f"score {match.score:.3f}, word by word")
+    score = f"{match.score:.{decimals_for(match.score, usual=3)}f}"
+    _draw_bars(axes, found, COLOURS["both"], f"score {score}, word by word")
 
 
 def _draw_sides(axes: Axes, match: Match) -> None:
@@ -91,7 +102,9 @@ def _draw_sides(axes: Axes, match: Match) -> None:
         weights = [getattr(term, f"{name}_weight") for term in terms]
         axes.barh(places[::-1] + shift, weights, height=0.36, color=COLOURS[name], label=name)
     _name_rows(axes, [term.token for term in terms])
-    axes.legend(frameon=False, loc="lower right", labelcolor=INK)
+    axes.legend(
+        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, labelcolor=INK
+    )
 
 
 def _draw_bars(axes: Axes, words: Sequence[tuple[str, float]], colour: str, title: str) -> None:
@@ -101,10 +114,11 @@ def _draw_bars(axes: Axes, words: Sequence[tuple[str, float]], colour: str, titl
         axes.text(0.0, 0.9, "no word", color=SOFT, transform=axes.transAxes)
         return
     weights = [weight for _, weight in words]
+    decimals = decimals_for(max(weights), usual=2)
     axes.barh(np.arange(len(words))[::-1], weights, height=0.62, color=colour)
     for place, weight in zip(range(len(words) - 1, -1, -1), weights, strict=True):
         axes.annotate(
-            f"{weight:.2f}",
+            f"{weight:.{decimals}f}",
             (weight, place),
             xytext=(5, 0),
             textcoords="offset points",
@@ -119,6 +133,9 @@ def _draw_bars(axes: Axes, words: Sequence[tuple[str, float]], colour: str, titl
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     labels = [_short(name, 24) for name in names]
     axes.set_yticks(np.arange(len(names))[::-1], labels, parse_math=False, color=INK)
+    # A few bars are no thicker than many.
+    axes.set_ylim(len(names) - max(len(names), LEAST_ROWS) - 0.5, len(names) - 0.5)
+    axes.locator_params(axis="x", nbins=4)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", colors=SOFT, labelsize=9)
     for side in ("top", "right", "left"):
@@ -156,33 +173,62 @@ def _draw_cloud(axes: Axes, portrait: Portrait, tone: str) -> None:
 
 
 def _draw_patches_or_bars(axes: Axes, portrait: Portrait, tone: str) -> None:
-    evidence, picture = portrait.evidence, portrait.picture
-    if evidence is None or evidence.grid is None or picture is None:
+    evidence = portrait.evidence
+    if evidence is None or evidence.grid is None or portrait.picture is None:
         title = f"{portrait.nonzeros:,} weights, the heaviest words"
         _draw_bars(axes, list(portrait.words[:BARS]), COLOURS[tone], title)
         return
-    require("PIL", "images")
-    from PIL import Image
-
-    rows, columns = evidence.grid
-    with Image.open(io.BytesIO(picture.data)) as opened:
-        axes.imshow(np.asarray(opened.convert("RGB")), extent=(0, columns, rows, 0), aspect="auto")
-    axes.set_box_aspect(picture.height / picture.width)
-    axes.axis("off")
+    _, columns = _draw_picture(axes, portrait)
     axes.set_title("the strongest word of each patch", color=INK, loc="left", fontsize=12)
+    # About what a patch of a square picture has, in points.
+    wide = 72 * (MAP_IN - 1.0) / columns
     for position, (id, _) in evidence.strongest().items():
         row, column = divmod(position, columns)
+        word = _short(portrait.vocabulary.token(id), max(int(wide / 4.0), 3))
         axes.text(
             column + 0.5,
             row + 0.5,
-            _short(portrait.vocabulary.token(id), 12),
+            word,
             ha="center",
             va="center",
             color="white",
-            fontsize=min(9.0, 66.0 / columns),
+            fontsize=min(9.0, wide / (0.64 * max(len(word), 4))),
             parse_math=False,
-            bbox={"facecolor": "#0b3b36", "alpha": 0.65, "edgecolor": "none", "pad": 1.5},
+            bbox={"facecolor": "#0b3b36", "alpha": 0.65, "edgecolor": "none", "pad": 1.0},
         )
+
+
+def _draw_counted(axes: Axes, portrait: Portrait, match: Match) -> None:
+    """An image of a match, coloured where the score comes from."""
+    rows, columns = _draw_picture(axes, portrait)
+    name = "query" if portrait.heading == "query" else str(match.id)
+    axes.set_title(_short(name, 30), color=INK, loc="left", fontsize=12, parse_math=False)
+    evidence = portrait.evidence
+    if evidence is None or evidence.grid is None or portrait.picture is None:
+        return
+    totals = evidence.totals_of(match.shares()).reshape(rows, columns)
+    red, green, blue = (int(COLOURS["share"][at : at + 2], 16) / 255 for at in (1, 3, 5))
+    layer = np.empty((rows, columns, 4))
+    layer[..., :3] = red, green, blue
+    layer[..., 3] = 0.66 * np.clip(totals, 0, None) / (totals.max() or 1.0)
+    axes.imshow(layer, extent=(0, columns, rows, 0), aspect="auto", interpolation="nearest")
+
+
+def _draw_picture(axes: Axes, portrait: Portrait) -> tuple[int, int]:
+    """The image of a portrait; returns rows and columns of its patches."""
+    require("PIL", "images")
+    from PIL import Image
+
+    evidence, picture = portrait.evidence, portrait.picture
+    grid = evidence.grid if evidence is not None else None
+    rows, columns = grid or (1, 1)
+    data = base64.b64decode(portrait.thumbnail.partition(",")[2])
+    with Image.open(io.BytesIO(picture.data if picture is not None else data)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    axes.imshow(pixels, extent=(0, columns, rows, 0), aspect="auto")
+    axes.set_box_aspect(pixels.shape[0] / pixels.shape[1])
+    axes.axis("off")
+    return rows, columns
 
 
 def _shade(name: str, share: float) -> tuple[int, int, int]:

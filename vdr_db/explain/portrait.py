@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from vdr_db.errors import ConfigError, InputError
+from vdr_db.errors import ConfigError
 from vdr_db.explain.evidence import Evidence, text_evidence
 from vdr_db.explain.spans import NOWHERE, Mark, marks, token_spans, word_groups
 from vdr_db.explain.words import Reason, TermLike, reasons, vector_words
@@ -20,12 +18,14 @@ if TYPE_CHECKING:
     from vdr_db.connectors.base import Id, Record
     from vdr_db.connectors.collection import Collection, Mode
     from vdr_db.encoder import SparseEncoder
+    from vdr_db.image_encoder import ImageEncoder
 
 __all__ = [
     "Fired",
     "Match",
     "Picture",
     "Portrait",
+    "join_match",
     "make_match",
     "match_of",
     "portrait_of_image",
@@ -91,6 +91,7 @@ class Portrait:
         vocabulary: Names of token ids.
         evidence: Which position fires which word, where that is known.
         picture: The image, if it is one.
+        thumbnail: A `data:` address of a small copy, where the image itself is not at hand.
     """
 
     heading: str
@@ -100,6 +101,12 @@ class Portrait:
     vocabulary: Vocabulary
     evidence: Evidence | None = None
     picture: Picture | None = None
+    thumbnail: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether there is something to look at."""
+        return self.picture is not None or bool(self.thumbnail)
 
     def fired(self) -> list[Fired]:
         """Every word of the text in order with what fires on it; empty without evidence."""
@@ -126,13 +133,7 @@ class Portrait:
         evidence = self.evidence
         if evidence is None or not evidence.spans:
             return []
-        if shares is None:
-            totals = evidence.totals
-        else:
-            counted = np.array([shares.get(int(id), 0.0) for id in evidence.ids], np.float64)
-            size = len(evidence.positions)
-            sums = np.bincount(evidence.best, weights=counted, minlength=size)
-            totals = sums.astype(np.float64)
+        totals = evidence.totals if shares is None else evidence.totals_of(shares)
         return marks(self.text, evidence.spans, totals.tolist())
 
     def _ids(self, evidence: Evidence, group: Sequence[int]) -> list[int]:
@@ -224,16 +225,20 @@ def match_of(
     *,
     mode: Mode | None = None,
     follow: bool = True,
+    images: ImageEncoder | None = None,
+    open_files: bool = False,
 ) -> Match:
-    """Why a document matches a query.
+    """Why a document, a text or an image, matches a query.
 
     Args:
         collection: Holds the document.
-        encoder: The collection's.
-        query: The query.
+        encoder: The collection's, of texts.
+        query: The query, a text; for an image see `match_of_image`.
         id: Of the document.
         mode: How the query is represented; None for the collection's usual one.
         follow: As in `make_match`.
+        images: The collection's image encoder, to follow the weights of an image.
+        open_files: Whether the file that the payload of an image names may be opened.
 
     Raises:
         InputError: There is no document with this id.
@@ -252,6 +257,8 @@ def match_of(
         query_is_bag=mode == "alpha",
         document_is_bag=collection.documents == "tokens",
         follow=follow,
+        images=images,
+        open_files=open_files,
     )
 
 
@@ -266,11 +273,13 @@ def make_match(
     query_is_bag: bool = False,
     document_is_bag: bool = False,
     follow: bool = True,
+    images: ImageEncoder | None = None,
+    open_files: bool = False,
 ) -> Match:
     """A match out of what a store answered; no store is asked.
 
     Args:
-        encoder: The collection's.
+        encoder: The collection's, of texts.
         query: The query.
         query_row: Its vector.
         record: The document with its vector.
@@ -280,24 +289,46 @@ def make_match(
         document_is_bag: Whether the document's is.
         follow: Whether to follow weights back to tokens; that runs the model on both texts. A bag
             of tokens is not followed: each weight is its own token's.
+        images: As in `match_of`.
+        open_files: As in `match_of`.
 
     Raises:
         InputError: The record came without its vector.
     """
-    if record.row is None:
-        raise InputError(f"the record {record.id!r} must have its vector; get it with_rows=True.")
-    text = str(record.payload.get(text_key) or "")
-    own, _ = token_spans(encoder, query)
-    read, _ = token_spans(encoder, text)
-    gap = sorted(encoder.vocabulary.special_ids)[:1]
-    found = reasons(encoder.vocabulary, [*own, *gap, *read], terms)
-    is_followed = follow and bool(text) and not document_is_bag
-    return Match(
-        query=portrait_of_text(
-            encoder, query, side="query", row=query_row, follow=follow and not query_is_bag
-        ),
-        document=portrait_of_text(encoder, text, row=record.row, follow=is_followed),
-        reasons=found,
-        score=math.fsum(reason.product for reason in found),
-        id=record.id,
+    from vdr_db.explain.records import portrait_of_record
+
+    document = portrait_of_record(
+        encoder,
+        record,
+        text_key=text_key,
+        follow=follow and not document_is_bag,
+        images=images,
+        open_files=open_files,
     )
+    asked = portrait_of_text(
+        encoder, query, side="query", row=query_row, follow=follow and not query_is_bag
+    )
+    return join_match(encoder, asked, document, terms, record.id)
+
+
+def join_match(
+    encoder: SparseEncoder,
+    query: Portrait,
+    document: Portrait,
+    terms: Sequence[TermLike],
+    id: Id,
+) -> Match:
+    """A match of two portraits.
+
+    Args:
+        encoder: Its tokens say which pieces of the texts are one word.
+        query: The query's portrait.
+        document: The document's.
+        terms: What each shared token adds to the score.
+        id: Of the document.
+    """
+    gap = sorted(encoder.vocabulary.special_ids)[:1]
+    own, read = (token_spans(encoder, one.text)[0] for one in (query, document))
+    found = reasons(encoder.vocabulary, [*own, *gap, *read], terms)
+    score = math.fsum(reason.product for reason in found)
+    return Match(query=query, document=document, reasons=found, score=score, id=id)

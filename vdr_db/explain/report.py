@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vdr_db import __version__
 from vdr_db.errors import ConfigError
-from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg
+from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg, picture_address, shares_svg
 from vdr_db.explain.cloud import cloud_svg
 from vdr_db.explain.markup import escaped, marked
+from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.portrait import Fired, Match, Portrait
 from vdr_db.explain.style import STYLE
-from vdr_db.explain.words import Reason
+from vdr_db.explain.words import Reason, TermLike
 
 __all__ = ["match_html", "page_html", "portrait_html", "report_html", "save_html"]
 
 SHOWN_WORDS = 12
 SHOWN_REASONS = 25
 SHOWN_FIRED = 4
+WHOLE_LETTERS = 14
 SHOWN_POSITIONS = 120
 GRID_POSITIONS = 32
 """A grid with more columns is wider than anybody scrolls."""
@@ -90,22 +93,42 @@ def page_html(title: str, body: str) -> str:
 
 
 def match_html(match: Match) -> str:
-    """Why a document matches: its reasons, the text with what counted, and both portraits."""
+    """Why a document matches: its reasons, beside them what counted, and both portraits."""
     document = match.document
-    found = document.marks(match.shares())
+    table = _reasons_table(match)
+    pictures = "".join(_counted(one, match) for one in (match.query, document) if one.is_image)
+    if pictures:
+        table = f'<div class="columns"><div>{table}</div><div>{pictures}</div></div>'
     text = ""
     if document.text:
+        found = document.marks(match.shares())
         text = (
             "<h3>where it comes from in the text</h3>"
             f'<p class="text">{marked(document.text, found)}</p>'
         )
         if document.evidence is not None:
             text += f'<p class="note">{_elsewhere(match)}</p>'
-    body = (
-        '<section class="card reasons"><h2>The score, word by word</h2>'
-        f"{_reasons_table(match)}{text}</section>"
-    )
+    body = f'<section class="card reasons"><h2>The score, word by word</h2>{table}{text}</section>'
     return body + portrait_html(match.query) + portrait_html(document)
+
+
+def _counted(portrait: Portrait, match: Match) -> str:
+    """An image of a match, with the patches the score comes from where that is known."""
+    name = escaped("the query" if portrait.heading == "query" else str(match.id))
+    evidence, picture = portrait.evidence, portrait.picture
+    if evidence is not None and evidence.grid is not None and picture is not None:
+        drawn = shares_svg(evidence, picture, match.shares())
+        if match.reasons:
+            name += ": the stronger a patch is coloured, the more of the score comes from it"
+        return f"<figure>{drawn}<figcaption>{name}</figcaption></figure>"
+    return f"<figure>{_plain_picture(portrait)}<figcaption>{name}</figcaption></figure>"
+
+
+def _plain_picture(portrait: Portrait) -> str:
+    source = portrait.thumbnail
+    if portrait.picture is not None:
+        source = picture_address(portrait.picture)
+    return f'<img class="picture" src="{escaped(source)}" alt="{escaped(portrait.heading)}">'
 
 
 def portrait_html(portrait: Portrait) -> str:
@@ -116,6 +139,9 @@ def portrait_html(portrait: Portrait) -> str:
     parts = [f'<section class="card {side}"><h2>{escaped(name[:1].upper() + name[1:])}</h2>']
     if portrait.text:
         parts.append(f'<p class="text">{marked(portrait.text, portrait.marks())}</p>')
+    has_map = portrait.evidence is not None and portrait.evidence.grid is not None
+    if portrait.is_image and not (has_map and portrait.words):
+        parts.append(_plain_picture(portrait))
     if not portrait.words:
         parts.append('<p class="soft">No weight at all: no search finds this.</p></section>')
         return "".join(parts)
@@ -140,7 +166,8 @@ def _positions(portrait: Portrait) -> str:
     if not fired:
         return ""
     shown = fired[:SHOWN_POSITIONS]
-    cards = "".join(_fired_card(item) for item in shown)
+    decimals = decimals_for(portrait.words[0][1], usual=2) if portrait.words else 2
+    cards = "".join(_fired_card(item, decimals) for item in shown)
     more = len(fired) - len(shown)
     rest = f'<p class="note">and {more} more words of the text</p>' if more else ""
     made = (
@@ -154,13 +181,13 @@ def _positions(portrait: Portrait) -> str:
     return made
 
 
-def _fired_card(fired: Fired) -> str:
+def _fired_card(fired: Fired, decimals: int) -> str:
     kind = " special" if fired.is_special else ""
     name = f'<span class="name{kind}">{escaped(fired.label)}</span>'
     if not fired.words:
         return f'<div class="none">{name}</div>'
     rows = "".join(
-        f"<dt>{escaped(word)}</dt><dd>{weight:.2f}</dd>"
+        f"<dt>{escaped(word)}</dt><dd>{weight:.{decimals}f}</dd>"
         for word, weight in fired.words[:SHOWN_FIRED]
     )
     more = len(fired.words) - SHOWN_FIRED
@@ -171,8 +198,9 @@ def _fired_card(fired: Fired) -> str:
 
 def _weights_table(portrait: Portrait, tone: str) -> str:
     most = portrait.words[0][1]
+    decimals = decimals_for(most, usual=3)
     rows = "".join(
-        f'<tr><td class="word">{escaped(word)}</td><td class="number">{weight:.3f}</td>'
+        f'<tr>{_word_cell(word)}<td class="number">{weight:.{decimals}f}</td>'
         f'<td class="bars">{bar_svg(weight / most if most else 0.0, tone)}</td></tr>'
         for word, weight in portrait.words[:SHOWN_WORDS]
     )
@@ -184,49 +212,72 @@ def _weights_table(portrait: Portrait, tone: str) -> str:
 def _reasons_table(match: Match) -> str:
     if not match.reasons:
         return '<p class="soft">The two share no word.</p>'
+    digits = _Decimals.of(match)
     most = match.reasons[0].product
-    rows = "".join(_reason_rows(reason, most) for reason in match.reasons[:SHOWN_REASONS])
+    rows = "".join(_reason_rows(reason, most, digits) for reason in match.reasons[:SHOWN_REASONS])
     rest = match.reasons[SHOWN_REASONS:]
     if rest:
         sum_of_rest = sum(reason.product for reason in rest)
         rows += (
             f'<tr><td class="word soft">{len(rest)} more</td><td></td><td></td>'
-            f'<td class="number">{sum_of_rest:.3f}</td><td class="bars"></td></tr>'
+            f'{digits.product_cell(sum_of_rest)}<td class="bars"></td></tr>'
         )
+    name = "image" if match.document.is_image else "document"
     head = (
-        '<tr><th>word</th><th class="number">query</th><th class="number">document</th>'
+        f'<tr><th>word</th><th class="number">query</th><th class="number">{name}</th>'
         '<th class="number">product</th><th class="bars"></th></tr>'
     )
     total = (
         '<tr class="total"><td>score</td><td></td><td></td>'
-        f'<td class="number">{match.score:.3f}</td><td class="bars"></td></tr>'
+        f'{digits.product_cell(match.score)}<td class="bars"></td></tr>'
     )
     return f"<table><thead>{head}</thead><tbody>{rows}{total}</tbody></table>"
 
 
-def _reason_rows(reason: Reason, most: float) -> str:
-    share = reason.product / most if most else 0.0
-    bar = f'<td class="bars">{bar_svg(share)}</td>'
-    if len(reason.terms) == 1:
-        (term,) = reason.terms
-        return (
-            f'<tr><td class="word">{escaped(reason.word)}</td>'
-            f'<td class="number">{term.query_weight:.3f}</td>'
-            f'<td class="number">{term.document_weight:.3f}</td>'
-            f'<td class="number">{reason.product:.3f}</td>{bar}</tr>'
+@dataclass(frozen=True)
+class _Decimals:
+    """Decimals of the columns of a table of reasons: those of the weights, and of the products."""
+
+    weights: int
+    products: int
+
+    @classmethod
+    def of(cls, match: Match) -> _Decimals:
+        terms = [term for reason in match.reasons for term in reason.terms]
+        largest = max(max(term.query_weight, term.document_weight) for term in terms)
+        # The largest product, not the score, says what is readable in the lines of words.
+        product = match.reasons[0].product
+        return cls(decimals_for(largest, usual=3), decimals_for(product, usual=3))
+
+    def weight_cells(self, term: TermLike) -> str:
+        return "".join(
+            f'<td class="number">{weight:.{self.weights}f}</td>'
+            for weight in (term.query_weight, term.document_weight)
         )
+
+    def product_cell(self, product: float) -> str:
+        return f'<td class="number">{product:.{self.products}f}</td>'
+
+
+def _reason_rows(reason: Reason, most: float, digits: _Decimals) -> str:
+    bar = f'<td class="bars">{bar_svg(reason.product / most if most else 0.0)}</td>'
+    word, product = _word_cell(reason.word), digits.product_cell(reason.product)
+    if len(reason.terms) == 1:
+        cells = digits.weight_cells(reason.terms[0])
+        return f"<tr>{word}{cells}{product}{bar}</tr>"
     # Sums of weights would not multiply to the sum of products, so pieces keep lines of their own.
     pieces = "".join(
-        f'<tr class="piece"><td class="word">{escaped(term.token)}</td>'
-        f'<td class="number">{term.query_weight:.3f}</td>'
-        f'<td class="number">{term.document_weight:.3f}</td>'
-        f'<td class="number">{term.product:.3f}</td><td class="bars"></td></tr>'
+        f'<tr class="piece">{_word_cell(term.token)}'
+        f"{digits.weight_cells(term)}{digits.product_cell(term.product)}"
+        '<td class="bars"></td></tr>'
         for term in reason.terms
     )
-    return (
-        f'<tr><td class="word">{escaped(reason.word)}</td><td></td><td></td>'
-        f'<td class="number">{reason.product:.3f}</td>{bar}</tr>{pieces}'
-    )
+    return f"<tr>{word}<td></td><td></td>{product}{bar}</tr>{pieces}"
+
+
+def _word_cell(word: str) -> str:
+    """A word of a table; only long ones may be broken to keep a phone's page in its frame."""
+    return f'<td class="word{" whole" if len(word) <= WHOLE_LETTERS else ""}">{escaped(word)}</td>'
 
 
 def _elsewhere(match: Match) -> str:

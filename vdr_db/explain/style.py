@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["STYLE"]
 
 STYLE = """
-:root { --ink: #1f2a37; --soft: #5b6776; --faint: #8792a0; --line: #e3e8ee; --paper: #ffffff;
+:root { --ink: #1f2a37; --soft: #5b6776; --faint: #68737f; --line: #e3e8ee; --paper: #ffffff;
   --ground: #f6f8fa; --query: #3f6ad8; --document: #0f8a7e; --both: #d97706; --accent: #1d4ed8; }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
@@ -32,21 +32,21 @@ th, td { padding: 6px 18px 6px 0; vertical-align: middle; }
 th:last-child, td:last-child { padding-right: 0; }
 tr + tr > td { border-top: 1px solid var(--line); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.word { overflow-wrap: anywhere; font-weight: 500; }
+td.word { overflow-wrap: anywhere; font-weight: 500; } td.whole { white-space: nowrap; }
 tr.piece > td { border-top: 0; color: var(--soft); font-size: 14px; padding-top: 0; }
 tr.piece > td.word { padding-left: 20px; font-weight: 400; }
 tr.total > td { border-top: 2px solid var(--ink); font-weight: 600; }
-td.bars { width: 40%; min-width: 72px; }
+td.bars { width: 40%; min-width: 48px; }
 svg { display: block; }
 svg text { font-family: system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 svg.bar { width: 100%; height: 10px; border-radius: 3px; }
 .fill-query { fill: var(--query); } .fill-document { fill: var(--document); }
 .fill-both { fill: var(--both); }
 svg.cloud { max-width: 100%; height: auto; margin: 4px auto 12px; }
-.cloud .w1 { fill: #12403b; font-weight: 700; } .cloud .w2 { fill: #0f8a7e; font-weight: 600; }
-.cloud .w3 { fill: #6b9c97; font-weight: 500; }
+.cloud .w1 { fill: #12403b; font-weight: 700; } .cloud .w2 { fill: #0b7a6f; font-weight: 600; }
+.cloud .w3 { fill: #4c7f79; font-weight: 500; }
 .query-side .cloud .w1 { fill: #1c2f6b; } .query-side .cloud .w2 { fill: #3f6ad8; }
-.query-side .cloud .w3 { fill: #8aa1dc; }
+.query-side .cloud .w3 { fill: #5a73b8; }
 .grid .axis { font-size: 13px; fill: var(--ink); }
 .grid .value { font-size: 11px; fill: var(--ink); }
 .grid .on-dark { fill: #ffffff; }
@@ -66,11 +66,19 @@ mark { color: inherit; border-radius: 3px; padding: 0 2px; margin: 0 -2px; }
 mark.m1 { background: #fdf3d8; } mark.m2 { background: #fbe3a6; }
 mark.m3 { background: #f9cf70; } mark.m4 { background: #f5b83d; }
 .patches { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
+.patches > .scroll { flex: 0 1 auto; }
 .patches svg { max-width: 100%; height: auto; border-radius: 6px; }
-.patch { fill: #0b3b36; } .patch-word { fill: #ffffff; font-weight: 600; }
+.patch { fill: #0b3b36; }
+.patch-word { fill: #ffffff; font-weight: 600; stroke: #0b3b36; stroke-width: 3px;
+  stroke-linejoin: round; paint-order: stroke; }
+.share { fill: #d3006c; }
+figure > svg, img.picture { max-width: 100%; height: auto; border-radius: 6px; display: block; }
+img.picture { min-width: 96px; background: var(--ground); border: 1px solid var(--line); }
 .small-maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
   gap: 16px; flex: 1 1 300px; }
-figure { margin: 0; } figcaption { font-size: 14px; color: var(--soft); padding-top: 4px; }
+figure { margin: 0; } figure + figure { margin-top: 20px; }
+.small-maps figure { margin: 0; }
+figcaption { font-size: 14px; color: var(--soft); padding-top: 4px; }
 footer { color: var(--faint); font-size: 13px; padding-top: 8px; overflow-wrap: anywhere; }
 @media (max-width: 720px) {
   main { padding: 20px 14px 40px; } h1 { font-size: 22px; }
@@ -78,6 +86,8 @@ footer { color: var(--faint); font-size: 13px; padding-top: 8px; overflow-wrap: 
   .columns { grid-template-columns: minmax(0, 1fr); }
   th, td { padding-right: 10px; }
   .reasons td.bars, .reasons th.bars { display: none; }
+  /* Words of patches would be too small to read; the map is pushed sideways in its frame. */
+  .patches > .scroll > svg { max-width: none; width: 500px; }
 }
 @media print { body { background: #ffffff; } .card { break-inside: avoid; } }
 """.strip()

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from vdr_db.sparse import SparseRows
 from vdr_db.vocabulary import Vocabulary
 
-__all__ = ["Reason", "TermLike", "matched_words", "reasons", "vector_words"]
+__all__ = [
+    "Reason",
+    "TermLike",
+    "matched_words",
+    "reasons",
+    "shared_words",
+    "shares_of",
+    "vector_words",
+]
 
 
 class TermLike(Protocol):
@@ -78,6 +87,39 @@ def matched_words(
         products: Token id -> share of the score.
     """
     return vocabulary.merge_word_pieces(_only(vocabulary, text_ids, products), products)
+
+
+def shares_of(query: SparseRows, document: SparseRows | None) -> dict[int, float]:
+    """What each token that both sides carry adds to the score: token id -> product of weights.
+
+    Args:
+        query: One row.
+        document: One row; None shares nothing.
+    """
+    if document is None:
+        return {}
+    (wanted,), (weights,) = query.to_dicts(), document.to_dicts()
+    return {id: weight * weights[id] for id, weight in wanted.items() if id in weights}
+
+
+def shared_words(
+    encoder: Any, texts: Sequence[str], shares: Mapping[int, float]
+) -> list[tuple[str, float]]:
+    """Words two sides share, with their share of the score, heaviest first.
+
+    Args:
+        encoder: What made the vectors. One without `token_ids`, or whose vocabulary joins no
+            pieces, gets its tokens back as they are.
+        texts: The texts of both sides, which say what pieces are one word; an image has none.
+        shares: Token id -> share of the score, see `shares_of`.
+    """
+    vocabulary = encoder.vocabulary
+    if not (hasattr(encoder, "token_ids") and hasattr(vocabulary, "merge_word_pieces")):
+        named = ((vocabulary.token(id), share) for id, share in shares.items())
+        return sorted(named, key=lambda word: (-word[1], word[0]))
+    gap = sorted(vocabulary.special_ids)[:1]
+    ids = [id for text in texts if text for id in (*encoder.token_ids(text), *gap)]
+    return matched_words(vocabulary, ids, shares)
 
 
 def reasons(

@@ -25,6 +25,7 @@ from typing import Any
 from vdr_db.connectors.base import Hit, Payload
 from vdr_db.connectors.collection import Collection, Mode
 from vdr_db.errors import ConfigError, StoreError, require
+from vdr_db.explain.words import shared_words, shares_of
 from vdr_db.integrations.sides import (
     TextEncoder,
     checked_mode,
@@ -131,13 +132,7 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
                 f"matched words need the vectors of the hits ({error}) Pass words=0 to do without."
             ) from error
         found = {record.id: record.row for record in records}
-        (wanted,) = query.to_dicts()
-        shares: list[dict[int, float] | None] = []
-        for hit in hits:
-            row = found.get(hit.id)
-            weights = {} if row is None else row.to_dicts()[0]
-            shares.append({id: wanted[id] * weights[id] for id in wanted if id in weights})
-        return shares
+        return [shares_of(query, found.get(hit.id)) for hit in hits]
 
     def _document(self, query: str, hit: Hit, shares: Mapping[int, float] | None) -> Document:
         metadata: Payload = dict(hit.payload)
@@ -150,7 +145,7 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
             )
         told: Payload = {self.score_key: hit.score}
         if shares is not None:
-            words = _words(self.collection.encoder, [query, text], shares)
+            words = shared_words(self.collection.encoder, [query, text], shares)
             told[self.words_key] = dict(words[: self.words])
         for name, option in ((self.score_key, "score_key"), (self.words_key, "words_key")):
             if name in told and name in metadata:
@@ -163,21 +158,3 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
 
 def _vectors(rows: SparseRows) -> list[SparseVector]:
     return [SparseVector(indices=ids, values=weights) for ids, weights in id_weight_lists(rows)]
-
-
-def _words(
-    encoder: Any, texts: Sequence[str], shares: Mapping[int, float]
-) -> list[tuple[str, float]]:
-    """Words with their share of the score, heaviest first; pieces are joined where all matched."""
-    vocabulary = encoder.vocabulary
-    if not (hasattr(encoder, "token_ids") and hasattr(vocabulary, "merge_word_pieces")):
-        named = ((vocabulary.token(id), share) for id, share in shares.items())
-        return sorted(named, key=lambda word: (-word[1], word[0]))
-    # A special token parts its neighbours, as a piece that did not match must.
-    gap = sorted(vocabulary.special_ids)[:1]
-    kept: list[int] = []
-    for text in texts:
-        for id in [*encoder.token_ids(text), *gap]:
-            kept += [id] if id in shares else gap
-    words: list[tuple[str, float]] = vocabulary.merge_word_pieces(kept, shares)
-    return words

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from vdr_db.explain.charts import bar_svg
 from vdr_db.explain.markup import escaped, marked
+from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.portrait import Match, Portrait
 from vdr_db.explain.report import match_html, portrait_html
 from vdr_db.explain.style import STYLE
@@ -41,9 +42,12 @@ button { font: inherit; font-weight: 600; padding: 10px 20px; border: 0; border-
   background: var(--accent); color: #ffffff; cursor: pointer; }
 input:focus-visible, button:focus-visible, a:focus-visible { outline: 3px solid #93b4fb;
   outline-offset: 1px; }
-form.upload { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; font-size: 14px; }
-form.upload input { max-width: 230px; font-size: 14px; }
-form.upload button { padding: 7px 14px; background: #e8edf3; color: var(--ink); }
+form.upload { display: flex; gap: 10px; align-items: center; font-size: 14px; min-width: 0; }
+form.upload input { flex: 1 1 auto; min-width: 0; max-width: 230px; font: inherit;
+  color: var(--soft); }
+form.upload input::file-selector-button { font: inherit; padding: 6px 12px; margin-right: 10px;
+  border: 1px solid #c3ccd6; border-radius: 8px; background: var(--paper); color: var(--ink); }
+form.upload button { flex: none; padding: 7px 14px; background: #e8edf3; color: var(--ink); }
 .results { display: grid; grid-template-columns: 210px minmax(0, 1fr); gap: 40px; }
 .results.alone { grid-template-columns: minmax(0, 1fr); }
 .count { color: var(--soft); font-size: 14px; margin: 4px 0 16px; }
@@ -59,7 +63,8 @@ form.upload button { padding: 7px 14px; background: #e8edf3; color: var(--ink); 
 .hit { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 24px 20px; margin: 0 0 16px; display: flex; gap: 20px; }
 .hit > div { flex: 1; min-width: 0; }
-.hit img { width: 112px; height: 112px; object-fit: contain; border-radius: 6px; flex: none; }
+.hit img { width: 112px; height: 112px; object-fit: contain;
+  object-position: top; border-radius: 6px; flex: none; }
 .hit header { display: flex; justify-content: space-between; gap: 20px; align-items: baseline; }
 .hit h2 { font-size: 17px; margin: 0; overflow-wrap: anywhere; }
 .hit h2 a { text-decoration: none; }
@@ -143,7 +148,7 @@ def results_page(asked: Asked, found: Found, *, size: int) -> str:
         count = ""
         what = "on this page" if first else "that shares a word with this"
         chosen = " and has what was chosen" if asked.facets and not first else ""
-        listed = f'<p class="empty soft">There is no text {what}{chosen}.</p>'
+        listed = f'<p class="empty soft">There is no document {what}{chosen}.</p>'
     explained = escaped("/explain?" + urlencode({"q": asked.query}))
     beside = _facets(asked, found.facets)
     said = f"{count} · " if count else ""
@@ -159,7 +164,7 @@ def image_page(asked: Asked, found: Found) -> str:
     """The hits of an uploaded image, with what its vector says on top."""
     words = _words(found.words, with_bars=True)
     listed = "".join(_hit(hit, asked, ()) for hit in found.hits)
-    listed = listed or '<p class="empty soft">There is no text that shares a word with it.</p>'
+    listed = listed or '<p class="empty soft">There is no document that shares a word with it.</p>'
     body = (
         '<main><section class="card query-side"><h2>What the image says</h2>'
         f"{words}</section>{listed}</main>"
@@ -224,12 +229,14 @@ def _hit(hit: HitView, asked: Asked, facets: Sequence[FacetCounts]) -> str:
     for counts in facets:
         about += values_of(counts.facet, hit.payload)[:3]
     shown = marked(hit.snippet, hit.marks, most=hit.words[0][1] if hit.words else None)
+    text = f'<p class="text">{shown}</p>' if hit.snippet else ""
+    score = f"{hit.score:.{decimals_for(hit.score, usual=2)}f}"
     image = f'<img src="{escaped(hit.thumbnail)}" alt="{escaped(hit.title or hit.id)}">'
     return (
         f'<article class="hit">{image if hit.thumbnail else ""}<div>'
-        f'<header><h2>{name}</h2><span class="score" title="score">{hit.score:.2f}</span></header>'
+        f'<header><h2>{name}</h2><span class="score" title="score">{score}</span></header>'
         f'<p class="about">{escaped(" · ".join(about))}</p>'
-        f'<p class="text">{shown}</p>{_words(hit.words)}</div></article>'
+        f"{text}{_words(hit.words)}</div></article>"
     )
 
 
@@ -237,12 +244,13 @@ def _words(words: Sequence[tuple[str, float]], *, with_bars: bool = True) -> str
     if not words:
         return ""
     most = words[0][1]
+    decimals = decimals_for(most, usual=2)
     items = []
     for word, share in words[:SHOWN_WORDS]:
         bar = bar_svg(share / most if most else 0.0) if with_bars else ""
         items.append(
             f'<li><span class="pair"><span>{escaped(word)}</span>'
-            f'<span class="n">{share:.2f}</span></span>{bar}</li>'
+            f'<span class="n">{share:.{decimals}f}</span></span>{bar}</li>'
         )
     if len(words) > SHOWN_WORDS:
         items.append(f'<li class="more">{len(words) - SHOWN_WORDS} more</li>')

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import ntpath
 import posixpath
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
 from vdr_db.explain.portrait import Match, Portrait, make_match, portrait_of_text
+from vdr_db.explain.records import thumbnail_of
 from vdr_db.explain.spans import Mark, marks, token_spans
-from vdr_db.explain.words import matched_words, vector_words
+from vdr_db.explain.words import matched_words, shares_of, vector_words
 from vdr_db.serve.facets import (
     Choice,
     Facet,
@@ -39,9 +40,6 @@ SAMPLE = 1000
 """Documents looked at to find out which fields are facets."""
 SNIPPET = 340
 """Characters of a hit's text that are shown."""
-THUMBNAIL = "thumbnail"
-"""Payload field with a small image as a `data:` address; files are never read for a request."""
-_THUMBNAIL = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]{1,200000}={0,2}")
 
 
 class ImageSearch(Protocol):
@@ -131,7 +129,7 @@ class SearchService:
             for record in collection.get(list(itertools.islice(collection.ids(), SAMPLE)))
         ]
         if facets is None:
-            own = (collection.text_key, "title", THUMBNAIL)
+            own = (collection.text_key, "title", IMAGE_KEY, THUMBNAIL_KEY)
             self.facets = find_facets(sample, without=own)
         else:
             self.facets = named_facets(sample, facets)
@@ -245,9 +243,7 @@ class SearchService:
     def _view(
         self, hit: Hit, row: SparseRows | None, query: SparseRows, own: Sequence[int]
     ) -> HitView:
-        wanted = query.to_dicts()[0]
-        weights = row.to_dicts()[0] if row is not None else {}
-        products = {id: wanted[id] * weights[id] for id in wanted.keys() & weights.keys()}
+        products = shares_of(query, row)
         title = str(hit.payload.get("title") or "")
         text = str(hit.payload.get(self.collection.text_key) or "")
         ids, spans = token_spans(self.encoder, text)
@@ -265,8 +261,6 @@ class SearchService:
         ]
         text = text[skipped:]
         shown, inside = snippet(text, found)
-        thumbnail = hit.payload.get(THUMBNAIL)
-        is_safe = isinstance(thumbnail, str) and _THUMBNAIL.fullmatch(thumbnail)
         return HitView(
             id=hit.id,
             score=hit.score,
@@ -276,7 +270,8 @@ class SearchService:
             marks=inside,
             words=words,
             payload=hit.payload,
-            thumbnail=str(thumbnail) if is_safe else "",
+            # Files are never read for a request, so this is all there is to see.
+            thumbnail=thumbnail_of(hit.payload),
         )
 
 
