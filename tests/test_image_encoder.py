@@ -431,7 +431,7 @@ def test_damaged_folders_are_refused(tmp_path, encoder):
     saved = json.loads(file.read_text())
     for change, message in (
         ({"format": 9}, "must have format 1, got 9"),
-        ({"body": {"kind": "cnn", "settings": {}}}, "kind 'vit' or 'transformers', got 'cnn'"),
+        ({"body": {"kind": "cnn", "settings": {}}}, "'hybrid' or 'transformers', got 'cnn'"),
         ({"body": {"kind": "vit", "settings": {}}}, "the settings of a ViT must be"),
         ({"body": {"kind": "transformers", "settings": {"class": "os"}}}, "a model class of"),
         ({"body": {}}, "must hold the settings"),

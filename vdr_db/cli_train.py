@@ -50,6 +50,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     import torch
 
     from vdr_db.training.config import load_config
+    from vdr_db.training.cross_modal_settings import CrossModalConfig
+    from vdr_db.training.cross_modal_trainer import CrossModalTrainer
     from vdr_db.training.distributed import launched_rank
     from vdr_db.training.model_card import write_model_card
     from vdr_db.training.plots import plot_run
@@ -58,7 +60,13 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, _overrides(arguments.set))
     device = torch.device(arguments.device) if arguments.device else None
-    trainer = Trainer(config, arguments.out, device=device)
+    if isinstance(config, CrossModalConfig):
+        pictures = CrossModalTrainer(config, arguments.out, device=device)
+        prepare = _Progress("prepare", "files of pictures")
+        pictures.on_states = lambda done, total: prepare(done, total, {})
+        trainer: Trainer = pictures
+    else:
+        trainer = Trainer(config, arguments.out, device=device)
     if launched_rank():
         trainer.run()
         return 0

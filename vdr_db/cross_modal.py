@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 from vdr_db.encoder import FromCheckpoint, PoolPadding, SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.image_encoder import MAX_PIXELS, EncodedImages, ImageEncoder, ImageSource
-from vdr_db.image_pretrained import ImageLoadOptions, load_image_encoder
+from vdr_db.image_pretrained import (
+    ImageLoadOptions,
+    load_image_encoder,
+    save_image_encoder,
+)
 from vdr_db.kernels import Backend
 from vdr_db.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.pretrained import LoadOptions, load_encoder, locate_model, written_folder
@@ -144,7 +148,8 @@ class CrossModalEncoder:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes both encoders as a folder that `from_pretrained` reads; all of it or nothing.
 
-        `SparseEncoder.from_pretrained` and `ImageEncoder.from_pretrained` read their part of it.
+        `SparseEncoder.from_pretrained` and `ImageEncoder.from_pretrained` read their part of it. A
+        projection of pictures that is the matrix of the text encoder is written once.
 
         Args:
             folder: Where to. A cross-modal encoder saved there before is replaced; anything else is
@@ -155,9 +160,22 @@ class CrossModalEncoder:
         """
         with written_folder(folder, CROSS_MODAL_FILE) as fresh:
             self.text.save_pretrained(fresh / TEXT_PART)
-            self.image.save_pretrained(fresh / IMAGE_PART)
+            save_image_encoder(self.image, fresh / IMAGE_PART, is_tied=self.is_tied)
             content = json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n"
             (fresh / CROSS_MODAL_FILE).write_text(content, "utf-8")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether pictures are projected by the same matrix as texts."""
+        tower = self.text.document_tower
+        matrix = tower.head.matrix(tower.body.embeddings.word.weight)
+        projection = self.image.tower.head.projection
+        same = (matrix.shape, matrix.dtype, matrix.device) == (
+            projection.shape,
+            projection.dtype,
+            projection.device,
+        )
+        return same and bool((matrix == projection).all())
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -208,6 +226,7 @@ class CrossModalEncoder:
         batch_size: int | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        thumbnail_px: int | None = None,
         show_progress: bool = False,
     ) -> EncodedImages:
         """Vectors of pictures, see `ImageEncoder.encode_images`."""
@@ -216,5 +235,6 @@ class CrossModalEncoder:
             batch_size=batch_size,
             threads=threads,
             max_pixels=max_pixels,
+            thumbnail_px=thumbnail_px,
             show_progress=show_progress,
         )

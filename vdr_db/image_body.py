@@ -1,9 +1,11 @@
 """Bodies of image encoders: from pixels to one hidden state for each patch.
 
-`ImageBody` is the whole interface. Two bodies stand behind it:
+`ImageBody` is the whole interface. Three bodies stand behind it:
 
 - `VitBody`: the vision transformer of VDR's published code, CLIP's ViT without a class token. It
   runs on packed rows like the text bodies, so that a picture's bits do not depend on its batch.
+- `HybridBody` (`vdr_db.image_body_hybrid`): the same transformer on the feature map of a
+  convolutional stem.
 - `TransformersBody`: any vision model of `transformers` that gives states of patches, such as
   `ViTModel` or `CLIPVisionModel`; states of class and register tokens are left out.
 
@@ -27,7 +29,15 @@ from vdr_db.batching import ROW_MULTIPLE
 from vdr_db.body import ACTIVATIONS, Linear, Run, attend, unfilled
 from vdr_db.errors import ConfigError, require
 
-__all__ = ["ImageBody", "TransformersBody", "VitBody", "VitConfig", "make_body"]
+__all__ = [
+    "ImageBody",
+    "TransformersBody",
+    "VitBody",
+    "VitConfig",
+    "VitLayers",
+    "make_body",
+    "rows_to_fill",
+]
 
 COLOURS = 3
 
@@ -156,6 +166,39 @@ class _VitLayer(nn.Module):
         )
 
 
+def rows_to_fill(rows: int, device: torch.device) -> int:
+    """Rows to add for whole multiples, see `ROW_MULTIPLE`; a GPU picks kernels by size anyway."""
+    return -rows % ROW_MULTIPLE if device.type == "cpu" else 0
+
+
+class VitLayers(nn.ModuleList):
+    """Transformer layers on the patches of pictures; made without weights."""
+
+    def __init__(self, config: VitConfig) -> None:
+        """Builds `config.layers` layers on the meta device."""
+        super().__init__(_VitLayer(config) for _ in range(config.layers))
+
+    def forward(self, hidden: Tensor, count: int, patches: int) -> Tensor:
+        """States after all layers.
+
+        Args:
+            hidden: `[count * patches + rest, H]`; the rest is padding.
+            count: Pictures.
+            patches: P of each.
+
+        Returns:
+            `[count, P, H]`.
+        """
+        rows = count * patches
+        rest = hidden.shape[0] - rows
+        runs = [Run(start=0, count=count, length=patches, kept=patches)] if count else []
+        if rest:
+            runs.append(Run(start=rows, count=1, length=rest, kept=rest))
+        for layer in self:
+            hidden = layer(hidden, runs)
+        return hidden[:rows].view(count, patches, hidden.shape[1])
+
+
 class VitBody(ImageBody):
     """CLIP's vision transformer without a class token; made without weights.
 
@@ -178,24 +221,18 @@ class VitBody(ImageBody):
         self.patch = unfilled(width, COLOURS, side, side)
         self.position = unfilled(config.patches, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps, device="meta")
-        self.layers = nn.ModuleList(_VitLayer(config) for _ in range(config.layers))
+        self.layers = VitLayers(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """States of all patches, `[B, P, H]`."""
         count, P = pixels.shape[0], self.patches
         rows = count * P
-        # Rows in whole multiples, see `ROW_MULTIPLE`; a GPU picks its kernels by size anyway.
-        rest = -rows % ROW_MULTIPLE if pixels.device.type == "cpu" else 0
+        rest = rows_to_fill(rows, pixels.device)
         patches = F.pad(self._patches(pixels), (0, 0, 0, rest))
         hidden = F.linear(patches, self.patch.flatten(1))
         position = self.position.expand(count, -1, -1).reshape(rows, -1)
         hidden = self.norm(hidden + F.pad(position, (0, 0, 0, rest)))
-        runs = [Run(start=0, count=count, length=P, kept=P)] if count else []
-        if rest:
-            runs.append(Run(start=rows, count=1, length=rest, kept=rest))
-        for layer in self.layers:
-            hidden = layer(hidden, runs)
-        return hidden[:rows].view(count, P, -1)  # type: ignore[no-any-return]
+        return self.layers(hidden, count, P)  # type: ignore[no-any-return]
 
     def settings(self) -> dict[str, Any]:
         """Sizes and constants."""
@@ -271,24 +308,31 @@ def make_body(kind: str, settings: Mapping[str, Any]) -> ImageBody:
     """A body without its weights, as `ImageBody.settings` described it.
 
     Args:
-        kind: `"vit"` or `"transformers"`.
+        kind: `"vit"`, `"hybrid"` or `"transformers"`.
         settings: Of that kind.
 
     Raises:
         ConfigError: The kind is unknown, or the settings are impossible.
         MissingExtraError: `transformers` is needed and not installed.
     """
-    if kind == VitBody.kind:
-        known = {field.name for field in fields(VitConfig)}
+    from vdr_db.image_body_hybrid import HybridBody, HybridConfig
+
+    if kind in (VitBody.kind, HybridBody.kind):
+        sizes = VitConfig if kind == VitBody.kind else HybridConfig
+        known = {field.name for field in fields(sizes)}
         if set(settings) != known:
             raise ConfigError(
                 f"the settings of a ViT must be {sorted(known)}, got {sorted(settings)}; install "
                 "the version of vdr-db that saved the encoder."
             )
-        return VitBody(VitConfig(**settings))
+        if kind == VitBody.kind:
+            return VitBody(VitConfig(**settings))
+        return HybridBody(HybridConfig(**settings))
     if kind == TransformersBody.kind:
         return TransformersBody(_transformers_model(settings))
-    raise ConfigError(f"an image body must be of kind 'vit' or 'transformers', got {kind!r}.")
+    raise ConfigError(
+        f"an image body must be of kind 'vit', 'hybrid' or 'transformers', got {kind!r}."
+    )
 
 
 def _transformers_model(settings: Mapping[str, Any]) -> nn.Module:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from vdr_db.errors import ConfigError
 from vdr_db.families import WeightNames
@@ -24,12 +25,14 @@ from vdr_db.image_encoder import ImageEncoder
 from vdr_db.image_preprocessing import Preprocessing
 from vdr_db.image_tower import ImageHead, ImageTower
 from vdr_db.kernels import Backend
-from vdr_db.layouts import IMAGE_FILE, IMAGE_PART
+from vdr_db.layouts import IMAGE_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.layouts_upstream import DEFAULT_K, DOCUMENT, HEAD_WIDTH, IMAGE_TYPES, QUERY
 from vdr_db.pretrained import (
+    LoadOptions,
     checked_device,
     checked_dtype,
     find_tokenizer,
+    load_encoder,
     locate_model,
     written_folder,
 )
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageLoadOptions", "load_image_encoder", "save_image_encoder", "upstream_names"]
 
 IMAGE_FORMAT = 1
+PROJECTION = "head.projection"
 UPSTREAM_TOKENIZER = "bert-base-uncased"
 
 
@@ -78,6 +82,7 @@ class _ImagePlan:
     norm: bool
     tokenizer_id: str | None = None
     ignored: tuple[str, ...] = ()
+    matrix_of: Path | None = None  # folder of the text encoder whose matrix is the projection
 
 
 def load_image_encoder(
@@ -132,12 +137,29 @@ def _fill(tower: ImageTower, plan: _ImagePlan) -> None:
         if ours not in parameters and theirs[0] in present
     }
     weights = {ours: theirs for ours, theirs in names.items() if ours in parameters}
+    if plan.matrix_of is not None:
+        weights.pop(PROJECTION)
+        buffers[PROJECTION] = _text_matrix(plan.matrix_of)
     used = assign(tower, checkpoint, weights, others=buffers)
     refuse_unexpected(checkpoint, used | {names[ours][0] for ours in buffers}, plan.ignored)
 
 
-def save_image_encoder(encoder: ImageEncoder, folder: str | os.PathLike[str]) -> None:
+def _text_matrix(folder: Path) -> Tensor:
+    """A copy of the vocabulary matrix of a text encoder, `[V, H]` float32."""
+    tower = load_encoder(folder, LoadOptions(device="cpu")).document_tower
+    return tower.head.matrix(tower.body.embeddings.word.weight).detach().clone()
+
+
+def save_image_encoder(
+    encoder: ImageEncoder, folder: str | os.PathLike[str], *, is_tied: bool = False
+) -> None:
     """Writes an image encoder as a folder that `load_image_encoder` reads back.
+
+    Args:
+        encoder: What to save.
+        folder: Where to.
+        is_tied: The projection is the matrix of the text encoder in the folder `text` beside, and
+            is not written.
 
     Raises:
         ConfigError: The place holds something else, or cannot be written.
@@ -150,9 +172,13 @@ def save_image_encoder(encoder: ImageEncoder, folder: str | os.PathLike[str]) ->
         "vocabulary": encoder.vocabulary.kind,
         "norm": encoder.norm,
         "k": encoder.k,
+        **({"projection": TEXT_PART} if is_tied else {}),
     }
+    weights = encoder.tower.state_dict()
+    if is_tied:
+        del weights[PROJECTION]
     with written_folder(folder, IMAGE_FILE) as fresh:
-        save_weights(encoder.tower.state_dict(), fresh / SAFETENSORS)
+        save_weights(weights, fresh / SAFETENSORS)
         encoder.tokenizer.save(fresh)
         content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (fresh / IMAGE_FILE).write_text(content, "utf-8")
@@ -195,12 +221,26 @@ def _read_own(folder: Path) -> _ImagePlan:
             activation=saved["activation"],
             k=saved["k"],
             norm=saved["norm"],
+            matrix_of=_beside(file, saved.get("projection")),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} must hold the settings `save_pretrained` writes, but {error!r}; "
             "save the encoder anew."
         ) from error
+
+
+def _beside(file: Path, projection: object) -> Path | None:
+    """Folder of the text encoder that lends its matrix, or None."""
+    if projection is None:
+        return None
+    place = file.parent.parent / TEXT_PART
+    if projection != TEXT_PART or not place.is_dir():
+        raise ConfigError(
+            f"{file} takes its projection from a text encoder, which must lie in {place}, got "
+            f"{projection!r}; fetch the whole folder of the cross-modal encoder."
+        )
+    return place
 
 
 _UPSTREAM_LAYER = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vdr_db import __version__
+from vdr_db.training.cross_modal_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
 
@@ -42,31 +43,15 @@ def write_model_card(
     Returns:
         The card.
     """
-    model, run = config.model, config.run
+    run = config.run
     lines = [
         f"# {folder.name}",
         "",
-        "A sparse text encoder for `vdr_db`: texts become weights of word pieces.",
-        "",
-        "```python",
-        "from vdr_db import SparseEncoder",
-        "",
-        f'encoder = SparseEncoder.from_pretrained("{folder.name}")',
-        "```",
+        *_introduction(folder, config),
         "",
         "## What it is",
         "",
-        *_table(
-            {
-                "start": model.start,
-                "head": model.head or "the start's",
-                "activation": model.activation or "the start's",
-                "kept per document / query": f"{model.k} / {model.query_k}",
-                "towers": "one, shared" if model.shared else "two",
-                "weights": model.save_dtype,
-                "size": f"{_size(folder) / 1e6:.1f} MB",
-            }
-        ),
+        *_table({**_parts(config), "size": f"{_size(folder) / 1e6:.1f} MB"}),
         "",
         "## What it saw",
         "",
@@ -90,7 +75,7 @@ def write_model_card(
             {
                 "seed": run.seed,
                 "steps": outcome.steps,
-                "queries a step": run.batch_size * run.accumulate,
+                "queries or pairs a step": run.batch_size * run.accumulate,
                 "time": f"{outcome.seconds / 60:.0f} minutes",
                 "machine": _machine(),
                 "versions": f"vdr_db {__version__}, torch {torch.__version__}, "
@@ -111,12 +96,60 @@ def write_model_card(
     return card
 
 
+def _introduction(folder: Path, config: TrainConfig) -> list[str]:
+    if isinstance(config, CrossModalConfig):
+        return [
+            "A sparse encoder of texts and pictures for `vdr_db`: both become weights of the same "
+            "word pieces.",
+            "",
+            "```python",
+            "from vdr_db.cross_modal import CrossModalEncoder",
+            "",
+            f'encoder = CrossModalEncoder.from_pretrained("{folder.name}")',
+            "```",
+        ]
+    return [
+        "A sparse text encoder for `vdr_db`: texts become weights of word pieces.",
+        "",
+        "```python",
+        "from vdr_db import SparseEncoder",
+        "",
+        f'encoder = SparseEncoder.from_pretrained("{folder.name}")',
+        "```",
+    ]
+
+
+def _parts(config: TrainConfig) -> dict[str, Any]:
+    model = config.model
+    parts = {
+        "start": _short(model.start),
+        "head": model.head or "the start's",
+        "activation": model.activation or "the start's",
+        "kept per document / query": f"{model.k} / {model.query_k}",
+        "weights": model.save_dtype,
+    }
+    if not isinstance(config, CrossModalConfig):
+        return {**parts, "towers": "one, shared" if model.shared else "two"}
+    image = config.image
+    body = f"{image.layers} layers of width {image.hidden_size} on patches of {image.patch_size}"
+    if image.body == "hybrid":
+        body += f" pixels out of a convolutional stem, {'frozen' * image.freeze_stem or 'trained'}"
+    return {
+        **parts,
+        "text side": "trained" if image.train_text else "frozen",
+        "image side": _short(image.start) or body,
+        "pictures": f"{image.size} x {image.size} pixels",
+        "kept per picture": image.k,
+        "projection": "the text side's matrix" if image.projection == "text" else "its own",
+    }
+
+
 def _table(rows: Mapping[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _teachers(config: TrainConfig) -> str:
@@ -163,6 +196,8 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
         item["path"] = _short(item["path"])
     settings["model"]["start"] = _short(settings["model"]["start"])
     settings["evaluation"]["folder"] = Path(settings["evaluation"]["folder"]).name
+    for name in {"start", "stem", "cache", "teacher"} & settings.get("image", {}).keys():
+        settings["image"][name] = _short(settings["image"][name])
     return settings
 
 

@@ -1,0 +1,171 @@
+"""Text to picture and picture to text on pictograms: unseen vendor, unseen emoji, both, stamps.
+
+    python benchmarks/bench_cross_modal.py MODEL PAIRS [--dense RUN] [--out FILE]
+
+`MODEL` is a folder of a `CrossModalEncoder`, `PAIRS` what `scripts/make_pictogram_pairs.py` wrote,
+`RUN` the output folder of a dense baseline. Each set is its own collection: N texts look for N
+pictures and the other way, so chance is R@10 = 10 / N. Rows:
+
+- `vdr`: V(text) . V(picture), pictures with k words; the k of the model, and a sweep;
+- `np`: BoW(text) . V(picture), for which no model is run on the text;
+- `clip`: the dense baseline, same bodies, data and steps, one vector of 128 numbers each;
+- `cnn`: figures measured before with a frozen CNN and a small head, for comparison;
+- `chance`.
+
+Texts are names alone (`name`) or names with their keywords (`full`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vdr_db.cross_modal import CrossModalEncoder
+from vdr_db.image_body_hybrid import HybridBody
+from vdr_db.training.cross_modal_data import Pair, read_pairs
+from vdr_db.training.cross_modal_trainer import DENSE_FILE
+from vdr_db.training.cross_modal_watch import CUTOFFS, recalls
+
+SETS = ("unseen_vendor", "unseen_emoji", "unseen_both", "tuxpaint")
+SWEEP = (32, 64, 128, 256, 512)
+CNN = {"unseen_vendor": 0.55, "unseen_both": 0.41, "tuxpaint": 0.16}
+COLUMNS = (
+    "set",
+    "pairs",
+    "model",
+    "texts",
+    "k",
+    *(f"{way}_r@{cutoff}" for way in ("text_to_image", "image_to_text") for cutoff in CUTOFFS),
+)
+
+Row = dict[str, Any]
+
+
+def texts_of(pairs: list[Pair], kind: str) -> list[str]:
+    """The first text of each pair, or the last."""
+    return [pair.texts[0 if kind == "name" else -1] for pair in pairs]
+
+
+def sparse_rows(encoder: CrossModalEncoder, name: str, pairs: list[Pair]) -> Iterator[Row]:
+    """Rows of the sparse model on one set."""
+    k = encoder.image.k
+    encoder.image.k = max(SWEEP)
+    encoded = encoder.encode_images([pair.image for pair in pairs])
+    encoder.image.k = k
+    if encoded.refused:
+        raise SystemExit(f"pictures of {name} cannot be read: {dict(encoded.refused)}")
+    for kind in ("name", "full"):
+        texts = texts_of(pairs, kind)
+        for model, queries in (
+            ("vdr", encoder.encode_queries(texts)),
+            ("np", encoder.bag_of_tokens(texts)),
+        ):
+            for kept in SWEEP:
+                found = recalls(queries.dot(encoded.rows.topk(kept)))
+                yield row(name, len(pairs), model, kind, kept, found)
+
+
+def dense_rows(run: Path, name: str, pairs: list[Pair]) -> Iterator[Row]:
+    """Rows of the dense baseline on one set."""
+    encoder = CrossModalEncoder.from_pretrained(run / "model", device="cpu")
+    maps = torch.load(run / DENSE_FILE, weights_only=True)
+    right = dense_pictures(encoder, pairs, maps["image"], as_one_patch=bool(maps["as_one_patch"]))
+    for kind in ("name", "full"):
+        left = dense_texts(encoder, texts_of(pairs, kind), maps["text"])
+        yield row(name, len(pairs), "clip", kind, None, recalls(left @ right.T))
+
+
+@torch.inference_mode()
+def dense_texts(
+    encoder: CrossModalEncoder, texts: list[str], matrix: torch.Tensor
+) -> npt.NDArray[np.float64]:
+    """`[N, 128]` unit vectors of texts."""
+    from vdr_db.training.vectors import Side
+
+    side = Side.of(encoder.text, "query", lexical=False)
+    cls = side.encode(encoder.text.tokenizer.encode(texts), np.arange(len(texts)), {"cls"}).cls
+    assert cls is not None
+    return torch.nn.functional.normalize(cls @ matrix.T, dim=1).double().numpy()
+
+
+@torch.inference_mode()
+def dense_pictures(
+    encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
+) -> npt.NDArray[np.float64]:
+    """`[N, 128]` unit vectors of pictures."""
+    from vdr_db.training.cross_modal_pictures import Pictures
+
+    pictures = Pictures(pairs, encoder.image.preprocessing, seed=0)
+    tower = encoder.image.tower
+    assert isinstance(tower.body, HybridBody)
+    means = []
+    for start in range(0, len(pairs), 8):
+        numbers = range(start, min(start + 8, len(pairs)))
+        features = tower.body.features(pictures.take(numbers, [0] * len(numbers)))
+        if as_one_patch:
+            features = features.mean(dim=1, keepdim=True)
+        states = tower.head.norm(tower.body.contextualise(features))
+        means.append(states.mean(dim=1))
+    return torch.nn.functional.normalize(torch.cat(means) @ matrix.T, dim=1).double().numpy()
+
+
+def row(
+    name: str, count: int, model: str, kind: str, k: int | None, found: dict[str, float]
+) -> Row:
+    """One line of the table."""
+    measured = {key: f"{value:.3f}" for key, value in found.items() if key in COLUMNS}
+    k_shown = "" if k is None else k
+    return {"set": name, "pairs": count, "model": model, "texts": kind, "k": k_shown, **measured}
+
+
+def known_rows(name: str, count: int) -> Iterator[Row]:
+    """Chance, and what a CNN with a small head reached."""
+    chance = {
+        f"{way}_r@{cutoff}": cutoff / count
+        for way in ("text_to_image", "image_to_text")
+        for cutoff in CUTOFFS
+    }
+    yield row(name, count, "chance", "", None, chance)
+    if name in CNN:
+        yield row(name, count, "cnn", "", None, {"text_to_image_r@10": CNN[name]})
+
+
+def main() -> None:
+    """Measure every set, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", type=Path, help="folder of a CrossModalEncoder")
+    parser.add_argument("pairs", type=Path, help="folder of make_pictogram_pairs.py")
+    parser.add_argument("--dense", type=Path, help="output folder of the dense baseline")
+    parser.add_argument("--out", type=Path, help="CSV file")
+    arguments = parser.parse_args()
+
+    encoder = CrossModalEncoder.from_pretrained(arguments.model, device="cpu")
+    rows: list[Row] = []
+    for name in SETS:
+        file = arguments.pairs / f"{name}.jsonl"
+        if not file.is_file():
+            continue
+        pairs = read_pairs(file)
+        made = [*known_rows(name, len(pairs)), *sparse_rows(encoder, name, pairs)]
+        if arguments.dense:
+            made += dense_rows(arguments.dense, name, pairs)
+        for one in made:
+            print(" ".join(str(one.get(column, "")) for column in COLUMNS))
+        rows += made
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(arguments.out, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

