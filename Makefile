@@ -2,6 +2,7 @@
 # make test   sets up the same environment and passes every check and test
 # make check  formatting, lint and types alone
 # make bench  every benchmark of this machine, into benchmarks/results/
+# make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make gpu    kernel tests and benchmarks on a CUDA device (see benchmarks/README.md)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench gpu clean
+.PHONY: demo test check bench gpu train-tiny clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +24,7 @@ $(VENV)/ready-demo: $(VENV)/ready-base
 		--config-settings editable_mode=strict
 	touch $@
 
-SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/data/* kernels/*.py connectors/*.py)
+SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/data/* vdr_db/models/*/* kernels/*.py connectors/*.py)
 $(VENV)/ready-test: $(VENV)/ready-base $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[encode,qdrant,elasticsearch,parquet,train,cli,bench]' \
 		--group test --group lint --config-settings editable_mode=strict
@@ -49,7 +50,14 @@ bench: $(VENV)/ready-test
 	$(BIN)/python benchmarks/bench_search.py
 	$(BIN)/python benchmarks/bench_es_body.py
 	$(if $(DATA),$(BIN)/python benchmarks/bench_encoding.py $(DATA) --out benchmarks/results/encoding_cpu.csv)
-	$(if $(DATA),$(BIN)/python benchmarks/bench_quality.py --max-length 256 demo $(DATA))
+	$(BIN)/python benchmarks/bench_training.py --out benchmarks/results/training_cpu.csv
+	$(BIN)/python benchmarks/bench_images.py --out benchmarks/results/images.csv
+	$(if $(DATA),$(BIN)/python benchmarks/bench_quality.py demo $(DATA) --out benchmarks/results/quality.csv)
+
+# CACHE keeps pairs, checkpoints and log: a run that was stopped goes on.
+CACHE ?= build/train-tiny
+train-tiny: $(VENV)/ready-test
+	$(BIN)/python scripts/train_tiny.py --cache $(CACHE) --out vdr_db/models/vdr-tiny
 
 gpu: $(VENV)/ready-test
 	$(BIN)/python benchmarks/bench_kernels.py

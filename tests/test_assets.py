@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from vdr_db import assets
-from vdr_db.assets import ASSETS, Asset, cache_folder, fetch
+from vdr_db.assets import ASSETS, DEFAULT_MODEL, SHIPPED, Asset, cache_folder, fetch
 from vdr_db.errors import ConfigError
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -105,8 +105,39 @@ def test_a_cache_that_cannot_be_written_is_named(asset, registry, tmp_path, monk
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match=r"`name` must be one of \['tiny-splade'\], got 'huge'"):
+    known = r"\['tiny-splade', 'vdr-tiny'\]"
+    with pytest.raises(ConfigError, match=rf"`name` must be one of {known}, got 'huge'"):
         fetch("huge")
+
+
+def test_the_shipped_model_needs_no_network(registry, monkeypatch, tmp_path):
+    monkeypatch.setenv("VDR_DB_CACHE", str(tmp_path / "none"))
+    assert DEFAULT_MODEL in SHIPPED
+    for name in SHIPPED:
+        folder = fetch(name)
+        assert {"model.safetensors", "tokenizer.json", "README.md"} <= {
+            file.name for file in folder.iterdir()
+        }
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= 20_000_000
+    assert registry.calls == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_shipped_model_that_is_gone_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(assets, "__file__", str(tmp_path / "assets.py"))
+    with pytest.raises(ConfigError, match=r"'vdr-tiny' must lie in .*install the package again"):
+        fetch("vdr-tiny")
+
+
+def test_names_are_models_wherever_models_are_loaded(tmp_path, monkeypatch):
+    from vdr_db.encoder import SparseEncoder
+
+    encoder = SparseEncoder.from_pretrained(DEFAULT_MODEL, device="cpu")
+    assert (encoder.model, encoder.activation) == (DEFAULT_MODEL, "elu1p")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT_MODEL).mkdir()  # a folder of the caller's wins
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        SparseEncoder.from_pretrained(DEFAULT_MODEL, device="cpu")
 
 
 def test_where_models_are_kept(monkeypatch, tmp_path):

@@ -56,8 +56,9 @@ def test_wheel_holds_every_source_file_under_one_name(wheel):
     for package, folder in packages_on_disk().items():
         for path in folder.glob("*.py"):
             assert f"{package.replace('.', '/')}/{path.name}" in names
-    for path in (ROOT / "vdr_db" / "data").iterdir():
-        assert f"vdr_db/data/{path.name}" in names
+    for folder in ("data", "models/vdr-tiny"):
+        for path in (ROOT / "vdr_db" / folder).iterdir():
+            assert f"vdr_db/{folder}/{path.name}" in names
     assert "vdr_db/py.typed" in names
 
 

@@ -22,7 +22,6 @@ def block(language):
     return found
 
 
-@pytest.mark.usefixtures("tiny_splade_folder")
 def test_the_python_example_prints_what_it_says(tmp_path):
     code = block("python")
     lines = [line for line in code.splitlines() if line and "import" not in line]
@@ -35,7 +34,6 @@ def test_the_python_example_prints_what_it_says(tmp_path):
     assert done.stdout == block("text")
 
 
-@pytest.mark.usefixtures("tiny_splade_folder")
 def test_the_commands_print_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
@@ -101,7 +99,7 @@ def test_the_quality_table_is_that_of_the_result_file():
     expected = [
         f"| {name} | {int(documents):,} | {int(queries):,} | "
         + " | ".join(
-            " / ".join(f"{values[ranker, metric]:.3f}" for ranker in ("tiny-splade", "BM25"))
+            " / ".join(f"{values[ranker, metric]:.3f}" for ranker in ("vdr-tiny", "BM25"))
             for metric in metrics
         )
         + " |"

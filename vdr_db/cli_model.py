@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdr_db.assets import ASSETS, DEFAULT_MODEL, SHIPPED
 from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields
 
@@ -24,7 +24,6 @@ __all__ = [
     "load_model",
 ]
 
-DEFAULT_MODEL = "tiny-splade"
 DEFAULT_COLLECTION = "texts"
 
 
@@ -35,7 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
         "--model",
         default=default,
         metavar="NAME_OR_FOLDER",
-        help=f"model folder, hub id, or {DEFAULT_MODEL!r} (default: {shown})",
+        help=f"model folder, hub id, or one of {', '.join([*SHIPPED, *ASSETS])} (default: {shown})",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument(
@@ -106,10 +105,8 @@ def load_model(
     """
     from vdr_db import SparseEncoder
 
-    chosen, place, options = _asked_for(arguments, name)
-    encoder = SparseEncoder.from_pretrained(place, head=head, **options)
-    encoder.model = chosen  # the name means the same on another machine, the cache folder does not
-    return encoder
+    chosen, options = _asked_for(arguments, name)
+    return SparseEncoder.from_pretrained(chosen, head=head, **options)
 
 
 def load_cross_modal(
@@ -123,22 +120,18 @@ def load_cross_modal(
     """
     from vdr_db import CrossModalEncoder
 
-    chosen, place, options = _asked_for(arguments, name)
-    encoder = CrossModalEncoder.from_pretrained(place, **options)
-    encoder.model = encoder.text.model = encoder.image.model = chosen
+    chosen, options = _asked_for(arguments, name)
+    encoder = CrossModalEncoder.from_pretrained(chosen, **options)
+    encoder.model = encoder.text.model = encoder.image.model = chosen  # not its parts' folders
     return encoder
 
 
-def _asked_for(
-    arguments: argparse.Namespace, name: str | None
-) -> tuple[str, str | Path, dict[str, Any]]:
-    """Name of a model, where it lies, and options for loading it."""
-    from vdr_db.assets import ASSETS, fetch
-
+def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:
+    """Name or folder of a model, and options for loading it."""
     chosen = arguments.model or name
     if chosen is None:
         raise ConfigError("The collection does not say which model made it; pass --model.")
     options: dict[str, Any] = {"device": arguments.device, "max_length": arguments.max_length}
     if arguments.k is not None:
         options["k"] = arguments.k
-    return chosen, fetch(chosen) if chosen in ASSETS else chosen, options
+    return chosen, options

@@ -73,7 +73,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdr-db-demo-")))
         sample = TestCollection.load(unpack_sample(scratch / "debian"))
-        say(f"loading the model {arguments.model} (fetched on first use)")
+        say(f"loading the model {arguments.model}")
         encoder = load_model(arguments)
         say(f"encoding and indexing {len(sample.documents):,} descriptions of Debian packages")
         store = arguments.store or str(scratch / "store")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vdr_db.assets import fetch, is_known
 from vdr_db.body import Body
 from vdr_db.encoder import FromCheckpoint, PoolPadding, SparseEncoder
 from vdr_db.errors import ConfigError, require
@@ -243,16 +244,20 @@ def _replaced(target: Path) -> Iterator[Path]:
 
 
 def locate_model(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
-    """Folder of a model and its revision, `""` for a folder of the caller's.
+    """Folder of a model and its revision, `""` for a folder of the caller's or a known model.
+
+    A folder wins over a name of `vdr_db.assets`, and that over the id of a model on the hub.
 
     Raises:
-        ConfigError: There is no such folder, and no such model on the hub.
+        ConfigError: There is no such folder, no model of that name, and none on the hub.
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return path, revision or ""
+    if is_known(text):
+        return fetch(text), ""
     if path.is_file() or text.startswith((".", "/", "~")) or text.count("/") > 1 or not text:
         raise ConfigError(
             f"{text!r} must be a model folder or the id of a model on the hub, got "

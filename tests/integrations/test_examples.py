@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vdr_db.assets import DEFAULT_MODEL
+
 # The Python double of Qdrant says so of every index that a framework asks for.
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -21,10 +23,10 @@ os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 
 @pytest.fixture(scope="module")
-def beginning(tiny_splade_folder):
+def beginning():
     names = {}
     exec(SECTIONS["Other frameworks"][0], names)
-    assert names["model"] == tiny_splade_folder
+    assert names["model"] == DEFAULT_MODEL
     return names
 
 

@@ -30,6 +30,14 @@ def tiny_splade(tiny_splade_folder: Path) -> SparseEncoder:
 
 
 @pytest.fixture(scope="session")
+def vdr_tiny() -> SparseEncoder:
+    """The model this library brings, on the CPU; do not change it."""
+    from vdr_db.encoder import SparseEncoder
+
+    return SparseEncoder.from_pretrained("vdr-tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def bert_tokenizer(tiny_splade_folder: Path) -> Any:
     """A tokenizer with the uncased BERT vocabulary of 30,522 word pieces."""
     from transformers import AutoTokenizer

@@ -1,6 +1,7 @@
 """The loop: gradient caching, resuming after a kill, learning something, and its files."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -136,6 +137,42 @@ def test_two_towers_frozen_embeddings_and_saved_dtype(tmp_path):
     size = (tmp_path / "out" / "model" / "model.safetensors").stat().st_size
     numbers = sum(tensor.numel() for tensor in encoder.named_tensors().values())
     assert size < 2 * numbers + 20_000
+
+
+def test_the_written_model_may_keep_a_share_of_the_first_weights(tmp_path):
+    """Training itself must not see the mix: not its steps, not its checkpoints."""
+    run = {"steps": 4, "checkpoint_every": 2}
+    train(settings(tmp_path, run=run), tmp_path / "all")
+    train(settings(tmp_path, run=run, model={"trained_share": 0.25}), tmp_path / "quarter")
+    first = SparseEncoder.from_pretrained(tmp_path / "bert", activation="elu1p").named_tensors()
+    trained, mixed = weights(tmp_path / "all"), weights(tmp_path / "quarter")
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in trained.items())
+    for name, tensor in mixed.items():
+        expected = 0.25 * trained[name] + 0.75 * first[name]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6, msg=name)
+
+    def losses(output):
+        return [row["loss"] for row in read_log(output / "log.jsonl") if "loss" in row]
+
+    assert losses(tmp_path / "all") == losses(tmp_path / "quarter")
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_a_share_beyond_its_bounds_is_refused(tmp_path, share):
+    with pytest.raises(ConfigError, match=r"trained_share. must be above 0 and at most 1"):
+        train(settings(tmp_path, model={"trained_share": float(share)}), tmp_path / "out")
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path):
+    configuration = settings(tmp_path, run={"steps": 4, "checkpoint_every": 2})
+    train(configuration, tmp_path / "out")
+    (last,) = (tmp_path / "out").glob("checkpoint-4")
+    shutil.rmtree(last)
+    state_file = tmp_path / "out" / "checkpoint-2" / "state.pt"
+    state = torch.load(state_file, weights_only=True)
+    state["position"]["seconds"] = 1000.0
+    torch.save(state, state_file)
+    assert train(configuration, tmp_path / "out").seconds > 1000
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])

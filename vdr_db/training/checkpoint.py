@@ -36,6 +36,7 @@ class Position:
         best: Best nDCG@10 so far, -1 before the first evaluation.
         best_step: When it was reached.
         stale: Evaluations since then.
+        seconds: Of training so far, all processes that took part in turn.
     """
 
     step: int = 0
@@ -44,6 +45,7 @@ class Position:
     best: float = -1.0
     best_step: int = 0
     stale: int = 0
+    seconds: float = 0.0
 
 
 def save_checkpoint(
@@ -138,6 +140,7 @@ _FREE = {
     "run.log_every",
     "run.threads",
     "data.prefetch",
+    "image.cache",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,14 @@ from vdr_db.training.distributed import (
 )
 from vdr_db.training.examples import Source, read_examples
 from vdr_db.training.learner import DTYPES, Learner
-from vdr_db.training.models import load_student, make_sides, save_model, set_dropout, trainable
+from vdr_db.training.models import (
+    load_student,
+    make_sides,
+    mixed_weights,
+    save_model,
+    set_dropout,
+    trainable,
+)
 from vdr_db.training.objective import Objective
 from vdr_db.training.prefetch import TokenBatch, ahead
 from vdr_db.training.schedule import learning_rate_factor, make_optimiser
@@ -60,7 +67,7 @@ class Outcome:
         best_step: Step of it.
         first: Measurements before the first step; empty without a held-out part.
         last: The newest measurements.
-        seconds: Time of this process, resumed parts not included.
+        seconds: Time of the run, parts before a resumption included.
         stopped_early: Whether patience ran out.
         skipped: Bad examples left out of the last epoch.
     """
@@ -115,6 +122,7 @@ class Trainer:
             self._load()
             total = self._total_steps()
             position = self._resume()
+            before = position.seconds
             first = self._first_measurements(position)
             with RunLog(self.output, step=position.step) if rank() == 0 else nullcontext() as log:
                 last = dict(first)
@@ -122,7 +130,8 @@ class Trainer:
                 for tokens in self._steps(position, total):
                     numbers = self._step(tokens, position, total)
                     position.step += 1
-                    numbers["seconds"] = time.perf_counter() - started
+                    position.seconds = before + time.perf_counter() - started
+                    numbers["seconds"] = position.seconds
                     is_last = position.step == total
                     if log is not None and (
                         position.step % self.config.run.log_every == 0 or is_last
@@ -139,7 +148,7 @@ class Trainer:
                     if stopped:
                         break
             self._finish(position)
-        seconds = time.perf_counter() - started
+        seconds = before + time.perf_counter() - started
         return Outcome(
             position.step,
             position.best,
@@ -176,6 +185,11 @@ class Trainer:
             )
         self.encoder: SparseEncoder = load_student(config.model, self.device)
         set_dropout(self.encoder, config.run.dropout)
+        self.first_weights = (
+            {name: tensor.detach().clone() for name, tensor in self._all_parameters().items()}
+            if config.model.trained_share < 1
+            else {}
+        )
         self.query_side, self.document_side = make_sides(self.encoder, config.model)
         self.parameters = trainable(self.encoder, freeze_embeddings=config.model.freeze_embeddings)
         self.optimiser = make_optimiser(self.parameters.items(), config.optimiser)
@@ -309,9 +323,10 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         assert self.held_out is not None
-        if self.config.loss.objective == "dpr":
-            return self.held_out.measure_dense(self.query_side, self.document_side)
-        return self.held_out.measure(self.encoder)
+        with self._mixed():
+            if self.config.loss.objective == "dpr":
+                return self.held_out.measure_dense(self.query_side, self.document_side)
+            return self.held_out.measure(self.encoder)
 
     def _evaluate(self, position: Position, log: RunLog | None) -> dict[str, float]:
         """Measures on rank 0; every rank learns the outcome, so that all stop together."""
@@ -351,7 +366,12 @@ class Trainer:
 
     def _save_model(self) -> None:
         dtype = DTYPES[self.config.model.save_dtype]
-        save_model(self.encoder, self.output / MODEL_FOLDER, dtype)
+        with self._mixed():
+            save_model(self.encoder, self.output / MODEL_FOLDER, dtype)
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        share = self.config.model.trained_share
+        return mixed_weights(self._all_parameters(), self.first_weights, share)
 
     def _set_training(self, mode: bool) -> None:
         for tower in (self.encoder.document_tower, self.encoder.query_tower):
