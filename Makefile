@@ -3,6 +3,7 @@
 # make check  formatting, lint and types alone
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
+# make train-tiny-image  builds the model of texts and pictures, into build/vdr-tiny-image (needs npm)
 # make gpu    kernel tests and benchmarks on a CUDA device (see benchmarks/README.md)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench gpu train-tiny clean
+.PHONY: demo test check bench gpu train-tiny train-tiny-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,9 +56,14 @@ bench: $(VENV)/ready-test
 	$(if $(DATA),$(BIN)/python benchmarks/bench_quality.py demo $(DATA) --out benchmarks/results/quality.csv)
 
 # CACHE keeps pairs, checkpoints and log: a run that was stopped goes on.
-CACHE ?= build/train-tiny
+train-tiny: CACHE ?= build/train-tiny
 train-tiny: $(VENV)/ready-test
 	$(BIN)/python scripts/train_tiny.py --cache $(CACHE) --out vdr_db/models/vdr-tiny
+
+train-tiny-image: CACHE ?= build/train-tiny-image
+train-tiny-image: $(VENV)/ready-test
+	$(BIN)/python -m pip install --quiet resvg-py
+	$(BIN)/python scripts/train_tiny_image.py --cache $(CACHE) --out build/vdr-tiny-image --dense
 
 gpu: $(VENV)/ready-test
 	$(BIN)/python benchmarks/bench_kernels.py
