@@ -18,14 +18,13 @@ Texts are names alone (`name`) or names with their keywords (`full`).
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from measure import Row, rows_of, write_csv
 
 from vdr_db.cross_modal import CrossModalEncoder
 from vdr_db.image_body_hybrid import HybridBody
@@ -36,16 +35,6 @@ from vdr_db.training.cross_modal_watch import CUTOFFS, recalls
 SETS = ("unseen_vendor", "unseen_emoji", "unseen_both", "tuxpaint")
 SWEEP = (32, 64, 128, 256, 512)
 CNN = {"unseen_vendor": 0.55, "unseen_both": 0.41, "tuxpaint": 0.16}
-COLUMNS = (
-    "set",
-    "pairs",
-    "model",
-    "texts",
-    "k",
-    *(f"{way}_r@{cutoff}" for way in ("text_to_image", "image_to_text") for cutoff in CUTOFFS),
-)
-
-Row = dict[str, Any]
 
 
 def texts_of(pairs: list[Pair], kind: str) -> list[str]:
@@ -69,7 +58,7 @@ def sparse_rows(encoder: CrossModalEncoder, name: str, pairs: list[Pair]) -> Ite
         ):
             for kept in SWEEP:
                 found = recalls(queries.dot(encoded.rows.topk(kept)))
-                yield row(name, len(pairs), model, kind, kept, found)
+                yield from rows(name, len(pairs), model, f"{kind} k={kept}", found)
 
 
 def dense_rows(run: Path, name: str, pairs: list[Pair]) -> Iterator[Row]:
@@ -79,7 +68,7 @@ def dense_rows(run: Path, name: str, pairs: list[Pair]) -> Iterator[Row]:
     right = dense_pictures(encoder, pairs, maps["image"], as_one_patch=bool(maps["as_one_patch"]))
     for kind in ("name", "full"):
         left = dense_texts(encoder, texts_of(pairs, kind), maps["text"])
-        yield row(name, len(pairs), "clip", kind, None, recalls(left @ right.T))
+        yield from rows(name, len(pairs), "clip", kind, recalls(left @ right.T))
 
 
 @torch.inference_mode()
@@ -116,13 +105,10 @@ def dense_pictures(
     return torch.nn.functional.normalize(torch.cat(means) @ matrix.T, dim=1).double().numpy()
 
 
-def row(
-    name: str, count: int, model: str, kind: str, k: int | None, found: dict[str, float]
-) -> Row:
-    """One line of the table."""
-    measured = {key: f"{value:.3f}" for key, value in found.items() if key in COLUMNS}
-    k_shown = "" if k is None else k
-    return {"set": name, "pairs": count, "model": model, "texts": kind, "k": k_shown, **measured}
+def rows(name: str, count: int, model: str, how: str, found: dict[str, float]) -> list[Row]:
+    """One row for each recall; `how` is the kind of texts and the k of pictures."""
+    samples = {key: [value] for key, value in found.items() if "_r@" in key}
+    return rows_of("retrieve", model, f"{name} N={count} {how}".rstrip(), "float32", samples)
 
 
 def known_rows(name: str, count: int) -> Iterator[Row]:
@@ -132,9 +118,9 @@ def known_rows(name: str, count: int) -> Iterator[Row]:
         for way in ("text_to_image", "image_to_text")
         for cutoff in CUTOFFS
     }
-    yield row(name, count, "chance", "", None, chance)
+    yield from rows(name, count, "chance", "", chance)
     if name in CNN:
-        yield row(name, count, "cnn", "", None, {"text_to_image_r@10": CNN[name]})
+        yield from rows(name, count, "cnn", "", {"text_to_image_r@10": CNN[name]})
 
 
 def main() -> None:
@@ -147,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     encoder = CrossModalEncoder.from_pretrained(arguments.model, device="cpu")
-    rows: list[Row] = []
+    measured: list[Row] = []
     for name in SETS:
         file = arguments.pairs / f"{name}.jsonl"
         if not file.is_file():
@@ -157,14 +143,10 @@ def main() -> None:
         if arguments.dense:
             made += dense_rows(arguments.dense, name, pairs)
         for one in made:
-            print(" ".join(str(one.get(column, "")) for column in COLUMNS))
-        rows += made
+            print(one.backend, one.shape, one.metric, one.median)
+        measured += made
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.out, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(arguments.out, measured)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,20 +23,33 @@ FILES = (
 )
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """File -> its process once it ended; as many at once as there are cores, one thread each."""
+    here = Path(__file__).parent
+    settings = ["-c", str(here.parents[1] / "pyproject.toml"), "-p", "no:cacheprovider", "-x"]
+
+    folders = {file: tmp_path_factory.mktemp(Path(file).stem) for file in FILES}
+
+    def run(file):
+        # from elsewhere: in the root, the folder `vdr_db` would hide the installed package
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *settings, str(here / file)],
+            env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            cwd=folders[file],
+            capture_output=True,
+            text=True,
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {file: pool.submit(run, file) for file in FILES}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("file", FILES)
-def test_under_the_interpreter(file, tmp_path):
-    here = Path(__file__).parent
-    settings = ["-c", str(here.parents[1] / "pyproject.toml"), "-p", "no:cacheprovider", "-x"]
-    # run from elsewhere: in the root, the folder `vdr_db` would hide the installed package
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", *settings, str(here / file)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+def test_under_the_interpreter(file, outcomes):
+    finished = outcomes[file].result()
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output
     assert re.search(r"[1-9]\d* passed", output), output
