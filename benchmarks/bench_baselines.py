@@ -126,10 +126,15 @@ def main() -> None:
     parser.add_argument("cache", type=Path, metavar="CACHE")
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
     parser.add_argument("--model", default="vdr-tiny")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (default: all)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    arms = list(encoders(cache, arguments.model))
+    arms = [
+        encoder
+        for encoder in encoders(cache, arguments.model)
+        if arguments.arms is None or encoder.model in arguments.arms
+    ]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for collection, folder in collections(arguments.folders, scratch):
@@ -137,7 +142,8 @@ def main() -> None:
                 length = encoder.document_entry.max_length
                 for quality in evaluate_modes(collection, encoder):
                     rows += quality_rows(collection, quality, length=length)
-            rows += dense_rows(cache, collection, folder)
+            if arguments.arms is None or "DPR" in arguments.arms:
+                rows += dense_rows(cache, collection, folder)
             write_csv(arguments.out, rows)
 
 
