@@ -253,7 +253,8 @@ def _naming_the_fix(model: str) -> Iterator[None]:
 def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
     raise ConfigError(
         f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
-        "NAME_OR_FOLDER of a cross-modal model, such as vsearch/vdr-cross-modal."
+        "NAME_OR_FOLDER of a cross-modal model, such as vsearch/vdr-cross-modal; docs/images.md "
+        "tells how to build a small one."
     ) from error
 
 

@@ -413,3 +413,35 @@ def test_the_command_line_says_what_is_wrong(tmp_path, model, pictures, capsys):
     empty.mkdir()
     code, _, err = run(capsys, "index", "--images", empty, *place, "--model", model)
     assert (code, "must hold pictures" in err) == (2, True)
+
+
+def test_a_vector_for_each_kind_in_one_collection(tmp_path):
+    """Two named sparse vectors: each view finds its own kind, with no filter."""
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from qdrant_contract_server import QdrantContractServer
+
+    encoder = PictureEncoder()
+    with QdrantContractServer(tmp_path / "server") as server:
+        client = qdrant_client.QdrantClient(url=server.url, check_compatibility=False)
+        parameters = qdrant_client.models.SparseVectorParams()
+        client.create_collection(
+            "photos", sparse_vectors_config={"text": parameters, "image": parameters}
+        )
+        texts, images = (
+            VDRQdrant.from_existing("photos", encoder, client=client, adopt=True, vector_name=name)
+            for name in ("text", "image")
+        )
+        texts.add_texts(["chess is a game", "capital of france"], ["text chess", "text france"])
+        images.add_images([b"chess kings", b"paris capital"], ["chess", "paris"])
+        assert [hit.id for hit in images.search("chess")] == ["chess"]
+        assert [hit.id for hit in texts.search("chess")] == ["text chess"]
+        assert [hit.id for hit in texts.search_by_image(b"capital")] == ["text france"]
+        assert [hit.id for hit in images.search_by_image(b"kings")] == ["chess"]
+        assert [hit.id for hit in images.search("capital chess game", 5)] == ["chess", "paris"]
+        product = sum(term.product for term in images.explain("kings", "chess"))
+        assert product == pytest.approx(images.search("kings")[0].score, rel=1e-5)
+        points, _ = client.scroll("photos", limit=9, with_vectors=True)
+        assert sorted(name for point in points for name in point.vector) == [
+            *("image", "image", "text", "text"),
+        ]
+        client.close()
