@@ -1,6 +1,7 @@
 """The convolutional stem against batch norms that are not folded, and the hybrid on top of it."""
 
 import json
+from dataclasses import replace
 
 import model_folders
 import pytest
@@ -215,6 +216,29 @@ def test_a_picture_may_be_one_patch(pair):
         alike = features.mean(dim=1, keepdim=True).expand(-1, 4, -1)
         expected = body.contextualise(features.mean(dim=1, keepdim=True))
         torch.testing.assert_close(body.contextualise(alike)[:, :1], expected, rtol=0, atol=1e-4)
+
+
+def test_contrast_moves_patches_towards_their_mean(pair):
+    states = torch.rand(2, 4, 1280, generator=torch.Generator().manual_seed(6))
+    mean = states.mean(dim=1, keepdim=True)
+    body = pair[0].image.tower.body
+    plain = body.config
+    try:
+        with torch.no_grad():
+            body.config = replace(plain, contrast=0.25)
+            found = body.contextualise(states)
+            body.config = replace(plain, contrast=0.0)
+            same = body.contextualise(states)
+            body.config = plain
+            expected = body.contextualise(0.25 * states + 0.75 * mean)
+            alike = body.contextualise(mean.expand(-1, 4, -1))
+    finally:
+        body.config = plain
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(same, alike, rtol=1e-4, atol=1e-4)
+    assert float((found - same).abs().max()) > 1e-3
+    with pytest.raises(ConfigError, match=r"`contrast` must be in \[0, 1\], got 1\.5"):
+        HybridConfig(contrast=1.5)
 
 
 def test_dropped_channels_are_dropped_in_all_patches(pair):

@@ -1,7 +1,7 @@
 """A hybrid vision transformer: its patches are the feature map of a convolutional stem.
 
-    pixels [B, 3, S, S] -> stem [B, P, C] -> linear, position, norm -> layers [B, P, width]
-        -> linear [B, P, H]
+    pixels [B, 3, S, S] -> stem [B, P, C] -> contrast, linear, position, norm
+        -> layers [B, P, width] -> linear [B, P, H]
 
 Transformers of this size learn little from a few thousand pictures alone; a stem that knows edges,
 shapes and parts leaves them the words. The stem may stay as it is while the rest is trained: its
@@ -33,6 +33,9 @@ class HybridConfig(VitConfig):
     Attributes:
         output_size: Width H of the states it gives, which may be narrower than the layers: that of
             the matrix that comes after them.
+        contrast: Each patch x becomes m + contrast * (x - m) before anything else, with m the mean
+            of its picture's patches. Below 1, a patch tells of the whole picture as well as of
+            itself: the maximum over patches then picks fewer words that one patch alone suggests.
     """
 
     image_size: int = 160
@@ -41,6 +44,17 @@ class HybridConfig(VitConfig):
     heads: int = 4
     intermediate_size: int = 1024
     output_size: int = 128
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that no body can have.
+
+        Raises:
+            ConfigError: `contrast` is outside of [0, 1], or what `VitConfig` refuses.
+        """
+        super().__post_init__()
+        if not 0 <= self.contrast <= 1:
+            raise ConfigError(f"`contrast` must be in [0, 1], got {self.contrast}.")
 
 
 class HybridBody(ImageBody):
@@ -90,6 +104,9 @@ class HybridBody(ImageBody):
         A picture may also be given as one patch, `[B, 1, C]`, such as the mean of all of them.
         """
         count, P = features.shape[:2]
+        if self.config.contrast != 1:
+            mean = features.mean(dim=1, keepdim=True)
+            features = mean + self.config.contrast * (features - mean)
         rest = rows_to_fill(count * P, features.device)
         hidden = self.narrow(F.pad(features.flatten(0, 1), (0, 0, 0, rest)))
         places = self.position if self.patches == P else self.position.mean(dim=0, keepdim=True)

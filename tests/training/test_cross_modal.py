@@ -18,7 +18,7 @@ from vdr_db.training.checkpoint import find_checkpoint
 from vdr_db.training.config import build_config, load_config
 from vdr_db.training.cross_modal_columns import sample_columns
 from vdr_db.training.cross_modal_data import PairBatches, read_pairs
-from vdr_db.training.cross_modal_models import load_pair
+from vdr_db.training.cross_modal_models import load_pair, trainable_pair
 from vdr_db.training.cross_modal_settings import CrossModalConfig
 from vdr_db.training.cross_modal_trainer import CrossModalTrainer, feature_distance
 from vdr_db.training.cross_modal_vectors import DenseHeads, PictureSide, TextSide
@@ -40,7 +40,7 @@ def shapes(tmp_path_factory):
     return folder
 
 
-def settings(shapes, **changes):
+def plain_settings(shapes, **changes):
     basis = {
         "model": {"start": str(shapes / "bert"), "activation": "elu1p", "k": 30, "query_k": 20},
         "image": {
@@ -62,7 +62,11 @@ def settings(shapes, **changes):
     }
     for section, values in changes.items():
         basis[section] = {**basis[section], **values}
-    return build_config(basis)
+    return basis
+
+
+def settings(shapes, **changes):
+    return build_config(plain_settings(shapes, **changes))
 
 
 def train(config, output, progress=None):
@@ -271,7 +275,6 @@ def test_ranks_count_ties_like_a_store():
         ({"data": {"train": []}}, "at least one file of pairs"),
         ({"image": {"body": "hybrid"}}, "`image.stem` must name"),
         ({"image": {"dropout": 1.0}}, "`image.dropout` must be in"),
-        ({"image": {"projection": "text", "train_text": True}}, "needs `model.freeze_embeddings"),
         (
             {"loss": {"objective": "dpr"}, "image": {"dense": "matrix", "projection": "own"}},
             "`image.dense: matrix` needs a frozen text side",
@@ -291,6 +294,30 @@ def test_a_shared_matrix_needs_states_of_its_width(shapes):
         load_pair(config, CPU)
 
 
+def test_both_sides_train_one_matrix(tmp_path, shapes):
+    changes = {"image": {"projection": "text", "train_text": True}}
+    config = settings(shapes, **changes)
+    both = load_pair(config, CPU)
+    words = both.text.document_tower.body.embeddings.word.weight
+    assert both.image.tower.head.projection is words
+    names = trainable_pair(both, config)
+    assert [name for name, parameter in names.items() if parameter is words] == [
+        "text.body.embeddings.word.weight"
+    ]
+    train(config, tmp_path / "tied")
+    trained = CrossModalEncoder.from_pretrained(tmp_path / "tied" / "model", device="cpu")
+    assert trained.is_tied
+    moved = trained.text.document_tower.body.embeddings.word.weight - words
+    assert float(moved.detach().abs().max()) > 1e-3
+    saved = json.loads((tmp_path / "tied/model/image/vdr_db_image.json").read_text())
+    assert saved["projection"] == "text"
+    part = settings(
+        shapes, **changes, model={"start": str(shapes / "bert"), "vocabulary": "from_999"}
+    )
+    with pytest.raises(ConfigError, match="needs a text side whose matrix is its word embeddings"):
+        load_pair(part, CPU)
+
+
 def test_teacher_features_need_a_row_for_each_pair(tmp_path, shapes):
     np.save(tmp_path / "few.npy", np.zeros((3, 4), np.float32))
     config = settings(shapes, image={"teacher": str(tmp_path / "few.npy")})
@@ -299,6 +326,20 @@ def test_teacher_features_need_a_row_for_each_pair(tmp_path, shapes):
 
 
 # Runs
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen texts", "trained texts"])
+def test_half_precision_learns_the_same(tmp_path, shapes, trained):
+    """Losses of bfloat16 bodies follow those of float32 within what 8 bits of mantissa leave."""
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        config = settings(shapes, image={"train_text": trained}, run={"precision": precision})
+        train(config, tmp_path / precision)
+        rows = read_log(tmp_path / precision / "log.jsonl")
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1][-1] < losses[1][0]
 
 
 class Killed(Exception):
@@ -311,9 +352,11 @@ class Killed(Exception):
         {"image": {"train_text": True, "views": 1}},
         {"image": {"projection": "text"}, "loss": {"contrastive_mask": 0.1}},
         {"image": {"projection": "text", "sampled_columns": 20}},
+        {"image": {"train_text": True, "sampled_columns": 20}},
+        {"image": {"projection": "text", "train_text": True, "sampled_columns": 20}},
         {"loss": {"objective": "dpr"}, "image": {"train_text": True}},
     ],
-    ids=["both", "tied", "sampled", "dense"],
+    ids=["both", "tied", "sampled", "both sampled", "one matrix", "dense"],
 )
 def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, shapes, changes):
     config = settings(shapes, **{**changes, "run": {"checkpoint_every": 2}})

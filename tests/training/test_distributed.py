@@ -6,8 +6,10 @@ import pytest
 import torch
 import training_oracle
 import training_samples
+from model_folders import write_bert
+from shape_pictures import write_shapes
 
-from vdr_db import SparseEncoder
+from vdr_db import CrossModalEncoder, SparseEncoder
 
 
 @pytest.fixture
@@ -51,3 +53,36 @@ def test_two_ranks_train_as_one(tmp_path, port):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
         moved = max(moved, float((one[name] - tensor).detach().abs().max()))
     assert moved > 1e-3, "training must have changed something"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [{"sampled_columns": 40}, {"train_text": True}],
+    ids=["sampled columns", "trained texts"],
+)
+def test_two_ranks_train_on_pictures_as_one(tmp_path, port, image):
+    """The same with pictures: all ranks score the same columns, whichever are drawn."""
+    write_bert(tmp_path / "bert")
+    write_shapes(tmp_path, "train", each=6)
+    sizes = {"size": 32, "patch_size": 8, "hidden_size": 32, "layers": 1, "heads": 4}
+    settings = {
+        "model": {"start": str(tmp_path / "bert"), "activation": "elu1p", "k": 30, "query_k": 20},
+        "image": {"body": "vit", "projection": "own", "intermediate_size": 64, **sizes, **image},
+        "data": {"train": [{"path": str(tmp_path / "train.jsonl")}]},
+        "loss": {"objective": "vdr", "temperature": 0.07},
+        "optimiser": {"lr": 1e-3, "eps": 1e-3},
+        "run": {"steps": 5, "batch_size": 8, "dropout": 0.0},
+    }
+    training_samples.train(settings, tmp_path / "one")
+    job = {"what": "train", "settings": settings, "output": str(tmp_path / "two")}
+    assert training_samples.run_worker(job, ranks=2, port=port) == [0, 0]
+    one, two = (
+        CrossModalEncoder.from_pretrained(tmp_path / name / "model", device="cpu")
+        for name in ("one", "two")
+    )
+    sides = {"text": "document_tower", "image": "tower"}
+    for side, tower in sides.items():
+        expected = getattr(getattr(one, side), tower).state_dict()
+        found = getattr(getattr(two, side), tower).state_dict()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vdr_db.training.distributed import any_over_ranks, of_first_rank
 from vdr_db.training.sparse_ops import GatedRows
 from vdr_db.training.vectors import Vectors
 
@@ -54,9 +55,11 @@ def sample_columns(texts: Vectors, size: int) -> tuple[Vectors, ColumnSample]:
     is_kept = torch.zeros(width, dtype=torch.bool, device=device)
     for one in rows:
         is_kept[one.columns] = True
+    # Pictures are scored against the texts of all ranks, so all ranks have the same columns.
+    is_kept = any_over_ranks(is_kept)
     others = torch.nonzero(~is_kept)[:, 0]
     # On the CPU: a step draws the same on every device.
-    drawn = others[torch.randperm(len(others))[:size].to(device)]
+    drawn = others[of_first_rank(torch.randperm(len(others))[:size].to(device))]
     columns = torch.cat([torch.nonzero(is_kept)[:, 0], drawn]).sort().values
     each = len(others) / max(1, len(drawn))
     counts = torch.where(is_kept[columns], 1.0, each)

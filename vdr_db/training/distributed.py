@@ -24,11 +24,13 @@ from torch import Tensor
 from vdr_db.training.sparse_ops import GatedRows
 
 __all__ = [
+    "any_over_ranks",
     "average_gradients",
     "gather_dense",
     "gather_rows",
     "launched_rank",
     "mean_over_ranks",
+    "of_first_rank",
     "process_group",
     "rank",
     "world_size",
@@ -140,6 +142,32 @@ def mean_over_ranks(local: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     return gather_dense(local[None]).mean(dim=0)
+
+
+def any_over_ranks(local: Tensor) -> Tensor:
+    """Where any rank has True.
+
+    Args:
+        local: bool, the same shape on all ranks.
+    """
+    if world_size() == 1:
+        return local
+    found = local.to(torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.bool()
+
+
+def of_first_rank(local: Tensor) -> Tensor:
+    """What rank 0 has.
+
+    Args:
+        local: The same shape, dtype and kind of device on all ranks.
+    """
+    if world_size() == 1:
+        return local
+    found = local.clone()
+    dist.broadcast(found, 0)
+    return found
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

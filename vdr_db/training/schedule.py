@@ -39,7 +39,8 @@ def make_optimiser(
     """AdamW with a group each for embeddings, other matrices, and biases and norms.
 
     Args:
-        parameters: Names and parameters; those of the word embeddings end in `word.weight`.
+        parameters: Names and parameters; those of the word embeddings end in `word.weight`, an
+            image head's own in `image.head.projection`.
         settings: Learning rates, decay, betas.
 
     Returns:
@@ -47,7 +48,7 @@ def make_optimiser(
     """
     groups: dict[str, list[nn.Parameter]] = {"word": [], "matrix": [], "vector": []}
     for name, parameter in parameters:
-        is_word = name.endswith("word.weight")
+        is_word = name.endswith(("word.weight", "image.head.projection"))
         kind = "word" if is_word else "matrix" if parameter.dim() > 1 else "vector"
         groups[kind].append(parameter)
     peaks = {"word": settings.lr if settings.embedding_lr is None else settings.embedding_lr}

@@ -196,7 +196,7 @@ class OptimiserConfig:
 
     Attributes:
         lr: Highest learning rate.
-        embedding_lr: Of the word embeddings; None for `lr`.
+        embedding_lr: Of the word embeddings and an image head's own matrix; None for `lr`.
         schedule: After the warm-up: `"linear"` or `"cosine"` to 0, or `"constant"`.
         warmup_steps: Steps of linear growth at the start.
         weight_decay: Of matrices; biases and norms never decay.

@@ -20,6 +20,7 @@ from vdr_db.encoder import SparseEncoder
 from vdr_db.kernels import Activation, project_pool
 from vdr_db.tokenization import TokenizedTexts
 from vdr_db.tower import Tower
+from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
 from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh
 
 __all__ = ["Need", "Side", "Vectors"]
@@ -116,6 +117,8 @@ class Side:
         chosen: npt.NDArray[np.int64],
         needs: set[Need],
         also: GatedRows | None = None,
+        *,
+        unit_sample: int = 0,
     ) -> Vectors:
         """Vectors of chosen texts, in that order.
 
@@ -124,6 +127,8 @@ class Side:
             chosen: `[B]` numbers of texts, each at most once.
             needs: What to compute.
             also: B rows whose columns gated rows keep in any case; their weights do not count.
+            unit_sample: If not 0, gated rows without `dense` are scaled to length 1 over all
+                columns; from that many drawn ones their length's gradient is estimated.
         """
         bags = self._bags(tokens, chosen)
         forced = [rows for rows in (bags if self.lexical else None, also) if rows is not None]
@@ -142,7 +147,7 @@ class Side:
         if "dense" in needs:
             dense, gated = self._dense(hidden, bounds, longest, rows, kept, needs)
         elif "gated" in needs:
-            gated = self._gated(hidden, bounds, longest, starts, rows, kept)
+            gated = self._gated(hidden, bounds, longest, starts, rows, kept, unit_sample)
         return Vectors(dense, gated, bags if "bags" in needs else None, cls)
 
     def _hidden(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,6 +192,7 @@ class Side:
         starts: Tensor,
         rows: Tensor,
         forced: GatedRows | None,
+        unit_sample: int,
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
@@ -203,7 +209,18 @@ class Side:
             kept = self._select(logits, forced)
             tokens = starts[rows][kept.rows] + argmax[kept.rows, kept.columns]
         picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
-        return replace(kept, weights=weigh(picked, self.activation))
+        kept = replace(kept, weights=weigh(picked, self.activation))
+        if not unit_sample:
+            return kept
+        columns = draw_columns(logits.shape[1], unit_sample, logits.device)
+        drawn = project_pool(
+            *(hidden, bounds, weight[columns]),
+            None if bias is None else bias[columns],
+            max_length=longest,
+            backend=self.encoder.backend,
+        ).logits[rows]
+        weights = weigh(logits, self.activation)
+        return scaled_to_unit(kept, weights, weigh(drawn, self.activation), columns)
 
     def _select(self, logits: Tensor, forced: GatedRows | None) -> GatedRows:
         lexical = None if forced is None else (forced.indptr, forced.columns)
