@@ -218,7 +218,7 @@ def test_info_names_no_place(client, service, store):
     assert info["images"] is True
     assert str(store.parent) not in json.dumps(info)
     assert "/" not in info["model"]
-    assert f"{TEXTS + 5:,} texts" in client.get("/").text
+    assert f"{TEXTS + 5:,} documents" in client.get("/").text
 
 
 def test_many_ask_at_once(client):

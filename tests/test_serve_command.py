@@ -99,7 +99,7 @@ def test_the_command_serves_and_stops(tmp_path, number, code):
     )
     try:
         told = json.loads(process.stdout.readline())
-        assert told["texts"] == 3
+        assert told["documents"] == 3
         assert told["url"].startswith("http://127.0.0.1:")
         with httpx.Client(base_url=told["url"], timeout=60, trust_env=False) as client:
             answer = client.get("/api/search", params={"q": "a tall beast"}).json()

@@ -66,13 +66,13 @@ def run_command(arguments: argparse.Namespace) -> int:
             if reads is not None:
                 images = ImageUploads(reads, encoder)
             service = SearchService(collection, encoder, facets=arguments.facet, images=images)
-            texts = collection.count()
+            documents = collection.count()
 
             def started() -> None:
                 if arguments.json:
-                    show_json({"url": address.url, "texts": texts})
+                    show_json({"url": address.url, "documents": documents})
                     sys.stdout.flush()
-                say(f"{texts:,} texts at {address.url} (Ctrl-C stops)")
+                say(f"{documents:,} documents at {address.url} (Ctrl-C stops)")
                 if not address.is_loopback:
                     say(
                         "vdr-db: every machine that reaches this one can search; nobody is asked "

@@ -131,7 +131,7 @@ def home_page(asked: Asked, info: Mapping[str, Any]) -> str:
     """The page before anything was asked."""
     body = (
         '<main><div class="empty"><h1>What are you looking for?</h1>'
-        f'<p class="soft">{info["texts"]:,} texts, read by {escaped(info["model"])}. '
+        f'<p class="soft">{info["texts"]:,} documents, read by {escaped(info["model"])}. '
         "Write words or a whole sentence; the results show which words matched.</p></div></main>"
     )
     return _page("Search", asked, body)
