@@ -156,10 +156,17 @@ def main() -> None:
     figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
     described = replace(main_stage, image=replace(main_stage.image, start=""))
     steps = warm.steps + trained.steps + outcome.steps
+    whole = replace(
+        outcome,
+        steps=trained.steps,
+        first=warm.first,
+        best_step=warm.steps + trained.steps + outcome.best_step,
+        seconds=warm.seconds + trained.seconds + outcome.seconds,
+    )
     card = write_model_card(
         arguments.out,
         described,
-        replace(outcome, steps=trained.steps, first=trained.first),
+        whole,
         command=COMMAND,
         notes=(
             f"Before these steps, {warm.steps} with {listed(WARM_UP)}; after them, "
