@@ -352,8 +352,10 @@ def test_ctrl_c_is_130(tmp_path):
 
 
 def _waits_for_input(pid):
-    waits_in = Path(f"/proc/{pid}/wchan")
+    """Whether its main thread reads standard input; imports read pipes of their own children."""
+    process = Path(f"/proc/{pid}")
     try:
-        return "pipe" in waits_in.read_text()
+        call = (process / "syscall").read_text().split()
+        return call[1:2] == ["0x0"] and "pipe" in (process / "wchan").read_text()
     except OSError:
         return False
