@@ -3,10 +3,10 @@
     python scripts/train_tiny_image.py --cache FOLDER --out FOLDER
 
 Fetches pictures and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
-and the weights of the convolutional stem, then trains by `train_tiny_image.yaml`, and writes model
-and card. With `--dense`, the dense baseline is trained beside it, on the same data for the same
-steps. A run that was stopped goes on when started again. Measure the result with
-`benchmarks/bench_cross_modal.py`; no evaluation set is used here.
+and the weights of the convolutional stem, then trains in three stages by `train_tiny_image.yaml`
+and what is changed in it here, and writes model and card. With `--dense`, the dense baseline is
+trained beside it, on the same data for the same steps. A run that was stopped goes on when started
+again. Measure the result with `benchmarks/bench_cross_modal.py`; no evaluation set is used here.
 """
 
 from __future__ import annotations
