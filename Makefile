@@ -11,6 +11,8 @@ VENV ?= .venv
 # Installed first and alone: left to pip's resolver, another package may bring another build.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
+# Test files that run at the same time.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
 .PHONY: demo test check bench gpu train-tiny train-tiny-image clean
 
@@ -40,7 +42,7 @@ check: $(VENV)/ready-test
 	$(BIN)/python scripts/check_types.py
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) build

@@ -8,6 +8,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Workers of pytest-xdist share the cores: threads beyond them would only wait for each other.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["model_fixtures", "noida_fixtures"]
@@ -15,3 +21,9 @@ pytest_plugins = ["model_fixtures", "noida_fixtures"]
 # Shared machines stall at times, so no deadline; CI repeats the same examples on every run.
 settings.register_profile("vdr_db", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("vdr_db")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
