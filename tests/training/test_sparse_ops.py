@@ -6,7 +6,14 @@ import torch
 
 from vdr_db.errors import ShapeError
 from vdr_db.kernels import activate
-from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, score, weigh
+from vdr_db.training.sparse_ops import (
+    GatedRows,
+    gate,
+    pick_logits,
+    score,
+    weigh,
+    winning_tokens,
+)
 
 
 @pytest.fixture
@@ -70,6 +77,29 @@ def test_picked_logits_and_their_gradient():
     assert torch.autograd.gradcheck(
         lambda h, w, b: pick_logits(h, w, b, tokens, columns), (hidden, weight, bias)
     )
+
+
+def test_winning_tokens_are_first_argmaxima():
+    rng = np.random.default_rng(5)
+    hidden, weight = rng.integers(-2, 3, (9, 4)), rng.integers(-2, 3, (7, 4))
+    spans = [(6, 9), (0, 1), (1, 6), (1, 6)]  # in any order, perhaps twice
+    kept = [[0, 3, 6], [2], [], [1, 4, 5]]
+    expected, ties = [], 0
+    for (start, stop), columns in zip(spans, kept, strict=True):
+        for column in columns:
+            found = [sum(h[i] * weight[column][i] for i in range(4)) for h in hidden]
+            best = max(found[start:stop])
+            expected.append(start + found[start:stop].index(best))
+            ties += found[start:stop].count(best) > 1
+    assert ties
+    got = winning_tokens(
+        torch.tensor(hidden, dtype=torch.float16),
+        torch.tensor(spans),
+        torch.tensor(weight, dtype=torch.float16),
+        torch.tensor([0, 3, 4, 4, 7]),
+        torch.tensor([column for columns in kept for column in columns]),
+    )
+    assert got.tolist() == expected
 
 
 @pytest.mark.parametrize("activation", ["elu1p", "log1p_relu", "double_log1p_relu", "none"])

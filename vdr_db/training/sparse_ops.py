@@ -7,6 +7,7 @@ through `vdr_db.kernels.project_pool`, whose gradient covers all columns. Neithe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from vdr_db.errors import ShapeError
 from vdr_db.kernels import Activation, Selection, activate, select_topk
 
-__all__ = ["GatedRows", "gate", "pick_logits", "score", "weigh"]
+__all__ = ["GatedRows", "gate", "pick_logits", "score", "weigh", "winning_tokens"]
 
 # Pairs (row, column) whose two vectors are gathered at once: 32 MB at H = 128 in float32.
 _PAIRS = 1 << 16
@@ -138,6 +139,39 @@ def gate(
     """
     # elu1p is positive everywhere, so nothing but the selection drops a column.
     return select_topk(logits, k, activation="elu1p", lexical=lexical)
+
+
+@torch.no_grad()
+def winning_tokens(
+    hidden: Tensor, spans: Tensor, weight: Tensor, indptr: Tensor, columns: Tensor
+) -> Tensor:
+    """Which token of its text gives each chosen column its largest logit.
+
+        tokens[n] = argmax over tokens t of the text of entry n of hidden[t] . weight[columns[n]]
+
+    For columns that were chosen by their maxima: their products are computed once more, which costs
+    k / V of what the maxima cost; on a CPU, an argmax of all V columns costs as much as the
+    products.
+
+    Args:
+        hidden: `[T, H]`, float.
+        spans: `[B, 2]`, first token of each text, and the one after its last.
+        weight: `[V, H]`, float.
+        indptr: `[B + 1]`, first entry of each text, and nnz.
+        columns: `[nnz]` int64, rows of `weight`.
+
+    Returns:
+        `[nnz]` int64, rows of `hidden`; the first of several that are equal.
+    """
+    tokens = torch.empty_like(columns)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    for (start, stop), (first, last) in zip(
+        spans.tolist(), itertools.pairwise(indptr.tolist()), strict=True
+    ):
+        if last > first:
+            products = weight[columns[first:last]].to(dtype) @ hidden[start:stop].to(dtype).T
+            tokens[first:last] = start + products.argmax(dim=1)
+    return tokens
 
 
 class _PickLogits(torch.autograd.Function):

@@ -21,7 +21,7 @@ from vdr_db.kernels import Activation, project_pool
 from vdr_db.tokenization import TokenizedTexts
 from vdr_db.tower import Tower
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
-from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh
+from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh, winning_tokens
 
 __all__ = ["Need", "Side", "Vectors"]
 
@@ -196,18 +196,22 @@ class Side:
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
+        on_gpu = hidden.is_cuda
         with torch.no_grad():
             logits, argmax = project_pool(
                 *(hidden.detach(), bounds, weight.detach()),
                 None if bias is None else bias.detach(),
-                return_argmax=True,
+                return_argmax=on_gpu,
                 max_length=longest,
                 backend=self.encoder.backend,
             )
-            assert argmax is not None
-            logits, argmax = logits[rows], argmax[rows]
+            logits = logits[rows]
             kept = self._select(logits, forced)
-            tokens = starts[rows][kept.rows] + argmax[kept.rows, kept.columns]
+            if argmax is not None:
+                tokens = starts[rows][kept.rows] + argmax[rows][kept.rows, kept.columns]
+            else:
+                spans = torch.stack([starts, bounds[1:].long()], dim=1)[rows]
+                tokens = winning_tokens(hidden, spans, weight, kept.indptr, kept.columns)
         picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
         kept = replace(kept, weights=weigh(picked, self.activation))
         if not unit_sample:
