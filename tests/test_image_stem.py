@@ -260,3 +260,29 @@ def test_dropped_channels_are_dropped_in_all_patches(pair):
     is_dropped = given == 0.5
     assert 0.4 < float(is_dropped.float().mean()) < 0.6
     assert torch.equal(is_dropped.all(dim=1), is_dropped.any(dim=1))
+
+
+def test_dropped_patches_leave_the_mean_of_the_others(pair):
+    encoder = pair[0]
+    side = PictureSide(encoder, has_stem_states=True, patch_dropout=0.7, as_one_patch=True)
+    seen = []
+    tower = encoder.image.tower
+    # a digit for each patch: a mean says which ones it is of
+    states = torch.zeros(64, 4, 1280)
+    states[:, range(4), range(4)] = 1
+    hook = tower.body.narrow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            side.states(states)
+            tower.train()
+            side.states(states)
+    finally:
+        hook.remove()
+        tower.eval()
+    whole, given = (each[:64, :4] for each in seen)
+    assert torch.equal(whole, torch.full((64, 4), 0.25))
+    counts = (given > 0).sum(dim=1)
+    torch.testing.assert_close(given.sum(dim=1), torch.ones(64))
+    torch.testing.assert_close(given, (given > 0) / counts[:, None])
+    assert counts.unique().tolist() == [1, 2, 3, 4]
+    assert 0.2 < float((given > 0).float().mean()) < 0.5

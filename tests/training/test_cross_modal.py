@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import model_folders
 import numpy as np
@@ -275,11 +276,20 @@ def test_ranks_count_ties_like_a_store():
         ({"data": {"train": []}}, "at least one file of pairs"),
         ({"image": {"body": "hybrid"}}, "`image.stem` must name"),
         ({"image": {"dropout": 1.0}}, "`image.dropout` must be in"),
+        ({"image": {"patch_dropout": 0.5}}, "0 without `image.as_one_patch`"),
+        ({"image": {"patch_dropout": 1.0, "as_one_patch": True}}, r"must be in \[0, 1\)"),
         (
             {"loss": {"objective": "dpr"}, "image": {"dense": "matrix", "projection": "own"}},
             "`image.dense: matrix` needs a frozen text side",
         ),
         ({"image": {"sampled_columns": 9}, "loss": {"contrastive_mask": 0.1}}, "must be 0 with"),
+        ({"image": {"dense_weight": 0.5}}, "needs `loss.objective: vdr` and `image.train_text"),
+        ({"image": {"dense_weight": -0.5, "train_text": True}}, "must not be negative"),
+        (
+            {"loss": {"objective": "dpr"}, "image": {"dense_weight": 1.0, "train_text": True}},
+            "needs `loss.objective: vdr`",
+        ),
+        ({"image": {"dense_start": "dense.pt"}}, "of no use without dense vectors"),
         ({"image": {"width": 3}}, "unknown key `image.width`"),
     ],
 )
@@ -355,8 +365,9 @@ class Killed(Exception):
         {"image": {"train_text": True, "sampled_columns": 20}},
         {"image": {"projection": "text", "train_text": True, "sampled_columns": 20}},
         {"loss": {"objective": "dpr"}, "image": {"train_text": True}},
+        {"image": {"train_text": True, "sampled_columns": 20, "dense_weight": 0.5}},
     ],
-    ids=["both", "tied", "sampled", "both sampled", "one matrix", "dense"],
+    ids=["both", "tied", "sampled", "both sampled", "one matrix", "dense", "dense too"],
 )
 def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, shapes, changes):
     config = settings(shapes, **{**changes, "run": {"checkpoint_every": 2}})
@@ -447,6 +458,68 @@ def test_a_dense_baseline_and_teacher_features_learn(tmp_path, shapes):
     assert outcome.last["text_to_image_r@1"] > outcome.first["text_to_image_r@1"] + 0.2
     taught = [row["teacher"] for row in read_log(tmp_path / "run" / "log.jsonl") if "loss" in row]
     assert taught[-1] < 0.5 * taught[0]
+
+
+@pytest.mark.parametrize("sampled", [0, 20])
+def test_a_dense_objective_beside_the_sparse_one(tmp_path, shapes, sampled):
+    """Its value is that of the formula; nothing else of the loss changes."""
+    image = {"train_text": True, "sampled_columns": sampled}
+    run = {"steps": 1, "batch_size": 8, "log_every": 1}
+    changes = {"dense_weight": 0.5, "dense_temperature": 0.2}
+    first = []
+    for name, beside in (("alone", {}), ("beside", changes)):
+        config = settings(shapes, image={**image, **beside}, run=run)
+        train(config, tmp_path / name)
+        first.append(next(r for r in read_log(tmp_path / name / "log.jsonl") if "loss" in r))
+    alone, both = first
+    assert both["parametric"] == alone["parametric"]
+    assert both["lexical"] == alone["lexical"]
+    assert both["loss"] == pytest.approx(alone["loss"] + 0.5 * both["dense"], rel=1e-6)
+
+    trainer = CrossModalTrainer(config, tmp_path / "again", device=CPU)
+    trainer._load()
+    trainer._set_training(True)
+    batch = next(trainer._stream(SimpleNamespace(epoch=0, batch=0)))
+    dense, encoder = trainer.texts.dense, trainer.both
+    with torch.no_grad():
+        side = trainer.texts.side
+        tokens = side.encoder.tokenizer.encode(batch.texts)
+        left = side.encode(tokens, np.arange(8), {"cls"}).cls @ dense.text.T
+        tower = encoder.image.tower
+        right = tower.head.norm(tower.body(batch.inputs)).mean(dim=1) @ dense.image.T
+    left, right = (x.double().numpy() for x in (left, right))
+    left, right = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right))
+    assert both["dense"] == pytest.approx(symmetric(left @ right.T, 0.2), rel=1e-4)
+
+
+def test_dense_heads_go_on_from_an_earlier_run(tmp_path, shapes):
+    changes = {"train_text": True, "dense_weight": 0.5}
+    earlier = settings(shapes, image={"train_text": True}, loss={"objective": "dpr"})
+    train(earlier, tmp_path / "dense")
+    file = tmp_path / "dense" / "dense.pt"
+    found = settings(shapes, image={**changes, "dense_start": str(file)})
+    trainer = CrossModalTrainer(found, tmp_path / "run", device=CPU)
+    trainer._load()
+    kept = torch.load(file)
+    assert torch.equal(trainer.texts.dense.image, kept["image"])
+    assert torch.equal(trainer.texts.dense.text, kept["text"])
+    new = settings(shapes, image=changes)
+    other = CrossModalTrainer(new, tmp_path / "new", device=CPU)
+    other._load()
+    assert not torch.equal(other.texts.dense.image, kept["image"])
+
+    torch.save({**kept, "text": torch.zeros(3, 3)}, tmp_path / "narrow.pt")
+    (tmp_path / "text.pt").write_text("no maps")
+    torch.save({"text": kept["text"]}, tmp_path / "half.pt")
+    for name, message in (
+        ("narrow.pt", r"`text` of .*narrow\.pt must be \[32, 32\].*got \[3, 3\]"),
+        ("text.pt", "must be the `dense.pt` of a run"),
+        ("half.pt", "must be the `dense.pt` of a run"),
+        ("absent.pt", "must be the `dense.pt` of a run"),
+    ):
+        wrong = settings(shapes, image={**changes, "dense_start": str(tmp_path / name)})
+        with pytest.raises(ConfigError, match=message):
+            CrossModalTrainer(wrong, tmp_path / "wrong", device=CPU)._load()
 
 
 def test_the_command_trains_and_writes_a_card(tmp_path, shapes, capsys):

@@ -57,8 +57,8 @@ def test_two_ranks_train_as_one(tmp_path, port):
 
 @pytest.mark.parametrize(
     "image",
-    [{"sampled_columns": 40}, {"train_text": True}],
-    ids=["sampled columns", "trained texts"],
+    [{"sampled_columns": 40}, {"train_text": True}, {"train_text": True, "dense_weight": 0.5}],
+    ids=["sampled columns", "trained texts", "dense vectors too"],
 )
 def test_two_ranks_train_on_pictures_as_one(tmp_path, port, image):
     """The same with pictures: all ranks score the same columns, whichever are drawn."""

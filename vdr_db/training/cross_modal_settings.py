@@ -50,6 +50,8 @@ class ImageConfig:
             a picture's length from, see `cross_modal_columns`, and a trained text's, see
             `sampled_lengths`; 0 computes all.
         dropout: Of the channels of a frozen stem, in training; what is dropped takes its mean.
+        patch_dropout: Share of patches that `as_one_patch` leaves out of the mean in training,
+            others at each step.
         text_side: Which tower of a text encoder with two serves for all texts.
         train_text: Whether the text side is trained as well.
         views: Altered copies of every training picture that are drawn from beside the picture.
@@ -60,6 +62,11 @@ class ImageConfig:
             another on the mean state of the patches. `"matrix"`: rows of the matrix, weighted by
             V(text) + BoW(text), and the mean state; their product is V(text) . V(picture) without
             maximum and activation, a cheap warm-up for a second run that has it as `start`.
+        dense_weight: With `objective: vdr`, the weight of a second objective: that of `heads`, on
+            the same states. It keeps what tells pictures apart though no word says it.
+        dense_temperature: Its scores are divided by it.
+        dense_start: File `dense.pt` of an earlier run with such heads, to go on from them; empty
+            for new ones.
         as_one_patch: Give the body the mean state of a frozen stem as the only patch: the cheapest
             warm-up for a second run that sees all patches.
         teacher_weight: Weight of the distance from them.
@@ -82,11 +89,15 @@ class ImageConfig:
     k: int | None = 256
     sampled_columns: int = 0
     dropout: float = 0.0
+    patch_dropout: float = 0.0
     text_side: Literal["query", "document"] = "query"
     train_text: bool = False
     views: int = 0
     cache: str = ""
     dense: Literal["heads", "matrix"] = "heads"
+    dense_weight: float = 0.0
+    dense_temperature: float = 0.05
+    dense_start: str = ""
     as_one_patch: bool = False
     teacher: str = ""
     teacher_weight: float = 1.0
@@ -136,6 +147,11 @@ class CrossModalConfig(TrainConfig):
                 "`image.views` must not be negative and `image.dropout` must be in [0, 1), got "
                 f"{image.views} and {image.dropout}."
             )
+        if image.patch_dropout and not (0 < image.patch_dropout < 1 and image.as_one_patch):
+            raise ConfigError(
+                "`image.patch_dropout` must be in [0, 1), and 0 without `image.as_one_patch`, the "
+                f"mean that it is about; got {image.patch_dropout}."
+            )
         if image.sampled_columns and (image.sampled_columns < 0 or loss.contrastive_mask):
             raise ConfigError(
                 "`image.sampled_columns` must not be negative, and must be 0 with "
@@ -147,6 +163,17 @@ class CrossModalConfig(TrainConfig):
             raise ConfigError(
                 "`image.dense: matrix` needs a frozen text side and its matrix; set "
                 "`image.train_text: false` and `image.projection: text`."
+            )
+        with_heads = loss.objective == "vdr" and image.dense_weight
+        if image.dense_weight and not (with_heads and image.dense_weight > 0 and image.train_text):
+            raise ConfigError(
+                "`image.dense_weight` must not be negative, and needs `loss.objective: vdr` and "
+                f"`image.train_text: true`; got {image.dense_weight}."
+            )
+        if image.dense_start and not with_heads and (loss.objective != "dpr" or by_matrix):
+            raise ConfigError(
+                "`image.dense_start` is of no use without dense vectors; set `image.dense_weight`, "
+                "or `loss.objective: dpr` with `image.dense: heads`, or leave it out."
             )
         needs_stem = image.body == "hybrid" and not image.start
         if needs_stem and not image.stem:

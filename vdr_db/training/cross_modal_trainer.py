@@ -40,7 +40,9 @@ from vdr_db.training.learner import DTYPES
 from vdr_db.training.models import set_dropout
 from vdr_db.training.objective import Objective
 from vdr_db.training.schedule import make_optimiser
+from vdr_db.training.settings import LossConfig
 from vdr_db.training.trainer import MODEL_FOLDER, Trainer
+from vdr_db.training.vectors import Need
 
 __all__ = ["DENSE_FILE", "CrossModalTrainer", "PictureBatch", "PictureLearner", "feature_distance"]
 
@@ -107,6 +109,17 @@ class PictureLearner:
         self.texts, self.pictures = sides
         self.objective, self.settings = objective, settings
         self.scaler, self.mimic = scaler, mimic
+        self.beside: Objective | None = None
+        self.also_needed: set[Need] = set()
+        if settings.image.dense_weight:
+            self.also_needed = {"cls"}
+            self.beside = Objective(
+                LossConfig(
+                    objective="dpr",
+                    temperature=settings.image.dense_temperature,
+                    symmetry=settings.loss.symmetry,
+                )
+            )
 
     def learn(self, batch: PictureBatch, *, regulariser: float, share: float) -> dict[str, float]:
         """Adds the gradient of one batch.
@@ -122,12 +135,16 @@ class PictureLearner:
         device = self.pictures.encoder.device
         precision = self.settings.run.precision
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-            texts = self.texts.encode(batch.texts, self.objective.query_needs())
+            texts = self.texts.encode(batch.texts, self.objective.query_needs() | self.also_needed)
             sample = None
             if self.settings.image.sampled_columns and texts.gated is not None:
                 texts, sample = sample_columns(texts, self.settings.image.sampled_columns)
             pictures, means = self.pictures.encode(batch.inputs, sample)
         loss, parts = self.objective(texts, pictures, regulariser=regulariser)
+        if self.beside is not None:
+            dense, of_dense = self.beside(texts, pictures)
+            loss = loss + self.settings.image.dense_weight * dense
+            parts |= {"dense": of_dense["loss"], "loss": float(loss.detach())}
         if self.mimic is not None and batch.features is not None:
             distance = feature_distance(means @ self.mimic.T, batch.features.to(device))
             loss = loss + self.settings.image.teacher_weight * distance
@@ -193,9 +210,11 @@ class CrossModalTrainer(Trainer):
         width = self.both.image.tower.body.hidden_size
         dense = None
         is_dense = config.loss.objective == "dpr"
-        if is_dense and image.dense == "heads":
+        if image.dense_weight or (is_dense and image.dense == "heads"):
             text_width = self.encoder.document_tower.body.config.hidden_size
             dense = DenseHeads(text_width, width, seed=config.run.seed).to(self.device)
+            if image.dense_start:
+                dense.load(Path(image.dense_start))
             self.parameters |= {f"dense.{name}": p for name, p in dense.named_parameters()}
         self.mimic: nn.Parameter | None = None
         if self.features is not None:
@@ -216,7 +235,9 @@ class CrossModalTrainer(Trainer):
             self.both,
             has_stem_states=has_states,
             dropout=image.dropout,
+            patch_dropout=image.patch_dropout,
             dense=dense,
+            is_sparse=not is_dense,
             by_matrix=is_dense and image.dense == "matrix",
             as_one_patch=image.as_one_patch,
             centre=centre,

@@ -15,8 +15,10 @@ Models From Natural Language Supervision", ICML 2021, for the dense ones.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdr_db.cross_modal import CrossModalEncoder
+from vdr_db.errors import ConfigError
 from vdr_db.image_body_hybrid import HybridBody
 from vdr_db.kernels import project_pool
 from vdr_db.selection import SMALLEST_NORM
@@ -38,7 +41,7 @@ _Vector = TypeVar("_Vector", GatedRows, Tensor)
 
 
 class DenseHeads(nn.Module):
-    """What the dense baseline puts on the states of both bodies; used in training only.
+    """What makes dense vectors of the states of both bodies; used in training only.
 
     Attributes:
         text: Of the state of the first token.
@@ -51,6 +54,29 @@ class DenseHeads(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.text = nn.Parameter(_rotation(text_size, text_size, generator))
         self.image = nn.Parameter(_rotation(text_size, image_size, generator))
+
+    def load(self, file: Path) -> None:
+        """Takes the maps of an earlier run.
+
+        Args:
+            file: Its `dense.pt`.
+
+        Raises:
+            ConfigError: There is no such file, or its maps have other shapes.
+        """
+        try:
+            found = torch.load(file, weights_only=True, map_location="cpu")
+            for name, parameter in self.named_parameters():
+                if found[name].shape != parameter.shape:
+                    raise ConfigError(
+                        f"`{name}` of {file} must be {list(parameter.shape)}, as these encoders "
+                        f"want it, got {list(found[name].shape)}; take a run of the same sizes."
+                    )
+                parameter.data.copy_(found[name])
+        except (OSError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
+            raise ConfigError(
+                f"`image.dense_start` must be the `dense.pt` of a run, got {file}: {error}."
+            ) from error
 
 
 def _rotation(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -74,21 +100,21 @@ class TextSide:
         Args:
             encoder: Its queries' maximal length and k are used.
             is_frozen: Whether vectors of a text never change.
-            dense: Of the baseline; None for sparse vectors.
+            dense: Of dense vectors; None without.
             unit_sample: Columns to estimate the gradient of a text's length from; 0 takes all.
         """
         self.unit_sample = 0 if is_frozen else unit_sample
-        self.side = Side.of(encoder.text, "query", lexical=dense is None)
+        self.side = Side.of(encoder.text, "query", lexical=True)
         self.is_frozen, self.dense = is_frozen and dense is None, dense
         self.matrix = encoder.image.tower.head.projection
         self._texts: dict[str, tuple[GatedRows, GatedRows]] = {}
 
     def encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
-        """Vectors of texts: gated rows and bags of tokens, or `cls`.
+        """Vectors of texts: gated rows and bags of tokens, `cls`, or all of them.
 
         Args:
             texts: B texts.
-            needs: `{"cls"}` for dense vectors, else gated rows and perhaps bags.
+            needs: `cls` for dense vectors, gated rows and perhaps bags for sparse ones.
         """
         if needs == {"cls"} and self.dense is None:
             found = self.encode(texts, {"gated", "bags"})
@@ -114,18 +140,23 @@ class TextSide:
     def _encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
         tokens = self.side.encoder.tokenizer.encode(list(texts))
         chosen = np.arange(len(texts))
-        if self.dense is not None:
-            cls = _known(self.side.encode(tokens, chosen, {"cls"}).cls)
-            return Vectors(cls=F.normalize(cls @ self.dense.text.T, dim=1))
-        # The norm is that of all columns.
-        if self.unit_sample:
-            found = self.side.encode(tokens, chosen, needs, unit_sample=self.unit_sample)
-            return replace(found, bags=None if found.bags is None else _unit(found.bags))
-        found = self.side.encode(tokens, chosen, needs | {"dense"})
-        gated, dense = _known(found.gated), _known(found.dense)
-        norms = torch.linalg.vector_norm(dense, dim=1).clamp_min(SMALLEST_NORM)
-        gated = replace(gated, weights=gated.weights / norms[gated.rows])
-        return Vectors(gated=gated, bags=None if found.bags is None else _unit(found.bags))
+        with_all = "gated" in needs and not self.unit_sample
+        found = self.side.encode(
+            tokens,
+            chosen,
+            needs | ({"dense"} if with_all else set()),
+            unit_sample=self.unit_sample,
+        )
+        gated, cls = found.gated, found.cls
+        if with_all:
+            # The norm is that of all columns.
+            norms = torch.linalg.vector_norm(_known(found.dense), dim=1).clamp_min(SMALLEST_NORM)
+            gated = _known(gated)
+            gated = replace(gated, weights=gated.weights / norms[gated.rows])
+        if cls is not None and self.dense is not None:
+            cls = F.normalize(cls @ self.dense.text.T, dim=1)
+        bags = None if found.bags is None else _unit(found.bags)
+        return Vectors(gated=gated, bags=bags, cls=cls)
 
 
 def _known(value: _Vector | None) -> _Vector:
@@ -148,7 +179,9 @@ class PictureSide:
         *,
         has_stem_states: bool,
         dropout: float = 0.0,
+        patch_dropout: float = 0.0,
         dense: DenseHeads | None = None,
+        is_sparse: bool = True,
         by_matrix: bool = False,
         as_one_patch: bool = False,
         centre: Tensor | None = None,
@@ -158,15 +191,18 @@ class PictureSide:
         Args:
             encoder: The encoder.
             has_stem_states: Whether inputs are states of the stem instead of pixels.
-            dropout: Of such states, in training.
-            dense: Of the baseline; None for other vectors.
-            by_matrix: Whether vectors are mean states, to be compared with rows of the matrix.
+            dropout: Of channels of such states, in training.
+            patch_dropout: Of patches that are left out of a mean, in training.
+            dense: Of dense vectors; None without.
+            is_sparse: Whether sparse vectors are made, beside dense ones or alone.
+            by_matrix: Whether dense vectors are mean states, to compare with rows of the matrix.
             as_one_patch: Whether the body sees the mean of such states only.
             centre: `[C]`, what channels that are dropped are set to; None for 0.
         """
         self.encoder, self.by_matrix = encoder.image, by_matrix
         self.as_one_patch, self.centre = as_one_patch, centre
-        self.has_stem_states, self.dropout, self.dense = has_stem_states, dropout, dense
+        self.has_stem_states, self.dense, self.is_sparse = has_stem_states, dense, is_sparse
+        self.dropout, self.patch_dropout = dropout, patch_dropout
 
     def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> tuple[Vectors, Tensor]:
         """Vectors of pictures, and what a teacher of features looks at.
@@ -176,20 +212,23 @@ class PictureSide:
             sample: Columns to compute; None for all.
 
         Returns:
-            `dense` `[B, V]`, or `[B, S]` of the sample, or `cls` `[B, H]`; and the mean state of
-            the patches, `[B, H]`.
+            `dense` `[B, V]`, or `[B, S]` of the sample, `cls` `[B, H]`, or both; and the mean state
+            of the patches, `[B, H]`.
         """
         states = self.states(inputs)
         means = states.mean(dim=1)
+        cls = None
         if self.dense is not None:
-            return Vectors(cls=F.normalize(means @ self.dense.image.T, dim=1)), means
-        if self.by_matrix:
-            return Vectors(cls=F.normalize(means, dim=1)), means
+            cls = F.normalize(means @ self.dense.image.T, dim=1)
+        elif self.by_matrix:
+            cls = F.normalize(means, dim=1)
+        if not self.is_sparse:
+            return Vectors(cls=cls), means
         logits = self.logits(states, None if sample is None else sample.columns)
         weights = weigh(logits, self.encoder.activation)
         counted = weights if sample is None else weights * sample.counts.sqrt()
         norms = torch.linalg.vector_norm(counted, dim=1, keepdim=True)
-        return Vectors(dense=weights / norms.clamp_min(SMALLEST_NORM)), means
+        return Vectors(dense=weights / norms.clamp_min(SMALLEST_NORM), cls=cls), means
 
     def states(self, inputs: Tensor) -> Tensor:
         """States of patches as the matrix wants them, `[B, P, H]`."""
@@ -199,10 +238,22 @@ class PictureSide:
             return tower.head.norm(tower.body(inputs))  # type: ignore[no-any-return]
         assert isinstance(tower.body, HybridBody)
         if self.as_one_patch:
-            inputs = inputs.mean(dim=1, keepdim=True)
+            inputs = self._mean(inputs)
         return tower.head.norm(  # type: ignore[no-any-return]
             tower.body.contextualise(self._dropped(inputs))
         )
+
+    def _mean(self, states: Tensor) -> Tensor:
+        """Mean of the patches, `[B, 1, C]`; in training perhaps of some of them, at least one.
+
+        Each step so sees another part of a picture, at no cost: a stem's states can be kept.
+        """
+        if not self.patch_dropout or not self.encoder.tower.training:
+            return states.mean(dim=1, keepdim=True)
+        drawn = torch.rand(states.shape[:2], device=states.device)
+        is_kept = (drawn >= self.patch_dropout) | (drawn == drawn.amax(dim=1, keepdim=True))
+        shares = is_kept / is_kept.sum(dim=1, keepdim=True)
+        return shares[:, None].to(states.dtype) @ states
 
     def _dropped(self, states: Tensor) -> Tensor:
         """Without some channels in training, the same ones in all patches of a picture.
