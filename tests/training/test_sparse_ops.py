@@ -102,6 +102,15 @@ def test_winning_tokens_are_first_argmaxima():
     assert got.tolist() == expected
 
 
+def test_winning_tokens_are_exact_under_autocast():
+    hidden, weight = torch.tensor([[1.0], [1.0 + 2**-12]]), torch.ones(1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = winning_tokens(
+            hidden, torch.tensor([[0, 2]]), weight, torch.tensor([0, 1]), torch.tensor([0])
+        )
+    assert got.tolist() == [1]
+
+
 @pytest.mark.parametrize("activation", ["elu1p", "log1p_relu", "double_log1p_relu", "none"])
 def test_activations_take_their_slope_from_their_value(activation):
     logits = torch.tensor([-700.0, -3.0, -0.4, 0.3, 2.0, 800.0], dtype=torch.float64)

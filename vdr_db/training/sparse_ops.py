@@ -165,12 +165,13 @@ def winning_tokens(
     """
     tokens = torch.empty_like(columns)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    for (start, stop), (first, last) in zip(
-        spans.tolist(), itertools.pairwise(indptr.tolist()), strict=True
-    ):
-        if last > first:
-            products = weight[columns[first:last]].to(dtype) @ hidden[start:stop].to(dtype).T
-            tokens[first:last] = start + products.argmax(dim=1)
+    bounds = zip(spans.tolist(), itertools.pairwise(indptr.tolist()), strict=True)
+    # Autocast would round what decides between tokens.
+    with torch.autocast(hidden.device.type, enabled=False):
+        for (start, stop), (first, last) in bounds:
+            if last > first:
+                products = weight[columns[first:last]].to(dtype) @ hidden[start:stop].to(dtype).T
+                tokens[first:last] = start + products.argmax(dim=1)
     return tokens
 
 
