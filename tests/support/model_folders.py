@@ -343,3 +343,9 @@ def write_upstream(
     (folder / "model.safetensors").unlink()
     torch.save(weights.tensors, folder / "pytorch_model.bin")
     return folder
+
+
+def change_json(file, **changes):
+    """Sets keys of a JSON file."""
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, **changes}))
