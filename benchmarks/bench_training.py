@@ -30,7 +30,7 @@ from measure import Row, clock_in_turn, peak_bytes, rows_of, write_csv
 from torch import Tensor
 
 from vdr_db.kernels import project_pool
-from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh
+from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh, winning_tokens
 
 COLUMNS, KEPT = 30_522, 256
 SHAPES = {"bert-tiny": (128, 32, 128), "bert-base": (768, 16, 128)}
@@ -94,13 +94,11 @@ def dense(inputs: Inputs) -> Tensor:
 @torch.no_grad()
 def kept_columns(inputs: Inputs) -> tuple[GatedRows, Tensor]:
     """The columns kept of each text, and the token of the batch that gave each its score."""
-    logits, argmax = project_pool(
-        inputs.hidden, inputs.bounds, inputs.weight, inputs.bias, return_argmax=True
-    )
-    assert argmax is not None
+    logits = project_pool(inputs.hidden, inputs.bounds, inputs.weight, inputs.bias).logits
     kept = gate(logits, KEPT)
     rows = GatedRows(kept.indptr, kept.columns.long(), kept.weights, COLUMNS)
-    return rows, inputs.bounds[:-1][rows.rows] + argmax[rows.rows, rows.columns]
+    spans = torch.stack([inputs.bounds[:-1], inputs.bounds[1:]], dim=1)
+    return rows, winning_tokens(inputs.hidden, spans, inputs.weight, rows.indptr, rows.columns)
 
 
 def gated(inputs: Inputs) -> Tensor:

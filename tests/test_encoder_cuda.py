@@ -25,6 +25,7 @@ from vdr_db.encoder_cuda import Arrival, DeviceQueue, QueryGraphs, filled, score
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import dispatch, select_topk
 from vdr_db.sparse import SparseRows
+from vdr_db.training import vectors
 from vdr_db.training.vectors import Side
 
 CUDA = torch.device("cuda", 0)
@@ -322,8 +323,9 @@ def test_the_meta_device_refuses_every_kind_of_wait(wait):
         wait(torch.empty(5, device=META))
 
 
-def test_training_keeps_positions_in_two_bytes(folder):
+def test_training_keeps_positions_in_two_bytes(folder, monkeypatch):
     """Also where the rows that fill up a batch are longer than any text may be."""
+    monkeypatch.setattr(vectors, "_gives_positions", lambda device: True)  # as on a device
     encoder = load(folder, max_length=4)
     encoder.document_tower.requires_grad_(True)
     side = Side.of(encoder, "document", lexical=False)
@@ -334,6 +336,29 @@ def test_training_keeps_positions_in_two_bytes(folder):
         side.encode(tokens, np.arange(2), {"gated"})
     widths = [x for x in saved if x.dim() == 2 and x.shape[1] == encoder.vocabulary.columns]
     assert {x.dtype for x in widths if not x.is_floating_point()} == {torch.int16}
+
+
+@pytest.mark.parametrize("unit_sample", [0, 12])
+def test_training_finds_the_same_tokens_with_positions_and_without(
+    folder, monkeypatch, unit_sample
+):
+    encoder = load(folder)
+    encoder.document_tower.requires_grad_(True)
+    side = Side.of(encoder, "document", lexical=True)
+    texts = texts_of(encoder, 9)
+    tokens, chosen = encoder.tokenizer.encode(texts), np.array([3, 0, 8, 1, 2, 7, 5, 6, 4])
+    kept, gradients = [], []
+    for given in (True, False):
+        monkeypatch.setattr(vectors, "_gives_positions", lambda device, given=given: given)
+        torch.manual_seed(2)
+        kept.append(side.encode(tokens, chosen, {"gated"}, unit_sample=unit_sample).gated)
+        encoder.document_tower.zero_grad()
+        kept[-1].weights.square().sum().backward()
+        gradients.append([p.grad for p in encoder.document_tower.parameters()])
+    assert torch.equal(kept[0].columns, kept[1].columns)
+    assert torch.equal(kept[0].indptr, kept[1].indptr)
+    torch.testing.assert_close(kept[0].weights, kept[1].weights)
+    torch.testing.assert_close(*gradients)
 
 
 # Captured queries

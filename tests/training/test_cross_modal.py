@@ -523,8 +523,10 @@ def test_dense_heads_go_on_from_an_earlier_run(tmp_path, shapes):
 
 
 def test_the_command_trains_and_writes_a_card(tmp_path, shapes, capsys):
-    file = tmp_path / "run.yaml"
-    file.write_text(json.dumps(settings(shapes).to_dict()))  # JSON is YAML
+    file, heads = tmp_path / "run.yaml", tmp_path / "dense.pt"
+    torch.save(DenseHeads(32, 32, seed=1).state_dict(), heads)
+    beside = {"train_text": True, "dense_weight": 0.5, "dense_start": str(heads)}
+    file.write_text(json.dumps(settings(shapes, image=beside).to_dict()))  # JSON is YAML
     arguments = ["train", str(file), "--out", str(tmp_path / "run"), "--device", "cpu", "--json"]
     assert main([*arguments, "--set", "run.steps=2", "--set", "optimiser.betas=[0.9, 0.98]"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -534,6 +536,7 @@ def test_the_command_trains_and_writes_a_card(tmp_path, shapes, capsys):
     assert "CrossModalEncoder.from_pretrained" in card
     assert "1 layers of width 32" in card
     assert str(shapes) not in card
+    assert str(tmp_path) not in card
     assert isinstance(load_config("vdr-cross-modal"), CrossModalConfig)
 
 

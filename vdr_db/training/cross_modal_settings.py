@@ -63,7 +63,7 @@ class ImageConfig:
             V(text) + BoW(text), and the mean state; their product is V(text) . V(picture) without
             maximum and activation, a cheap warm-up for a second run that has it as `start`.
         dense_weight: With `objective: vdr`, the weight of a second objective: that of `heads`, on
-            the same states. It keeps what tells pictures apart though no word says it.
+            the same states; it keeps what a dense run before has learned.
         dense_temperature: Its scores are divided by it.
         dense_start: File `dense.pt` of an earlier run with such heads, to go on from them; empty
             for new ones.

@@ -42,7 +42,6 @@ from vdr_db.training.objective import Objective
 from vdr_db.training.schedule import make_optimiser
 from vdr_db.training.settings import LossConfig
 from vdr_db.training.trainer import MODEL_FOLDER, Trainer
-from vdr_db.training.vectors import Need
 
 __all__ = ["DENSE_FILE", "CrossModalTrainer", "PictureBatch", "PictureLearner", "feature_distance"]
 
@@ -109,10 +108,9 @@ class PictureLearner:
         self.texts, self.pictures = sides
         self.objective, self.settings = objective, settings
         self.scaler, self.mimic = scaler, mimic
+        self.needs = objective.query_needs()
         self.beside: Objective | None = None
-        self.also_needed: set[Need] = set()
         if settings.image.dense_weight:
-            self.also_needed = {"cls"}
             self.beside = Objective(
                 LossConfig(
                     objective="dpr",
@@ -120,6 +118,7 @@ class PictureLearner:
                     symmetry=settings.loss.symmetry,
                 )
             )
+            self.needs |= self.beside.query_needs()
 
     def learn(self, batch: PictureBatch, *, regulariser: float, share: float) -> dict[str, float]:
         """Adds the gradient of one batch.
@@ -135,7 +134,7 @@ class PictureLearner:
         device = self.pictures.encoder.device
         precision = self.settings.run.precision
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-            texts = self.texts.encode(batch.texts, self.objective.query_needs() | self.also_needed)
+            texts = self.texts.encode(batch.texts, self.needs)
             sample = None
             if self.settings.image.sampled_columns and texts.gated is not None:
                 texts, sample = sample_columns(texts, self.settings.image.sampled_columns)
@@ -144,11 +143,12 @@ class PictureLearner:
         if self.beside is not None:
             dense, of_dense = self.beside(texts, pictures)
             loss = loss + self.settings.image.dense_weight * dense
-            parts |= {"dense": of_dense["loss"], "loss": float(loss.detach())}
+            parts["dense"] = of_dense["loss"]
         if self.mimic is not None and batch.features is not None:
             distance = feature_distance(means @ self.mimic.T, batch.features.to(device))
             loss = loss + self.settings.image.teacher_weight * distance
-            parts |= {"teacher": float(distance.detach()), "loss": float(loss.detach())}
+            parts["teacher"] = float(distance.detach())
+        parts["loss"] = float(loss.detach())
         self.scaler.scale(loss * share).backward()
         return parts
 

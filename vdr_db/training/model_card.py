@@ -196,7 +196,9 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
         item["path"] = _short(item["path"])
     settings["model"]["start"] = _short(settings["model"]["start"])
     settings["evaluation"]["folder"] = Path(settings["evaluation"]["folder"]).name
-    for name in {"start", "stem", "cache", "teacher"} & settings.get("image", {}).keys():
+    for name in {"start", "stem", "cache", "teacher", "dense_start"} & settings.get(
+        "image", {}
+    ).keys():
         settings["image"][name] = _short(settings["image"][name])
     return settings
 

@@ -132,7 +132,7 @@ class Side:
         """
         bags = self._bags(tokens, chosen)
         forced = [rows for rows in (bags if self.lexical else None, also) if rows is not None]
-        kept = GatedRows.union(forced) if forced else None
+        kept = GatedRows.union(forced) if forced and "gated" in needs else None
         if needs <= {"bags"}:
             return Vectors(bags=bags)
         batch = pack(tokens, chosen, self.frame)
@@ -196,19 +196,19 @@ class Side:
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
-        on_gpu = hidden.is_cuda
         with torch.no_grad():
             logits, argmax = project_pool(
                 *(hidden.detach(), bounds, weight.detach()),
                 None if bias is None else bias.detach(),
-                return_argmax=on_gpu,
+                return_argmax=_gives_positions(hidden.device),
                 max_length=longest,
                 backend=self.encoder.backend,
             )
             logits = logits[rows]
             kept = self._select(logits, forced)
             if argmax is not None:
-                tokens = starts[rows][kept.rows] + argmax[rows][kept.rows, kept.columns]
+                places = rows[kept.rows]
+                tokens = starts[places] + argmax[places, kept.columns]
             else:
                 spans = torch.stack([starts, bounds[1:].long()], dim=1)[rows]
                 tokens = winning_tokens(hidden, spans, weight, kept.indptr, kept.columns)
@@ -245,6 +245,11 @@ class Side:
             torch.tensor(rows.values, device=device),
             vocabulary.columns,
         )
+
+
+def _gives_positions(device: torch.device) -> bool:
+    """Whether maxima come with their positions at no cost; a CPU computes those in extra passes."""
+    return device.type != "cpu"
 
 
 def _widened(hidden: Tensor) -> Tensor:
