@@ -118,7 +118,7 @@ def backward(
                 )
         if grad_bias is not None:
             launch_bias(grad, argmax, grad_bias)
-    return grad_hidden, grad_weight, grad_bias
+    return grad_hidden, _arrived(grad_weight, accumulate_into), grad_bias
 
 
 def backward_sparse(
@@ -188,7 +188,7 @@ def backward_sparse(
             launch_hidden_gather(
                 grad, indptr, columns, argmax, cu_seqlens, weight, grad_hidden, tiles
             )
-    return grad_hidden, grad_weight, grad_bias
+    return grad_hidden, _arrived(grad_weight, accumulate_into), grad_bias
 
 
 def _tiles(hidden: Tensor) -> BackwardTiles:
@@ -213,14 +213,22 @@ def _outputs(
     device = hidden.device
     grad_weight = None
     if need_weight:
-        grad_weight = accumulate_into
-        if grad_weight is None:
+        if accumulate_into is None:
             grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+        else:
+            grad_weight = short_rows(accumulate_into)
     return (
         torch.empty(hidden.shape, dtype=hidden.dtype, device=device) if need_hidden else None,
         grad_weight,
         torch.empty(weight.shape[0], dtype=torch.float32, device=device) if need_bias else None,
     )
+
+
+def _arrived(grad_weight: Tensor | None, accumulate_into: Tensor | None) -> Tensor | None:
+    """The weight gradient, in `accumulate_into` also where kernels had to add to a copy of it."""
+    if grad_weight is None or accumulate_into is None or grad_weight is accumulate_into:
+        return grad_weight
+    return accumulate_into.copy_(grad_weight)
 
 
 def _nothing(
@@ -232,8 +240,8 @@ def _nothing(
     """Zero gradients, for batches without entries."""
     if grad_hidden is not None:
         grad_hidden.zero_()
-    if grad_weight is not None and accumulate_into is None:
-        grad_weight.zero_()
+    if grad_weight is not None:
+        grad_weight = grad_weight.zero_() if accumulate_into is None else accumulate_into
     if grad_bias is not None:
         grad_bias.zero_()
     return grad_hidden, grad_weight, grad_bias
