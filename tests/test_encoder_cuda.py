@@ -353,12 +353,17 @@ def test_training_finds_the_same_tokens_with_positions_and_without(
         torch.manual_seed(2)
         kept.append(side.encode(tokens, chosen, {"gated"}, unit_sample=unit_sample).gated)
         encoder.document_tower.zero_grad()
-        kept[-1].weights.square().sum().backward()
+        # not of their lengths, which scaling makes the same
+        factors = torch.linspace(-1, 1, len(kept[-1].weights))
+        (kept[-1].weights * factors).sum().backward()
         gradients.append([p.grad for p in encoder.document_tower.parameters()])
     assert torch.equal(kept[0].columns, kept[1].columns)
     assert torch.equal(kept[0].indptr, kept[1].indptr)
     torch.testing.assert_close(kept[0].weights, kept[1].weights)
-    torch.testing.assert_close(*gradients)
+    scale = max(float(gradient.abs().max()) for gradient in gradients[1])
+    assert scale > 1e-2
+    # Some gradients are sums of large terms that cancel out, as that of the keys' bias.
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=2e-6 * scale)
 
 
 # Captured queries

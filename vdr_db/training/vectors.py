@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdr_db.batching import Frame, PackedBatch, pack
 from vdr_db.encoder import SparseEncoder
-from vdr_db.kernels import Activation, project_pool
+from vdr_db.kernels import Activation, gather_kept, project_pool
 from vdr_db.tokenization import TokenizedTexts
 from vdr_db.tower import Tower
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
@@ -26,6 +26,7 @@ from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh, winn
 __all__ = ["Need", "Side", "Vectors"]
 
 Need = Literal["dense", "gated", "bags", "cls"]
+_Given = tuple[Tensor, Tensor, Tensor, Tensor | None]  # hidden, bounds, weight, bias
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Side:
         if "dense" in needs:
             dense, gated = self._dense(hidden, bounds, longest, rows, kept, needs)
         elif "gated" in needs:
-            gated = self._gated(hidden, bounds, longest, starts, rows, kept, unit_sample)
+            gated = self._gated(hidden, bounds, longest, rows, kept, unit_sample)
         return Vectors(dense, gated, bags if "bags" in needs else None, cls)
 
     def _hidden(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,31 +190,21 @@ class Side:
         hidden: Tensor,
         bounds: Tensor,
         longest: int | None,
-        starts: Tensor,
         rows: Tensor,
         forced: GatedRows | None,
         unit_sample: int,
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
-        with torch.no_grad():
-            logits, argmax = project_pool(
-                *(hidden.detach(), bounds, weight.detach()),
-                None if bias is None else bias.detach(),
-                return_argmax=_gives_positions(hidden.device),
-                max_length=longest,
-                backend=self.encoder.backend,
+        if _gives_positions(hidden.device):
+            picked, logits = self._picked_with_positions(
+                (hidden, bounds, weight, bias), longest, rows, forced
             )
-            logits = logits[rows]
-            kept = self._select(logits, forced)
-            if argmax is not None:
-                places = rows[kept.rows]
-                tokens = starts[places] + argmax[places, kept.columns]
-            else:
-                spans = torch.stack([starts, bounds[1:].long()], dim=1)[rows]
-                tokens = winning_tokens(hidden, spans, weight, kept.indptr, kept.columns)
-        picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
-        kept = replace(kept, weights=weigh(picked, self.activation))
+        else:
+            picked, logits = self._picked_by_tokens(
+                (hidden, bounds, weight, bias), longest, rows, forced
+            )
+        kept = replace(picked, weights=weigh(picked.weights, self.activation))
         if not unit_sample:
             return kept
         columns = draw_columns(logits.shape[1], unit_sample, logits.device)
@@ -225,6 +216,41 @@ class Side:
         ).logits[rows]
         weights = weigh(logits, self.activation)
         return scaled_to_unit(kept, weights, weigh(drawn, self.activation), columns)
+
+    def _picked_with_positions(
+        self, given: _Given, longest: int | None, rows: Tensor, forced: GatedRows | None
+    ) -> tuple[GatedRows, Tensor]:
+        """Logits of kept entries, and of all `[B, V]` without gradient, by the kernels alone.
+
+        Their gradient sums the entries of a token or column in one place: no atomics.
+        """
+        backend = self.encoder.backend
+        with torch.no_grad():
+            pooled = project_pool(*given, return_argmax=True, max_length=longest, backend=backend)
+            # Positions belong to texts in packed order.
+            place = torch.empty_like(rows)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            packed = None if forced is None else forced.reordered(place)
+            kept = self._select(pooled.logits[: len(rows)], packed)
+            # What only fills up a batch comes last and keeps nothing.
+            filling = kept.indptr[-1:].expand(pooled.logits.shape[0] - len(rows))
+            indptr = torch.cat([kept.indptr, filling])
+        values = gather_kept(pooled, indptr, kept.columns, *given, backend=backend)
+        return replace(kept, weights=values).reordered(rows), pooled.logits[rows]
+
+    def _picked_by_tokens(
+        self, given: _Given, longest: int | None, rows: Tensor, forced: GatedRows | None
+    ) -> tuple[GatedRows, Tensor]:
+        """The same where positions of all V columns would cost as much as the maxima."""
+        hidden, bounds, weight, bias = given
+        with torch.no_grad():
+            logits = project_pool(*given, max_length=longest, backend=self.encoder.backend).logits
+            logits = logits[rows]
+            kept = self._select(logits, forced)
+            spans = torch.stack([bounds[:-1], bounds[1:]], dim=1).long()[rows]
+            tokens = winning_tokens(hidden, spans, weight, kept.indptr, kept.columns)
+        picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
+        return replace(kept, weights=picked), logits
 
     def _select(self, logits: Tensor, forced: GatedRows | None) -> GatedRows:
         lexical = None if forced is None else (forced.indptr, forced.columns)
