@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vdr_db.assets import fetch, is_known
 from vdr_db.encoder import SparseEncoder
@@ -20,7 +18,6 @@ from vdr_db.training.vectors import Side
 __all__ = [
     "load_student",
     "make_sides",
-    "mixed_weights",
     "save_model",
     "set_dropout",
     "start_folder",
@@ -134,34 +131,6 @@ def set_dropout(encoder: SparseEncoder, rate: float | None) -> None:
             for name in ("dropout", "attention_dropout"):
                 setattr(layer, name, rate)
         tower.body.config = replace(tower.body.config, hidden_dropout=rate, attention_dropout=rate)
-
-
-@contextmanager
-def mixed_weights(
-    tensors: Mapping[str, Tensor], first: Mapping[str, Tensor], share: float
-) -> Iterator[None]:
-    """Puts `share * trained + (1 - share) * first` in place of weights while the block runs.
-
-    Args:
-        tensors: The trained weights, changed and restored in place.
-        first: The weights the run started from, by the same names.
-        share: Of the trained weights; 1 leaves everything alone.
-
-    Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models, equation 1.
-    """
-    if share == 1:
-        yield
-        return
-    trained = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    try:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(torch.lerp(first[name], trained[name], share))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(trained[name])
 
 
 def save_model(encoder: SparseEncoder, folder: Path, dtype: torch.dtype) -> None:

@@ -203,6 +203,9 @@ class OptimiserConfig:
         betas: Of AdamW.
         eps: Of AdamW.
         clip: Largest norm of the gradient; 0 turns it off.
+        ema_decay: Of the moving average of the trained weights, for each step: what is measured and
+            written is that average, a mean of about the last 1 / (1 - ema_decay) steps. Training
+            itself does not see it. 0 turns it off.
     """
 
     lr: float = 2e-5
@@ -213,6 +216,7 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 2.0
+    ema_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -333,6 +337,11 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             "`model.trained_share` must be above 0 and at most 1, got "
             f"{config.model.trained_share}."
+        )
+    if not 0 <= optimiser.ema_decay < 1:
+        raise ConfigError(
+            f"`optimiser.ema_decay` must be in [0, 1), got {optimiser.ema_decay}; 0.99 is a mean "
+            "of about 100 steps."
         )
     if run.steps == 0 and run.epochs == 0:
         raise ConfigError("`run.steps` or `run.epochs` must be above 0, got 0 for both.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vdr_db.encoder import SparseEncoder
 from vdr_db.errors import ConfigError
+from vdr_db.training.averaging import WeightMean, mixed_weights
 from vdr_db.training.checkpoint import (
     Position,
     find_checkpoint,
@@ -38,7 +39,6 @@ from vdr_db.training.learner import DTYPES, Learner
 from vdr_db.training.models import (
     load_student,
     make_sides,
-    mixed_weights,
     save_model,
     set_dropout,
     trainable,
@@ -106,6 +106,8 @@ class Trainer:
                 f"float32 on {self.device.type}."
             )
         self.objective = Objective(config.loss)
+        self.first_weights: dict[str, Tensor] = {}
+        self.mean: WeightMean | None = None
 
     def run(self, progress: Callable[[int, int, dict[str, float]], None] | None = None) -> Outcome:
         """Trains until the last step, resuming from the newest checkpoint of the output folder.
@@ -120,6 +122,8 @@ class Trainer:
         started = time.perf_counter()
         with process_group(self.device):
             self._load()
+            if self.config.optimiser.ema_decay:
+                self.mean = WeightMean(self.parameters, self.config.optimiser.ema_decay)
             total = self._total_steps()
             position = self._resume()
             before = position.seconds
@@ -185,11 +189,10 @@ class Trainer:
             )
         self.encoder: SparseEncoder = load_student(config.model, self.device)
         set_dropout(self.encoder, config.run.dropout)
-        self.first_weights = (
-            {name: tensor.detach().clone() for name, tensor in self._all_parameters().items()}
-            if config.model.trained_share < 1
-            else {}
-        )
+        if config.model.trained_share < 1:
+            self.first_weights = {
+                name: tensor.detach().clone() for name, tensor in self._all_parameters().items()
+            }
         self.query_side, self.document_side = make_sides(self.encoder, config.model)
         self.parameters = trainable(self.encoder, freeze_embeddings=config.model.freeze_embeddings)
         self.optimiser = make_optimiser(self.parameters.items(), config.optimiser)
@@ -228,6 +231,8 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self._all_parameters().items():
                 parameter.copy_(state["model"][name])
+        if self.mean is not None:
+            self.mean.load(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         return position
@@ -243,7 +248,8 @@ class Trainer:
         ]
         if position.step and known:
             return {name: value for name, value in known[0].items() if name != "step"}
-        measured = self._measure()
+        with self._as_written():
+            measured = self._measure()
         with RunLog(self.output, step=position.step) as log:
             log.write(0, **measured)
         return measured
@@ -310,6 +316,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        if self.mean is not None:
+            self.mean.update(position.step + 1)
         return {
             **self._over_ranks(numbers),
             "grad_norm": float(norm),
@@ -323,16 +331,16 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         assert self.held_out is not None
-        with self._mixed():
-            if self.config.loss.objective == "dpr":
-                return self.held_out.measure_dense(self.query_side, self.document_side)
-            return self.held_out.measure(self.encoder)
+        if self.config.loss.objective == "dpr":
+            return self.held_out.measure_dense(self.query_side, self.document_side)
+        return self.held_out.measure(self.encoder)
 
     def _evaluate(self, position: Position, log: RunLog | None) -> dict[str, float]:
         """Measures on rank 0; every rank learns the outcome, so that all stop together."""
         if self.held_out is None:
             return {}
-        measured = self._measure() if rank() == 0 else {}
+        with self._as_written():
+            measured = self._measure() if rank() == 0 else {}
         quality = torch.tensor(
             measured.get("ndcg@10", 0.0), dtype=torch.float64, device=self.device
         )
@@ -340,7 +348,8 @@ class Trainer:
         if float(quality) > position.best:
             position.best, position.best_step, position.stale = float(quality), position.step, 0
             if rank() == 0:
-                self._save_model()
+                with self._as_written():
+                    self._save_model()
         else:
             position.stale += 1
         if log is not None:
@@ -355,6 +364,8 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.mean is not None:
+            state["mean"] = self.mean.means
         save_checkpoint(
             self.output, position, state, self.config.to_dict(), self.config.run.keep_checkpoints
         )
@@ -362,16 +373,22 @@ class Trainer:
     def _finish(self, position: Position) -> None:
         """Leaves the best model where there is a held-out part, else the last."""
         if rank() == 0 and (self.held_out is None or position.best < 0):
-            self._save_model()
+            with self._as_written():
+                self._save_model()
 
     def _save_model(self) -> None:
         dtype = DTYPES[self.config.model.save_dtype]
-        with self._mixed():
-            save_model(self.encoder, self.output / MODEL_FOLDER, dtype)
+        save_model(self.encoder, self.output / MODEL_FOLDER, dtype)
 
-    def _mixed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _as_written(self) -> Iterator[None]:
+        """Puts the weights that are measured and written in place of those that are trained."""
         share = self.config.model.trained_share
-        return mixed_weights(self._all_parameters(), self.first_weights, share)
+        with (
+            nullcontext() if self.mean is None else self.mean.applied(),
+            mixed_weights(self._all_parameters(), self.first_weights, share),
+        ):
+            yield
 
     def _set_training(self, mode: bool) -> None:
         for tower in (self.encoder.document_tower, self.encoder.query_tower):

@@ -1,0 +1,94 @@
+"""Means of weights: over the steps of a run, and with the weights it started from.
+
+    mean_t = d_t mean_(t-1) + (1 - d_t) weights_t,    d_t = min(decay, (1 + t) / (10 + t))
+
+Training goes on from the weights; what is measured and written is the mean.
+
+Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging; the slow
+start is that of TensorFlow's `ExponentialMovingAverage`. Wortsman et al. 2022, Robust fine-tuning
+of zero-shot models, equation 1, for the mean with the first weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["WeightMean", "mixed_weights"]
+
+
+class WeightMean:
+    """Exponential moving average of weights over the steps of a run."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        """Starts from weights as they are.
+
+        Args:
+            tensors: Weights by name, which training changes in place.
+            decay: Share of the earlier mean that a step keeps, in [0, 1): a mean of about the last
+                1 / (1 - decay) steps.
+        """
+        self.tensors, self.decay = dict(tensors), decay
+        self.means = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after a step.
+
+        Args:
+            step: Its number, from 1.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in self.tensors.items():
+            self.means[name].lerp_(tensor, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, means: Mapping[str, Tensor]) -> None:
+        """Goes on from the means of a checkpoint."""
+        for name, mean in self.means.items():
+            mean.copy_(means[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Puts the mean in place of the weights while the block runs."""
+        with _replaced(self.tensors, self.means):
+            yield
+
+
+@contextmanager
+def mixed_weights(
+    tensors: Mapping[str, Tensor], first: Mapping[str, Tensor], share: float
+) -> Iterator[None]:
+    """Puts `share * trained + (1 - share) * first` in place of weights while the block runs.
+
+    Args:
+        tensors: The trained weights, changed and restored in place.
+        first: The weights the run started from, by the same names.
+        share: Of the trained weights; 1 leaves everything alone.
+    """
+    if share == 1:
+        yield
+        return
+    mixed = {
+        name: torch.lerp(first[name], tensor.detach(), share) for name, tensor in tensors.items()
+    }
+    with _replaced(tensors, mixed):
+        yield
+
+
+@contextmanager
+def _replaced(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts other numbers in place while the block runs."""
+    own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(others[name])
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(own[name])
