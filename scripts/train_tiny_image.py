@@ -37,16 +37,21 @@ LINEAR = {
     "loss.objective": "dpr",
     "loss.temperature": "0.05",
 }
+DECAYING = {"optimiser.schedule": "cosine", "optimiser.ema_decay": "0"}
 WARM_UP = {
     **LINEAR,
+    **DECAYING,
     "image.dense": "matrix",
     "image.train_text": "false",
+    "image.patch_dropout": "0",
     "model.save_dtype": "float32",
     "run.steps": "500",
 }
 """Comes first, at a tenth of the cost: no activation, texts as they are."""
 PATCHES = {
+    **DECAYING,
     "image.as_one_patch": "false",
+    "image.patch_dropout": "0",
     "image.train_text": "false",
     "optimiser.lr": "3e-4",
     "run.batch_size": "128",

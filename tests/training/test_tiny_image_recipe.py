@@ -33,7 +33,7 @@ def test_every_stage_loads_and_differs_where_it_says(script, tmp_path):
     assert dense.run.batch_size == main.run.batch_size
     assert dense.model == main.model
     assert dense.optimiser == main.optimiser
-    for name in ("body", "size", "hidden_size", "layers", "dropout", "views"):
+    for name in ("body", "size", "hidden_size", "layers", "dropout", "patch_dropout", "views"):
         assert getattr(dense.image, name) == getattr(main.image, name)
 
 
