@@ -28,7 +28,7 @@ def averaged(states, decay):
     """The mean of states 0, 1, ... by the formula, step by step in float64."""
     means = {name: tensor.double() for name, tensor in states[0].items()}
     for step, state in enumerate(states[1:], 1):
-        d = min(decay, (1 + step) / (10 + step))
+        d = min(decay, (step - 1) / (step + 3))
         means = {name: d * mean + (1 - d) * state[name] for name, mean in means.items()}
     return means
 

@@ -1,12 +1,14 @@
 """Means of weights: over the steps of a run, and with the weights it started from.
 
-    mean_t = d_t mean_(t-1) + (1 - d_t) weights_t,    d_t = min(decay, (1 + t) / (10 + t))
+    mean_t = d_t mean_(t-1) + (1 - d_t) weights_t,    d_t = min(decay, (t - 1) / (t + 3))
 
-Training goes on from the weights; what is measured and written is the mean.
+Training goes on from the weights; what is measured and written is the mean. In the first steps it
+reaches back over a quarter of them, so that nothing is left of the weights before the first.
 
-Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging; the slow
-start is that of TensorFlow's `ExponentialMovingAverage`. Wortsman et al. 2022, Robust fine-tuning
-of zero-shot models, equation 1, for the mean with the first weights.
+Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging; Shamir and
+Zhang 2013, Stochastic gradient descent for non-smooth optimization, for the first steps
+(polynomial decay, eta = 3). Wortsman et al. 2022, Robust fine-tuning of zero-shot models, equation
+1, for the mean with the first weights.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class WeightMean:
         Args:
             step: Its number, from 1.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (step - 1) / (step + 3))
         for name, tensor in self.tensors.items():
             self.means[name].lerp_(tensor, 1 - decay)
 
