@@ -3,8 +3,8 @@
     python scripts/train_tiny_image.py --cache FOLDER --out FOLDER
 
 Fetches pictures and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
-and the weights of the convolutional stem, then trains in three stages by `train_tiny_image.yaml`
-and what is changed in it here, and writes model and card. With `--dense`, the dense baseline is
+and the weights of the convolutional stem, then trains in two stages by `train_tiny_image.yaml` and
+what is changed in it here, and writes model and card. With `--dense`, the dense baseline is
 trained beside it, on the same data for the same steps. A run that was stopped goes on when started
 again. Measure the result with `benchmarks/bench_cross_modal.py`; no evaluation set is used here.
 """
@@ -37,10 +37,10 @@ LINEAR = {
     "loss.objective": "dpr",
     "loss.temperature": "0.05",
 }
-DECAYING = {"optimiser.schedule": "cosine", "optimiser.ema_decay": "0"}
 WARM_UP = {
     **LINEAR,
-    **DECAYING,
+    "optimiser.schedule": "cosine",
+    "optimiser.ema_decay": "0",
     "image.dense": "matrix",
     "image.train_text": "false",
     "image.patch_dropout": "0",
@@ -48,16 +48,6 @@ WARM_UP = {
     "run.steps": "500",
 }
 """Comes first, at a tenth of the cost: no activation, texts as they are."""
-PATCHES = {
-    **DECAYING,
-    "image.as_one_patch": "false",
-    "image.patch_dropout": "0",
-    "image.train_text": "false",
-    "optimiser.lr": "3e-4",
-    "run.batch_size": "128",
-    "run.steps": "100",
-}
-"""Comes last: the maximum over all patches, texts as the main stage left them."""
 DENSE = {**LINEAR, "image.dense": "heads"}
 """The dense baseline: as many steps in all, its text side trained from the first to the last."""
 NOTES = (
@@ -149,35 +139,25 @@ def main() -> None:
     warm = train(configured(cache, own | WARM_UP), cache / "warm")
     start = {"image.start": str(cache / "warm" / MODEL_FOLDER)}
     main_stage = configured(cache, own | start)
-    trained = train(
-        replace(main_stage, model=replace(main_stage.model, save_dtype="float32")), cache / "run"
-    )
-    model = str(cache / "run" / MODEL_FOLDER)
-    start = {"image.start": model, "model.start": model}
-    outcome = train(configured(cache, own | PATCHES | start), cache / "patches")
+    trained = train(main_stage, cache / "run")
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
-    shutil.copytree(cache / "patches" / MODEL_FOLDER, arguments.out)
+    shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
     figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
     described = replace(main_stage, image=replace(main_stage.image, start=""))
-    steps = warm.steps + trained.steps + outcome.steps
+    steps = warm.steps + trained.steps
     whole = replace(
-        outcome,
-        steps=trained.steps,
+        trained,
         first=warm.first,
-        best_step=warm.steps + trained.steps + outcome.best_step,
-        seconds=warm.seconds + trained.seconds + outcome.seconds,
+        best_step=warm.steps + trained.best_step,
+        seconds=warm.seconds + trained.seconds,
     )
     card = write_model_card(
         arguments.out,
         described,
         whole,
         command=COMMAND,
-        notes=(
-            f"Before these steps, {warm.steps} with {listed(WARM_UP)}; after them, "
-            f"{outcome.steps} with {listed(PATCHES)}.",
-            *NOTES,
-        ),
+        notes=(f"Before these steps, {warm.steps} with {listed(WARM_UP)}.", *NOTES),
         quality=figures,
     )
     sys.stdout.write(f"{arguments.out}: {steps} steps; card: {card}\n")

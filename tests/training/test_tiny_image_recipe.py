@@ -21,13 +21,12 @@ def test_every_stage_loads_and_differs_where_it_says(script, tmp_path):
     shutil.copy(SCRIPTS / script.SETTINGS, tmp_path / script.SETTINGS)
     main = script.configured(tmp_path, {})
     warm = script.configured(tmp_path, script.WARM_UP)
-    patches = script.configured(tmp_path, script.PATCHES)
     dense = script.configured(tmp_path, script.DENSE)
-    assert main.loss.objective == patches.loss.objective == "vdr"
+    assert main.loss.objective == "vdr"
     assert warm.loss.objective == dense.loss.objective == "dpr"
-    stages = (warm, main, patches, dense)
-    assert [stage.image.as_one_patch for stage in stages] == [True, True, False, True]
-    assert [stage.image.train_text for stage in stages] == [False, True, False, True]
+    stages = (warm, main, dense)
+    assert [stage.image.as_one_patch for stage in stages] == [True, True, True]
+    assert [stage.image.train_text for stage in stages] == [False, True, True]
     # The baseline has the same body, data and batches.
     assert dense.data == main.data
     assert dense.run.batch_size == main.run.batch_size
