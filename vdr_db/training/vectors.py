@@ -1,8 +1,8 @@
 """Training-time vectors of texts: dense, gated, bags of tokens, or the dense CLS state.
 
 The same packed path as `SparseEncoder` at inference, with gradients. A side that is only used gated
-never gets a `[B, V]` gradient: its columns are selected without one, and only the products that
-were kept are computed again with it.
+never gets a `[B, V]` gradient: its columns are selected without one, and only the entries that were
+kept have it.
 """
 
 from __future__ import annotations
@@ -196,14 +196,9 @@ class Side:
     ) -> GatedRows:
         hidden = _widened(self.tower.head.transform(hidden))
         weight, bias = self._matrix()
-        if _gives_positions(hidden.device):
-            picked, logits = self._picked_with_positions(
-                (hidden, bounds, weight, bias), longest, rows, forced
-            )
-        else:
-            picked, logits = self._picked_by_tokens(
-                (hidden, bounds, weight, bias), longest, rows, forced
-            )
+        has_positions = _gives_positions(hidden.device)
+        pick = self._picked_with_positions if has_positions else self._picked_by_tokens
+        picked, logits = pick((hidden, bounds, weight, bias), longest, rows, forced)
         kept = replace(picked, weights=weigh(picked.weights, self.activation))
         if not unit_sample:
             return kept
