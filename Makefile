@@ -27,7 +27,8 @@ $(VENV)/ready-demo: $(VENV)/ready-base
 		--config-settings editable_mode=strict
 	touch $@
 
-SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/data/* vdr_db/models/*/* kernels/*.py connectors/*.py)
+SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/*/*/*.py vdr_db/data/* vdr_db/models/*/* \
+	kernels/*.py kernels/*/*.py connectors/*.py connectors/*/*.py)
 $(VENV)/ready-test: $(VENV)/ready-base $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[encode,qdrant,elasticsearch,parquet,train,cli,bench]' \
 		--group test --group lint --config-settings editable_mode=strict

@@ -30,8 +30,8 @@ import torch
 from bench_quality import collections, quality_rows
 from measure import Row, rows_of, write_csv
 
-from vdr_db.encoder import SparseEncoder
-from vdr_db.quality import TestCollection, evaluate_modes
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.evaluation.quality import TestCollection, evaluate_modes
 from vdr_db.training.config import load_config
 from vdr_db.training.models import load_student, make_sides
 from vdr_db.training.settings import EvaluationConfig, TrainConfig

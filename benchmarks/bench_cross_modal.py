@@ -26,11 +26,11 @@ import numpy.typing as npt
 import torch
 from measure import Row, rows_of, write_csv
 
-from vdr_db.cross_modal import CrossModalEncoder
-from vdr_db.image_body_hybrid import HybridBody
-from vdr_db.training.cross_modal_data import Pair, read_pairs
-from vdr_db.training.cross_modal_trainer import DENSE_FILE
-from vdr_db.training.cross_modal_watch import CUTOFFS, recalls
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.towers.image_hybrid import HybridBody
+from vdr_db.training.images.data import Pair, read_pairs
+from vdr_db.training.images.trainer import DENSE_FILE
+from vdr_db.training.images.watch import CUTOFFS, recalls
 
 SETS = ("unseen_vendor", "unseen_emoji", "unseen_both", "tuxpaint")
 SWEEP = (32, 64, 128, 256, 512)
@@ -89,7 +89,7 @@ def dense_pictures(
     encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
 ) -> npt.NDArray[np.float64]:
     """`[N, 128]` unit vectors of pictures."""
-    from vdr_db.training.cross_modal_pictures import Pictures
+    from vdr_db.training.images.views import Pictures
 
     pictures = Pictures(pairs, encoder.image.preprocessing, seed=0)
     tower = encoder.image.tower

@@ -33,8 +33,8 @@ import numpy.typing as npt
 import torch
 from measure import Row, rows_of, write_csv
 
-from vdr_db.encoder import SparseEncoder
-from vdr_db.evaluation import mean, mean_nonzeros, ndcg
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.evaluation.metrics import mean, mean_nonzeros, ndcg
 from vdr_db.training.config import build_config
 from vdr_db.training.models import load_student
 from vdr_db.training.plots import plot_mass

@@ -68,7 +68,7 @@ def read_texts(folder: Path, count: int) -> list[str]:
 
 def model_folder(name: str, scratch: Path) -> Path:
     """Folder of a model; the large one is made up, with the tokenizer of the small one."""
-    from vdr_db.assets import fetch
+    from vdr_db.checkpoints.assets import fetch
 
     tiny = fetch("tiny-splade")
     if name == "tiny-splade":

@@ -26,7 +26,7 @@ import numpy as np
 
 from vdr_db import SparseRows
 from vdr_db.connectors.base import BatchLimits
-from vdr_db.connectors.elasticsearch_bodies import bulk_lines
+from vdr_db.connectors.elasticsearch.bodies import bulk_lines
 from vdr_db.connectors.validation import prepare
 
 DOCUMENTS = 500

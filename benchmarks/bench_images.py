@@ -103,7 +103,7 @@ def add_all(folder: Path, store: Path, thumbnail_px: int | None) -> dict[str, An
     from tokenizers import Tokenizer
 
     from vdr_db import CrossModalEncoder
-    from vdr_db.assets import fetch
+    from vdr_db.checkpoints.assets import fetch
     from vdr_db.connectors import VDRQdrant
     from vdr_db.errors import RejectedRows
 

@@ -120,9 +120,9 @@ def main() -> int:
 
 def measure_overhead(folder: Path, count: int, rounds: int) -> list[Row]:
     """Ingest into an embedded store against encoding alone."""
-    from vdr_db.assets import fetch
+    from vdr_db.checkpoints.assets import fetch
     from vdr_db.connectors import QdrantStore
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(fetch("tiny-splade"), device="cpu")
     records = list(islice(BeirFolder(folder).documents(), count))

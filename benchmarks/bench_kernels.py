@@ -292,9 +292,8 @@ class Run:
 
     def autotune(self, cases: Sequence[Any]) -> None:
         """Prints the best tile of each shape as a table row."""
+        import autotune
         from kernel_cases import Inputs, other_layouts
-
-        from vdr_db.kernels import autotune
 
         for case in cases[:4]:
             given = Inputs(case, self.device, self.dtype)

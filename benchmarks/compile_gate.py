@@ -31,9 +31,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from vdr_db.kernels import entry_lists, pooling_backward_kernels, pooling_forward, topk_kernels
-from vdr_db.kernels.configs import BACKWARD_TILES, POOL_TILES, SELECT_TILES, PoolTile
-from vdr_db.kernels.entry_orders import PLACE_BLOCK
+from vdr_db.kernels.cuda import backward_kernels as pooling_backward_kernels
+from vdr_db.kernels.cuda import entry_lists, topk_kernels
+from vdr_db.kernels.cuda import forward_kernels as pooling_forward
+from vdr_db.kernels.cuda.configs import BACKWARD_TILES, POOL_TILES, SELECT_TILES, PoolTile
+from vdr_db.kernels.cuda.entry_orders import PLACE_BLOCK
 
 RESULTS = Path(__file__).parent / "results"
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

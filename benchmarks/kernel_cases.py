@@ -11,9 +11,10 @@ import rivals
 import torch
 from torch import Tensor
 
-from vdr_db.kernels import pooling, reference
-from vdr_db.kernels.configs import PoolTile
-from vdr_db.kernels.topk import select_topk
+from vdr_db.kernels import reference
+from vdr_db.kernels.cuda import pooling
+from vdr_db.kernels.cuda.configs import PoolTile
+from vdr_db.kernels.cuda.topk import select_topk
 
 SEED = 20251121
 
@@ -265,7 +266,7 @@ def quicken_interpreter() -> None:
     import numpy as np
     from triton.runtime.interpreter import ReduceOps
 
-    from vdr_db.kernels.primitives import nan_max
+    from vdr_db.kernels.cuda.primitives import nan_max
 
     plain = ReduceOps.apply_impl
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Hit, Id, Payload, Record, Store, Term, Written
-    from vdr_db.connectors.collection import Collection, Encoder
-    from vdr_db.connectors.elasticsearch import VDRElasticsearch
-    from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+    from vdr_db.connectors.collections.collection import Collection, Encoder
+    from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
+    from vdr_db.connectors.collections.qdrant_async import AsyncVDRQdrant
+    from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
+    from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
     from vdr_db.connectors.memory import MemoryStore
-    from vdr_db.connectors.qdrant import QdrantStore
-    from vdr_db.connectors.qdrant_async import AsyncVDRQdrant
-    from vdr_db.connectors.qdrant_engine import DenseVector
-    from vdr_db.connectors.vdr_qdrant import VDRQdrant
+    from vdr_db.connectors.qdrant.engine import DenseVector
+    from vdr_db.connectors.qdrant.store import QdrantStore
 
 __all__ = [
     "AsyncVDRQdrant",
@@ -43,21 +43,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "AsyncVDRQdrant": "qdrant_async",
-    "Collection": "collection",
-    "DenseVector": "qdrant_engine",
-    "ElasticsearchStore": "elasticsearch_store",
-    "Encoder": "collection",
+    "AsyncVDRQdrant": "collections.qdrant_async",
+    "Collection": "collections.collection",
+    "DenseVector": "qdrant.engine",
+    "ElasticsearchStore": "elasticsearch.store",
+    "Encoder": "collections.collection",
     "Hit": "base",
     "Id": "base",
     "MemoryStore": "memory",
     "Payload": "base",
-    "QdrantStore": "qdrant",
+    "QdrantStore": "qdrant.store",
     "Record": "base",
     "Store": "base",
     "Term": "base",
-    "VDRElasticsearch": "elasticsearch",
-    "VDRQdrant": "vdr_qdrant",
+    "VDRElasticsearch": "collections.elasticsearch",
+    "VDRQdrant": "collections.vdr_qdrant",
     "Written": "base",
 }
 

@@ -21,11 +21,11 @@ import numpy as np
 from vdr_db.connectors.base import EmptyRows, Id, Payload
 from vdr_db.connectors.ids import checked_id, checked_ids
 from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError
-from vdr_db.image_files import list_images
+from vdr_db.images.files import list_images
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.collection import Collection
+    from vdr_db.connectors.collections.collection import Collection
 
 __all__ = [
     "IMAGE",
@@ -53,7 +53,7 @@ _IMAGE_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:image")
 
 
 class EncodedImages(Protocol):
-    """What `encode_images` of an encoder returns; `vdr_db.image_encoder.EncodedImages` is one."""
+    """What `encode_images` of an encoder returns; `vdr_db.encoders.image.EncodedImages` is one."""
 
     @property
     def rows(self) -> SparseRows:

@@ -202,10 +202,10 @@ def select_topk(
         given = (None, None) if lexical is None else lexical
         return Selection(*ops_kept.select_topk(logits.detach(), k, activation, *given, chosen))
     if chosen == "cpu":
-        from vdr_db.kernels import cpu
+        from vdr_db.kernels.cpu import pooling as cpu
 
         return cpu.select_topk(logits, k, activation=activation, lexical=lexical)
-    from vdr_db.kernels import topk
+    from vdr_db.kernels.cuda import topk
 
     return topk.select_topk(logits, k, activation=activation, lexical=lexical, trim=trim)
 

@@ -21,10 +21,10 @@ __all__ = ["project_pool", "project_pool_backward", "project_pool_backward_into"
 def launchers(backend: str) -> ModuleType:
     """Module with `forward`, `backward` and `backward_sparse`, imported when first needed."""
     if backend == "cpu":
-        from vdr_db.kernels import cpu
+        from vdr_db.kernels.cpu import pooling as cpu
 
         return cpu
-    from vdr_db.kernels import pooling
+    from vdr_db.kernels.cuda import pooling
 
     return pooling
 

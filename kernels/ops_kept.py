@@ -229,11 +229,11 @@ def select_topk(
     if lexical_indptr is not None and lexical_columns is not None:
         lexical = (lexical_indptr, lexical_columns)
     if backend == "cpu":
-        from vdr_db.kernels import cpu
+        from vdr_db.kernels.cpu import pooling as cpu
 
         kept = cpu.select_topk(logits, k, activation=activation, lexical=lexical)
         return kept.indptr, kept.columns, kept.weights
-    from vdr_db.kernels import topk
+    from vdr_db.kernels.cuda import topk
 
     kept = topk.select_topk(logits, k, activation=activation, lexical=lexical)
     return kept.indptr, kept.columns, kept.weights

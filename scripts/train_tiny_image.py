@@ -22,8 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vdr_db.training.config import load_config
-from vdr_db.training.cross_modal_settings import CrossModalConfig
-from vdr_db.training.cross_modal_trainer import CrossModalTrainer
+from vdr_db.training.images.settings import CrossModalConfig
+from vdr_db.training.images.trainer import CrossModalTrainer
 from vdr_db.training.model_card import write_model_card
 from vdr_db.training.trainer import MODEL_FOLDER, Outcome
 

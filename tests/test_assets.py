@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from vdr_db import assets
-from vdr_db.assets import ASSETS, DEFAULT_MODEL, SHIPPED, Asset, cache_folder, fetch
+from vdr_db.checkpoints import assets
+from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED, Asset, cache_folder, fetch
 from vdr_db.errors import ConfigError
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -124,13 +124,13 @@ def test_the_shipped_model_needs_no_network(registry, monkeypatch, tmp_path):
 
 
 def test_a_shipped_model_that_is_gone_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(assets, "__file__", str(tmp_path / "assets.py"))
+    monkeypatch.setattr(assets, "__file__", str(tmp_path / "checkpoints" / "assets.py"))
     with pytest.raises(ConfigError, match=r"'vdr-tiny' must lie in .*install the package again"):
         fetch("vdr-tiny")
 
 
 def test_names_are_models_wherever_models_are_loaded(tmp_path, monkeypatch):
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(DEFAULT_MODEL, device="cpu")
     assert (encoder.model, encoder.activation) == (DEFAULT_MODEL, "elu1p")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdr_db.batching import ROW_MULTIPLE, Frame, pack, plan_batches, upstream_batches
-from vdr_db.tokenization import TokenizedTexts
+from vdr_db.encoders.batching import ROW_MULTIPLE, Frame, pack, plan_batches, upstream_batches
+from vdr_db.text.tokenization import TokenizedTexts
 
 BERT = Frame(
     prefix=(101,), suffix=(102,), pad_id=0, first_position=0, counts_from_pad=False, max_length=9

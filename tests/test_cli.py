@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vdr_db.cli import COMMANDS, main
+from vdr_db.cli.main import COMMANDS, main
 from vdr_db.sparse import SparseRows
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"

@@ -9,7 +9,7 @@ import pytest
 from model_folders import write_bert
 
 from vdr_db import SparseEncoder
-from vdr_db.cli import main
+from vdr_db.cli.main import main
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import vdr_db.demo
-from vdr_db.cli import main
-from vdr_db.cli_evaluate import TestCollection, evaluate_bm25
-from vdr_db.demo import QUERIES, SAMPLE, unpack_sample
+import vdr_db
+from vdr_db.cli.demo import QUERIES, SAMPLE, unpack_sample
+from vdr_db.cli.evaluate import TestCollection, evaluate_bm25
+from vdr_db.cli.main import main
 
-DATA = Path(vdr_db.demo.__file__).parent / "data"
+DATA = Path(vdr_db.__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")

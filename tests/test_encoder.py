@@ -10,11 +10,11 @@ import pytest
 import torch
 from model_folders import write_bert, write_roberta
 
-from vdr_db import body
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.sparse import SparseRows
-from vdr_db.tokenization import TextTokenizer
+from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.towers import text_body as body
 
 # Printed by an independent run of the same model with log(1 + relu) and max over positions.
 KNOWN_TEXT = "a cat is laying next to a blue book"
@@ -146,7 +146,7 @@ def test_where_packing_is_not_exact_texts_go_one_by_one(encoder, monkeypatch):
     texts = random_texts(encoder, 12, 4, 30)
     rows = encoder.encode_documents(texts)
     sizes = []
-    monkeypatch.setattr("vdr_db.encoder.packing_is_exact", lambda config, dtype: False)
+    monkeypatch.setattr("vdr_db.encoders.text.packing_is_exact", lambda config, dtype: False)
     monkeypatch.setattr(
         encoder.document_tower,
         "forward",
@@ -447,7 +447,7 @@ def test_encoding_leaves_training_mode_and_gradients_as_they_were(encoder):
 
 def test_towers_train_through_the_packed_path(folder):
     encoder = load(folder, head="vdr", k=10)
-    from vdr_db.batching import pack
+    from vdr_db.encoders.batching import pack
 
     batch = pack(encoder.tokenizer.encode(TEXTS[:2]), np.arange(2), encoder.frame("document"))
     pooled = encoder.document_tower(

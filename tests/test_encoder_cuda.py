@@ -18,13 +18,14 @@ from fake_cuda import Event, FakeCuda, Stream
 from model_folders import write_bert
 from without_cuda import load, looped_attention, texts_of
 
-from vdr_db import body, encoder_cuda
-from vdr_db.batching import pack
-from vdr_db.encoder import SparseEncoder
-from vdr_db.encoder_cuda import Arrival, DeviceQueue, QueryGraphs, filled, score_batch
+from vdr_db.encoders import text_cuda as encoder_cuda
+from vdr_db.encoders.batching import pack
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.encoders.text_cuda import Arrival, DeviceQueue, QueryGraphs, filled, score_batch
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import dispatch, select_topk
 from vdr_db.sparse import SparseRows
+from vdr_db.towers import text_body as body
 from vdr_db.training import vectors
 from vdr_db.training.vectors import Side
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.evaluation import (
+from vdr_db.evaluation.metrics import (
     flops,
     mean,
     mean_nonzeros,

@@ -12,7 +12,7 @@ import pytest
 from chromium import ABSENT, DESKTOP, OVERLAPS, PHONE, Browser, find_chromium
 from html_page import Page
 
-from vdr_db.cli import main
+from vdr_db.cli.main import main
 from vdr_db.errors import InputError
 from vdr_db.explain import (
     image_portrait,

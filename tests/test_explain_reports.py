@@ -16,7 +16,7 @@ from chromium import ABSENT, DESKTOP, OVERLAPS, PHONE, RIGHT_EDGES, Browser, fin
 from html_page import Page
 from tiny_png import png
 
-from vdr_db.cli import main
+from vdr_db.cli.main import main
 from vdr_db.errors import ConfigError, InputError, MissingExtraError, ShapeError
 from vdr_db.explain import (
     Evidence,
@@ -95,7 +95,7 @@ def test_the_largest_weight_over_positions_is_the_vector(tiny_splade, side):
 def test_positions_are_those_of_the_kernel(tiny_splade):
     import torch
 
-    from vdr_db.batching import pack
+    from vdr_db.encoders.batching import pack
 
     evidence = text_evidence(tiny_splade, TEXT)
     tokens = tiny_splade.tokenizer.encode([TEXT])
@@ -146,7 +146,7 @@ def test_long_and_empty_texts(tiny_splade):
 
 
 def test_padding_that_takes_part_is_one_position(tiny_splade_folder):
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(
         tiny_splade_folder, device="cpu", pool_padding="max_length", max_length=24
@@ -159,7 +159,7 @@ def test_padding_that_takes_part_is_one_position(tiny_splade_folder):
 
 
 def test_evidence_of_a_normalised_vector_has_its_weights(tiny_splade_folder):
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(tiny_splade_folder, device="cpu")
     encoder.norm = True
@@ -368,7 +368,7 @@ def test_the_portrait_of_an_image_encoder(tmp_path):
     pytest.importorskip("PIL")
     from image_folders import write_cross_modal
 
-    from vdr_db.image_encoder import ImageEncoder
+    from vdr_db.encoders.image import ImageEncoder
 
     encoder = ImageEncoder.from_pretrained(write_cross_modal(tmp_path / "m"), device="cpu")
     image = png(40, 30, lambda x, y: (6 * x, 8 * y, 90))

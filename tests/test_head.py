@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from vdr_db.body import ACTIVATIONS, Body, Padding, Run, attend, packing_is_exact
 from vdr_db.errors import ConfigError
-from vdr_db.families import FAMILIES
-from vdr_db.head import make_head
-from vdr_db.vocabulary import Vocabulary
+from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.families import FAMILIES
+from vdr_db.towers.text_body import ACTIVATIONS, Body, Padding, Run, attend, packing_is_exact
+from vdr_db.towers.text_head import make_head
 
 H, IDS = 16, 1100
 CONFIG = FAMILIES["bert"].body_config(

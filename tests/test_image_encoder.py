@@ -17,11 +17,11 @@ from model_folders import bert_tokenizer, bert_tokens, write_bert
 from safetensors.torch import load_file, save_file
 
 from vdr_db import CrossModalEncoder, ImageEncoder, SparseEncoder
+from vdr_db.checkpoints.image import upstream_names
 from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.image_body import VitBody, VitConfig
-from vdr_db.image_preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
-from vdr_db.image_pretrained import upstream_names
-from vdr_db.image_tower import ImageHead, ImageTower
+from vdr_db.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from vdr_db.towers.image import ImageHead, ImageTower
+from vdr_db.towers.image_body import VitBody, VitConfig
 
 pytest.importorskip("PIL.Image")
 from PIL import Image

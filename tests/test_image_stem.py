@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from shape_pictures import COLOURS, SHAPES, write_shapes
 
-from vdr_db.cross_modal import CrossModalEncoder
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.encoders.image import ImageEncoder
 from vdr_db.errors import ConfigError
-from vdr_db.image_body_hybrid import HybridBody, HybridConfig
-from vdr_db.image_encoder import ImageEncoder
-from vdr_db.image_stem import fold_norms, read_published
+from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
+from vdr_db.towers.image_stem import fold_norms, read_published
 from vdr_db.training.config import build_config
-from vdr_db.training.cross_modal_models import (
+from vdr_db.training.images.models import (
     channel_statistics,
     load_pair,
     save_pair,
     standardise,
 )
-from vdr_db.training.cross_modal_vectors import PictureSide
+from vdr_db.training.images.vectors import PictureSide
 
 # Kernel, stride, expansion, input and output channels of each block, as EfficientNet-lite0 has it.
 BLOCKS = [

@@ -15,8 +15,8 @@ from model_folders import write_bert
 
 from vdr_db import ImageEncoder, SparseEncoder
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.image_files import has_image_suffix, list_images
-from vdr_db.image_reading import ImageLimits, read_picture
+from vdr_db.images.files import has_image_suffix, list_images
+from vdr_db.images.reading import ImageLimits, read_picture
 
 pytest.importorskip("PIL.Image")
 from PIL import Image

@@ -1,14 +1,8 @@
-"""The layers of the library, read from its sources: imports point downward only.
+"""The rooms of the library, read from its sources: imports point downward only, and in no circle.
 
-```
-4  cli
-3  ingest, training, integrations
-2  encoder and what it is made of
-1  kernels (torch, triton)    connectors (numpy + a client)    evaluation, assets
-0  errors, sparse, vocabulary, stamp, filters, readers, image_files (numpy, standard library)
-```
-
-Row 1 never looks sideways: a search server installs connectors without torch.
+A room is a folder; its floor is its place in `FLOORS`, and a file imports only from its own room
+and from floors below. Imports inside functions count, those under TYPE_CHECKING do not. The
+`__init__` files of rooms whose names are lazy import by string, which no reader of imports sees.
 """
 
 from __future__ import annotations
@@ -20,44 +14,60 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEVEL_OF_MODULE = {
-    0: {"errors", "sparse", "vocabulary", "stamp", "filters", "readers", "image_files"},
-    1: {"kernels", "connectors", "evaluation", "assets"},
-    3: {"ingest", "training", "integrations"},
-}
+FLOORS: list[set[str]] = [
+    {""},  # the files of vdr_db/ itself: errors, sparse, stamp, filters, readers, version
+    {"text", "images"},
+    {"kernels", "kernels.cpu", "kernels.cuda"}
+    | {"connectors", "connectors.qdrant", "connectors.elasticsearch"},
+    {"towers", "ingest"},
+    {"checkpoints"},
+    {"encoders"},
+    {"connectors.collections"},
+    {"explain", "evaluation"},
+    {"training", "training.images"},
+    {"serve", "integrations"},
+    {"cli"},
+]
+# Rooms that are one: a folder inside may import the folder around it, and the reverse.
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FAMILY = ("kernels", "training", "connectors.qdrant", "connectors.elasticsearch", "connectors")
 OUTSIDE = {
-    "level 0": {"numpy"},
+    "": {"numpy"},
     "kernels": {"torch", "triton"},
     "connectors": {"numpy", "qdrant_edge", "qdrant_client", "elasticsearch", "orjson", "grpc"},
-    "evaluation": {"numpy"},
-    "assets": set(),
 }
+"""Packages that a room may import at the top; a search server installs connectors without torch."""
 
 
 def source_files() -> dict[str, Path]:
-    """Dotted module name below `vdr_db` -> file."""
+    """Dotted module name -> file."""
     files = {}
-    for folder, prefix in (("vdr_db", ""), ("kernels", "kernels."), ("connectors", "connectors.")):
+    for folder in ("vdr_db", "kernels", "connectors"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            name = prefix + ".".join(path.relative_to(ROOT / folder).with_suffix("").parts)
-            files[name.removesuffix(".__init__")] = path
-    del files["__init__"]  # the public face; it is lazy, see test_packaging
+            parts = [
+                *([] if folder == "vdr_db" else [folder]),
+                *path.relative_to(ROOT / folder).parts,
+            ]
+            name = ".".join(["vdr_db", *parts]).removesuffix(".py").removesuffix(".__init__")
+            files[name] = path
     return files
 
 
-def level(module: str) -> int:
-    top = module.split(".")[0]
-    if top.startswith("cli") or top in {"demo", "__main__"}:
-        return 4
-    return next((rank for rank, names in LEVEL_OF_MODULE.items() if top in names), 2)
+FILES = source_files()
+
+
+def room(module: str) -> str:
+    path = FILES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return package.removeprefix("vdr_db").removeprefix(".")
 
 
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(path: Path) -> set[str]:
-    """Every module imported anywhere in a file, apart from blocks for type checkers."""
+def imported_names(path: Path) -> set[str]:
+    """Every name imported anywhere in a file, apart from blocks for type checkers."""
     found = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
@@ -69,43 +79,89 @@ def imports(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
-            found.add(node.module or "")
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         waiting.extend(ast.iter_child_nodes(node))
     return found
 
 
-FILES = source_files()
+def imported_modules(module: str) -> set[str]:
+    """Modules of the library that a module imports."""
+    found = set()
+    for name in imported_names(FILES[module]):
+        target = name
+        while target and target not in FILES:
+            target = target.rpartition(".")[0]
+        is_own_package = FILES.get(target, Path()).name == "__init__.py" and module.startswith(
+            f"{target}."
+        )
+        if target and target != module and not is_own_package:
+            found.add(target)
+    return found
 
 
-def test_the_sources_are_found():
-    assert {"errors", "sparse", "vocabulary", "kernels.reference", "connectors.base"} <= set(FILES)
-    assert level("kernels.reference") == 1
-    assert level("encoder") == 2
-    assert level("cli_search") == 4
+GRAPH = {module: imported_modules(module) for module in FILES}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph as the names along it, the first again at its end; [] without one."""
+    done: set[str] = set()
+    for start in sorted(graph):
+        way: list[str] = []
+        waiting = [(start, iter(sorted(graph.get(start, ()))))]
+        while waiting:
+            node, following = waiting[-1]
+            if not way or way[-1] != node:
+                way.append(node)
+            for target in following:
+                if target in way:
+                    return [*way[way.index(target) :], target]
+                if target not in done:
+                    waiting.append((target, iter(sorted(graph.get(target, ())))))
+                    break
+            else:
+                done.add(node)
+                way.pop()
+                waiting.pop()
+    return []
+
+
+def is_downward(source: str, target: str) -> bool:
+    if source == target or FLOOR[target] < FLOOR[source]:
+        return True
+    return FLOOR[target] == FLOOR[source] and any(
+        source.split(".")[0] == target.split(".")[0] == family.split(".")[0] for family in FAMILY
+    )
+
+
+def test_a_circle_is_found():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_room_has_a_floor():
+    assert {room(module) for module in FILES} == set(FLOOR)
+    assert len(FLOORS) <= 11
+
+
+def test_no_circle_of_files():
+    circle = circle_in(GRAPH)
+    assert not circle, "imports go round: " + " -> ".join(circle)
 
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_point_downward(module):
-    own_top = module.split(".")[0]
-    for name in imports(FILES[module]):
-        top, _, rest = name.partition(".")
+    for name in imported_names(FILES[module]):
+        top = name.partition(".")[0]
         assert top not in {"kernels", "connectors"}, f"{module} imports {name} without its library"
-        if top != "vdr_db" or not rest:
-            continue
-        target = rest.split(".")[0]
-        if target == own_top or level(target) < level(module) or target == "__version__":
-            continue
-        is_sideways = level(target) == level(module) and level(module) != 1
-        is_public_face = target in {"SparseRows", "Vocabulary", "EncoderStamp", "VdrError"}
-        assert is_sideways or is_public_face, f"{module} must not import vdr_db.{rest}"
+    upward = {target for target in GRAPH[module] if not is_downward(room(module), room(target))}
+    assert not upward, f"{module} is on floor {FLOOR[room(module)]} and imports {sorted(upward)}"
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_lower_layers_import_only_their_own_packages(module):
-    key = "level 0" if level(module) == 0 else module.split(".")[0]
-    if key not in OUTSIDE:
+def test_lower_rooms_import_only_their_own_packages(module):
+    allowed = OUTSIDE.get(room(module).split(".")[0])
+    if allowed is None:
         return
-    tops = {name.split(".")[0] for name in imports(FILES[module])}
-    foreign = tops - OUTSIDE[key] - {"vdr_db"} - set(sys.stdlib_module_names)
+    tops = {name.split(".")[0] for name in imported_names(FILES[module])}
+    foreign = tops - allowed - {"vdr_db"} - set(sys.stdlib_module_names)
     assert not foreign, f"{module} imports {foreign}"

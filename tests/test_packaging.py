@@ -132,8 +132,19 @@ def test_import_is_light():
     assert min(float(elapsed_ms) for elapsed_ms, _ in runs) < 100
 
 
-PUBLIC_MODULES = ["vdr_db", "vdr_db.errors", "vdr_db.sparse", "vdr_db.stamp", "vdr_db.vocabulary"]
-PUBLIC_MODULES += ["vdr_db.kernels", "vdr_db.connectors", "vdr_db.evaluation", "vdr_db.readers"]
+PUBLIC_MODULES = [
+    "vdr_db",
+    "vdr_db.errors",
+    "vdr_db.sparse",
+    "vdr_db.stamp",
+    "vdr_db.text.vocabulary",
+]
+PUBLIC_MODULES += [
+    "vdr_db.kernels",
+    "vdr_db.connectors",
+    "vdr_db.evaluation.metrics",
+    "vdr_db.readers",
+]
 
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)

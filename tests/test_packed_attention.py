@@ -7,8 +7,8 @@ import torch
 from model_folders import write_bert
 from without_cuda import load, looped_attention, texts_of
 
-from vdr_db import body
-from vdr_db.body import Ragged, Run, attend
+from vdr_db.towers import text_body as body
+from vdr_db.towers.text_body import Ragged, Run, attend
 
 CUDA = torch.device("cuda", 0)
 

@@ -20,8 +20,8 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 
-from vdr_db import pretrained
-from vdr_db.encoder import SparseEncoder
+from vdr_db.checkpoints import text as pretrained
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, MissingExtraError
 
 TEXTS = ["the cat paints a blue book", "dog", "theory of light, running!", "a b c d e f g"]

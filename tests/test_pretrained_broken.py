@@ -14,7 +14,7 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 
 

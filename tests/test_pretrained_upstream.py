@@ -16,10 +16,10 @@ import torch
 from model_folders import UPSTREAM_SCHEMAS, bert_tokenizer, bert_tokens, write_upstream
 from safetensors.torch import load_file, save_file
 
-from vdr_db import pretrained
-from vdr_db.encoder import SparseEncoder
+from vdr_db.checkpoints import text as pretrained
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
-from vdr_db.families import FAMILIES
+from vdr_db.towers.families import FAMILIES
 
 TEXTS = ["the cat paints a blue book", "dog", "heavy light!", "a of the"]
 HEADS, LAYERS = 4, 2
@@ -283,10 +283,10 @@ def test_the_full_list_of_names_and_sizes(tmp_path):
     assert sorted(name for (name,) in known.values()) == sorted(names)
     assert len(names) == 199
 
-    from vdr_db.body import Body
-    from vdr_db.head import make_head
-    from vdr_db.tower import Tower
-    from vdr_db.vocabulary import Vocabulary
+    from vdr_db.text.vocabulary import Vocabulary
+    from vdr_db.towers.text import Tower
+    from vdr_db.towers.text_body import Body
+    from vdr_db.towers.text_head import make_head
 
     config = family.body_config({})
     words = Vocabulary([str(i) for i in range(30522)], kind="from_999")

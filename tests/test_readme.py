@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vdr_db.cli import COMMANDS, main
+from vdr_db.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

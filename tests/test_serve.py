@@ -21,7 +21,7 @@ from chromium import ABSENT, DESKTOP, PHONE, Browser, find_chromium
 from html_page import Page
 from tiny_png import png
 
-from vdr_db.demo import unpack_sample
+from vdr_db.cli.demo import unpack_sample
 from vdr_db.errors import ConfigError, InputError, StoreError
 from vdr_db.readers import read_records
 
@@ -399,7 +399,7 @@ def test_an_image_encoder_of_another_vocabulary_is_refused(tiny_splade, tmp_path
     pytest.importorskip("PIL")
     from image_folders import write_cross_modal
 
-    from vdr_db.image_encoder import ImageEncoder
+    from vdr_db.encoders.image import ImageEncoder
     from vdr_db.serve import ImageUploads
 
     images = ImageEncoder.from_pretrained(write_cross_modal(tmp_path / "m"), device="cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vdr_db.cli import main
+from vdr_db.cli.main import main
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.explain.spans import Mark
 
@@ -123,7 +123,7 @@ def test_the_command_needs_a_store_that_is_there(tmp_path, capsys):
 def test_a_missing_package_is_named(tmp_path):
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
-        "from vdr_db.cli import main; sys.exit(main(['serve', '--store', 'x', '--port', '0']))"
+        "from vdr_db.cli.main import main; sys.exit(main(['serve', '--store', 'x', '--port', '0']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vdr_db import SparseEncoder
-from vdr_db.demo import unpack_sample
+from vdr_db.cli.demo import unpack_sample
 from vdr_db.errors import ConfigError
-from vdr_db.quality import MODES, TestCollection, evaluate_model, evaluate_modes
-from vdr_db.sweep import sweep_k
+from vdr_db.evaluation.quality import MODES, TestCollection, evaluate_model, evaluate_modes
+from vdr_db.evaluation.sweep import sweep_k
 
 MEASURES = ("ndcg_10", "recall_100", "mrr_10", "query_nonzeros", "document_nonzeros", "flops")
 

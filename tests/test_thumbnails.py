@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from terminal import Screen, terminal
 
-from vdr_db.cli import main
-from vdr_db.cli_thumbnails import Canvas, canvas_of, draw, picture_of
+from vdr_db.cli.images import Canvas, canvas_of, draw, picture_of
+from vdr_db.cli.main import main
 from vdr_db.errors import ConfigError
 
 pytest.importorskip("torch")
@@ -111,7 +111,7 @@ def test_a_thumbnail_is_a_small_jpeg_in_the_payload(store, model):
 def test_thumbnails_of_photographs_are_as_small_as_the_help_says():
     from image_folders import pixels
 
-    from vdr_db.image_thumbnails import thumbnail_address
+    from vdr_db.images.thumbnails import thumbnail_address
 
     for seed in range(8):
         photograph = Image.fromarray(pixels(640, 480, seed=seed))

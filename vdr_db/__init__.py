@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vdr_db.cross_modal import CrossModalEncoder
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
     from vdr_db.errors import VdrError
-    from vdr_db.image_encoder import ImageEncoder
     from vdr_db.sparse import SparseRows
     from vdr_db.stamp import EncoderStamp
-    from vdr_db.vocabulary import Vocabulary
+    from vdr_db.text.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
@@ -38,13 +38,13 @@ __all__ = [
 _ENCODE = ("torch", "tokenizers", "safetensors")
 _EXTRA = dict.fromkeys(("CrossModalEncoder", "ImageEncoder", "SparseEncoder"), _ENCODE)
 _HOME = {
-    "CrossModalEncoder": "vdr_db.cross_modal",
+    "CrossModalEncoder": "vdr_db.encoders.cross_modal",
     "EncoderStamp": "vdr_db.stamp",
-    "ImageEncoder": "vdr_db.image_encoder",
-    "SparseEncoder": "vdr_db.encoder",
+    "ImageEncoder": "vdr_db.encoders.image",
+    "SparseEncoder": "vdr_db.encoders.text",
     "SparseRows": "vdr_db.sparse",
     "VdrError": "vdr_db.errors",
-    "Vocabulary": "vdr_db.vocabulary",
+    "Vocabulary": "vdr_db.text.vocabulary",
 }
 
 

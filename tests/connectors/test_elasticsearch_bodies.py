@@ -12,7 +12,7 @@ from sparse_samples import truncated, zipf_rows
 
 from vdr_db import SparseRows
 from vdr_db.connectors.base import Hit
-from vdr_db.connectors.elasticsearch_bodies import (
+from vdr_db.connectors.elasticsearch.bodies import (
     bulk_lines,
     delete_lines,
     document_id,

@@ -14,8 +14,8 @@ from fault_proxy import Answer, HalfAnswer, LostAnswer, RefusedItems, Reset, Slo
 from sparse_samples import zipf_rows
 
 from vdr_db import SparseRows
-from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
-from vdr_db.connectors.elasticsearch_wire import RetryPolicy
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+from vdr_db.connectors.elasticsearch.transport import RetryPolicy
 from vdr_db.errors import RejectedRows, StoreError, StoreUnavailable
 
 WIDTH = 1000

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vdr_db.connectors.elasticsearch_filters import filter_query, payload_facts
+from vdr_db.connectors.elasticsearch.filters import filter_query, payload_facts
 from vdr_db.connectors.validation import clean_payload
 from vdr_db.filters import parse_filter
 

@@ -15,7 +15,7 @@ import services
 from sparse_samples import ranking, truncated, zipf_rows
 
 from vdr_db import SparseRows
-from vdr_db.connectors.elasticsearch_bodies import truncate_weights
+from vdr_db.connectors.elasticsearch.bodies import truncate_weights
 from vdr_db.connectors.memory import MemoryStore
 
 

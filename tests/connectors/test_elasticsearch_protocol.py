@@ -15,8 +15,8 @@ from noida_fixtures import remove_indices
 from sparse_samples import ranking, truncated, zipf_rows
 
 from vdr_db import SparseRows
-from vdr_db.connectors import elasticsearch_search
-from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+from vdr_db.connectors.elasticsearch import search as elasticsearch_search
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 from vdr_db.connectors.memory import MemoryStore
 from vdr_db.errors import (
     ConfigError,

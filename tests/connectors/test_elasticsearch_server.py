@@ -13,7 +13,7 @@ from noida_fixtures import remove_indices
 from sparse_samples import ranking, truncated, zipf_rows
 
 from vdr_db import SparseRows
-from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -21,9 +21,9 @@ from elastic_transport import (  # noqa: E402  # noqa: E402
 from elastic_transport import ConnectionError as NoConnection  # noqa: E402
 
 from vdr_db import SparseRows  # noqa: E402
-from vdr_db.connectors.elasticsearch import VDRElasticsearch  # noqa: E402
-from vdr_db.connectors.elasticsearch_store import ElasticsearchStore  # noqa: E402
-from vdr_db.connectors.elasticsearch_wire import (  # noqa: E402
+from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch  # noqa: E402
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore  # noqa: E402
+from vdr_db.connectors.elasticsearch.transport import (  # noqa: E402
     Backoff,
     Overloaded,
     RetryPolicy,

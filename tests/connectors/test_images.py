@@ -365,7 +365,7 @@ def test_every_direction_ranks_as_the_model_does(request, kind, model, pictures)
 
 
 def run(capsys, *arguments):
-    from vdr_db.cli import main
+    from vdr_db.cli.main import main
 
     code = main([str(argument) for argument in arguments])
     shown = capsys.readouterr()

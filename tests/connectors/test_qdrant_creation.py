@@ -10,7 +10,7 @@ import pytest
 from store_samples import WIDTH, rows
 
 from vdr_db.connectors import QdrantStore, VDRQdrant
-from vdr_db.connectors import qdrant_server as server_module
+from vdr_db.connectors.qdrant import server as server_module
 from vdr_db.errors import ConfigError
 from vdr_db.stamp import EncoderStamp
 

@@ -17,7 +17,7 @@ import pytest
 from store_samples import WIDTH, assert_same_hits, filters, row, rows
 
 from vdr_db.connectors import MemoryStore, QdrantStore
-from vdr_db.connectors import qdrant_edge as edge_module
+from vdr_db.connectors.qdrant import edge as edge_module
 from vdr_db.errors import (
     ConfigError,
     InputError,
@@ -207,7 +207,9 @@ def test_damaged_engine_files_are_a_store_error(path):
 READ_ONLY = """
 import os, sys
 import qdrant_edge
-from vdr_db.connectors import QdrantStore, collection_folder, qdrant_edge
+from vdr_db.connectors import QdrantStore
+from vdr_db.connectors.qdrant import edge as qdrant_edge
+from vdr_db.connectors.qdrant import edge_folder as collection_folder
 from vdr_db.errors import StoreUnavailable
 if os.getuid() == 0:
     # Root may write anywhere.

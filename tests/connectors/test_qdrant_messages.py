@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from store_samples import WIDTH, rows
 
 from vdr_db.connectors import AsyncVDRQdrant, QdrantStore
-from vdr_db.connectors.qdrant_engine import RefusedBatch
-from vdr_db.connectors.qdrant_messages import PointMessages
-from vdr_db.connectors.qdrant_requests import Requests
+from vdr_db.connectors.qdrant.engine import RefusedBatch
+from vdr_db.connectors.qdrant.messages import PointMessages
+from vdr_db.connectors.qdrant.requests import Requests
 from vdr_db.errors import RejectedRows
 from vdr_db.sparse import SparseRows
 

@@ -12,7 +12,7 @@ import pytest
 from store_samples import WIDTH, WordEncoder, assert_same_hits, row, rows
 
 from vdr_db.connectors import MemoryStore, QdrantStore, VDRQdrant
-from vdr_db.connectors import qdrant_server as server_module
+from vdr_db.connectors.qdrant import server as server_module
 from vdr_db.errors import (
     ConfigError,
     RejectedRows,

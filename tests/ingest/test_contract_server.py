@@ -13,7 +13,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_contract_server import VERSION, QdrantContractServer
 
 from vdr_db.connectors.memory import MemoryStore
-from vdr_db.connectors.qdrant import QdrantStore
+from vdr_db.connectors.qdrant.store import QdrantStore
 
 
 @pytest.fixture(params=["rest", "grpc"])

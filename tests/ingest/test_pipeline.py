@@ -13,7 +13,7 @@ import pytest
 from hashing_encoder import HashingEncoder
 
 from vdr_db.connectors.memory import MemoryStore
-from vdr_db.connectors.qdrant import QdrantStore
+from vdr_db.connectors.qdrant.store import QdrantStore
 from vdr_db.errors import (
     ConfigError,
     InputError,

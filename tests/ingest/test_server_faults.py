@@ -15,7 +15,7 @@ from faults import EVERY_FAULT, FaultPlan
 from hashing_encoder import HashingEncoder
 from qdrant_contract_server import QdrantContractServer
 
-from vdr_db.connectors.qdrant import QdrantStore
+from vdr_db.connectors.qdrant.store import QdrantStore
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable
 from vdr_db.ingest import IngestOptions, RecordSource, RetryPolicy, ingest
 from vdr_db.readers import Record

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from vdr_db.cli import main
-from vdr_db.connectors.vdr_qdrant import VDRQdrant
+from vdr_db.cli.main import main
+from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
 
 pytest.importorskip("pyarrow")
 

@@ -10,7 +10,7 @@ from noida_fixtures import remove_indices
 from store_samples import WordEncoder
 
 from vdr_db.connectors import QdrantStore, VDRElasticsearch, VDRQdrant
-from vdr_db.connectors.elasticsearch_wire import RetryPolicy
+from vdr_db.connectors.elasticsearch.transport import RetryPolicy
 from vdr_db.connectors.memory import MemoryStore
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.ingest import IngestOptions, RecordSource, Stop, ingest_versioned
@@ -140,7 +140,7 @@ def test_what_has_no_versions(tmp_path, server):
 
 
 def test_the_command(tmp_path, server, capsys, monkeypatch, tiny_splade):
-    from vdr_db.cli import main
+    from vdr_db.cli.main import main
 
     def run(*words):
         code = main([str(word) for word in words])

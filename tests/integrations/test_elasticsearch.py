@@ -9,7 +9,7 @@ import pytest
 import services
 from store_samples import WordEncoder
 
-from vdr_db.connectors.elasticsearch_bodies import row_query, truncate_weights
+from vdr_db.connectors.elasticsearch.bodies import row_query, truncate_weights
 from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 

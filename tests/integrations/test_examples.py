@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vdr_db.assets import DEFAULT_MODEL
+from vdr_db.checkpoints.assets import DEFAULT_MODEL
 
 # The Python double of Qdrant says so of every index that a framework asks for.
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")

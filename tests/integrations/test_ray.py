@@ -25,8 +25,8 @@ ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # those of Ray itself
 
-from vdr_db.connectors.elasticsearch_store import ElasticsearchStore  # noqa: E402
-from vdr_db.connectors.qdrant import QdrantStore  # noqa: E402
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore  # noqa: E402
+from vdr_db.connectors.qdrant.store import QdrantStore  # noqa: E402
 from vdr_db.ingest import IngestOptions, RetryPolicy, ingest  # noqa: E402
 from vdr_db.integrations.ray import (  # noqa: E402
     Columns,

@@ -11,7 +11,7 @@ import services
 from store_samples import WordEncoder
 
 from vdr_db.connectors import VDRElasticsearch, VDRQdrant
-from vdr_db.connectors.elasticsearch_bodies import truncate_weights
+from vdr_db.connectors.elasticsearch.bodies import truncate_weights
 from vdr_db.errors import ConfigError, InputError, StoreMismatch
 from vdr_db.integrations import semantic_search
 from vdr_db.integrations.semantic_search import (

@@ -53,7 +53,7 @@ def test_the_recipe_writes_every_partition_once(tmp_path, tiny_splade, tiny_spla
         pytest.skip("PySpark needs a Java runtime: apt-get install default-jre-headless")
     from qdrant_contract_server import QdrantContractServer
 
-    from vdr_db.connectors.qdrant import QdrantStore
+    from vdr_db.connectors.qdrant.store import QdrantStore
 
     rows = [
         {"id": f"n{i}", "text": f"{TEXTS[i % 3]} Note {i}.", "n": i, "tags": ["a", str(i % 2)]}

@@ -21,8 +21,10 @@ from triton_runs import (  # noqa: F401 - fixtures
 )
 
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels import entry_orders, pooling, pooling_backward, project_pool, reference
-from vdr_db.kernels.configs import BackwardTiles
+from vdr_db.kernels import project_pool, reference
+from vdr_db.kernels.cuda import backward as pooling_backward
+from vdr_db.kernels.cuda import entry_orders, pooling
+from vdr_db.kernels.cuda.configs import BackwardTiles
 
 pytestmark = MARKS
 

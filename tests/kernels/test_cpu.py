@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, bounds_of, choices, lengths
 
-from vdr_db.kernels import cpu, cpu_selection, reference, tiles
-from vdr_db.kernels.tiles import Tile
+from vdr_db.kernels import reference
+from vdr_db.kernels.cpu import pooling as cpu
+from vdr_db.kernels.cpu import selection as cpu_selection
+from vdr_db.kernels.cpu import tiles
+from vdr_db.kernels.cpu.tiles import Tile
 
 # Added to eager's error: the CPU path sums in another order, so where eager happens to be exact it
 # may be off by the rounding of a sum of H products of size 1.

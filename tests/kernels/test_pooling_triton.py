@@ -23,9 +23,10 @@ from triton_runs import (  # noqa: F401 - fixtures
 )
 
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels import pooling, reference
-from vdr_db.kernels.configs import PoolTile, pool_tile
-from vdr_db.kernels.topk import select_topk
+from vdr_db.kernels import reference
+from vdr_db.kernels.cuda import pooling
+from vdr_db.kernels.cuda.configs import PoolTile, pool_tile
+from vdr_db.kernels.cuda.topk import select_topk
 
 pytestmark = MARKS
 

@@ -17,9 +17,10 @@ from fake_cuda import FakeCuda
 from model_folders import write_bert
 from triton_runs import IS_INTERPRETED, quick_interpreter  # noqa: F401 - a fixture
 
-from vdr_db import body, encoder_cuda
-from vdr_db.encoder import SparseEncoder
-from vdr_db.encoder_cuda import DeviceQueue, QueryGraphs
+from vdr_db.encoders import text_cuda as encoder_cuda
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
+from vdr_db.towers import text_body as body
 
 pytestmark = [
     pytest.mark.skipif(

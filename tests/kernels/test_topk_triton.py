@@ -18,8 +18,8 @@ from triton_runs import (  # noqa: F401 - fixtures
 
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import reference
-from vdr_db.kernels.configs import SelectTiles
-from vdr_db.kernels.topk import select_topk
+from vdr_db.kernels.cuda.configs import SelectTiles
+from vdr_db.kernels.cuda.topk import select_topk
 
 pytestmark = MARKS
 

@@ -17,9 +17,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from vdr_db.kernels import pooling, pooling_backward, primitives
-from vdr_db.kernels.pooling_forward import pool_aligned_kernel
-from vdr_db.kernels.topk import select_topk
+from vdr_db.kernels.cuda import backward as pooling_backward
+from vdr_db.kernels.cuda import pooling, primitives
+from vdr_db.kernels.cuda.forward_kernels import pool_aligned_kernel
+from vdr_db.kernels.cuda.topk import select_topk
 
 pytestmark = [
     pytest.mark.slow,

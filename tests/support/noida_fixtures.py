@@ -12,7 +12,7 @@ import services
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
 
-    from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+    from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
 
 def remove_indices(store: ElasticsearchStore) -> None:
@@ -53,8 +53,8 @@ def proxy(session_proxy: FaultProxy) -> Iterator[FaultProxy]:
 @pytest.fixture
 def open_store(proxy: FaultProxy) -> Iterator[Callable[..., ElasticsearchStore]]:
     """Opens stores on the stand-in, under a name of their own unless one is given."""
-    from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
-    from vdr_db.connectors.elasticsearch_wire import RetryPolicy
+    from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+    from vdr_db.connectors.elasticsearch.transport import RetryPolicy
 
     opened: list[ElasticsearchStore] = []
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vdr_db.connectors import Hit, MemoryStore, QdrantStore, Store
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
-from vdr_db.vocabulary import Vocabulary
+from vdr_db.text.vocabulary import Vocabulary
 
 WIDTH = 40
 TEXT = (

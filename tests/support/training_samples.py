@@ -61,7 +61,7 @@ def settings(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
 def train(configuration: dict[str, Any], output: Path, *, kill_at: int = 0) -> Any:
     """Runs the trainer in this process; kills it for good after a step if asked to."""
     from vdr_db.training.config import build_config
-    from vdr_db.training.cross_modal_trainer import CrossModalTrainer
+    from vdr_db.training.images.trainer import CrossModalTrainer
     from vdr_db.training.trainer import Trainer
 
     def progress(step: int, total: int, numbers: dict[str, float]) -> None:

@@ -95,7 +95,7 @@ def quick_interpreter() -> Iterator[None]:
     import numpy as np
     from triton.runtime.interpreter import ReduceOps
 
-    from vdr_db.kernels.primitives import nan_max
+    from vdr_db.kernels.cuda.primitives import nan_max
 
     plain = ReduceOps.apply_impl
 

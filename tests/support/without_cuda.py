@@ -7,7 +7,7 @@ import random
 
 import torch
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 
 
 def load(folder, **options):

@@ -9,10 +9,10 @@ from shape_pictures import write_shapes
 from training_samples import settings, train
 
 from vdr_db import SparseEncoder
-from vdr_db.cross_modal import CrossModalEncoder
+from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.training.config import build_config
-from vdr_db.training.cross_modal_trainer import CrossModalTrainer
+from vdr_db.training.images.trainer import CrossModalTrainer
 from vdr_db.training.watch import read_log
 
 

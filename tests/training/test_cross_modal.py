@@ -10,20 +10,20 @@ import pytest
 import torch
 from shape_pictures import COLOURS, SHAPES, write_shapes
 
-from vdr_db.cli import main
-from vdr_db.cross_modal import CrossModalEncoder
-from vdr_db.encoder import SparseEncoder
+from vdr_db.cli.main import main
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.encoders.image import ImageEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.image_encoder import ImageEncoder
 from vdr_db.training.checkpoint import find_checkpoint
 from vdr_db.training.config import build_config, load_config
-from vdr_db.training.cross_modal_columns import sample_columns
-from vdr_db.training.cross_modal_data import PairBatches, read_pairs
-from vdr_db.training.cross_modal_models import load_pair, trainable_pair
-from vdr_db.training.cross_modal_settings import CrossModalConfig
-from vdr_db.training.cross_modal_trainer import CrossModalTrainer, feature_distance
-from vdr_db.training.cross_modal_vectors import DenseHeads, PictureSide, TextSide
-from vdr_db.training.cross_modal_watch import ranks, recalls
+from vdr_db.training.images.columns import sample_columns
+from vdr_db.training.images.data import PairBatches, read_pairs
+from vdr_db.training.images.models import load_pair, trainable_pair
+from vdr_db.training.images.settings import CrossModalConfig
+from vdr_db.training.images.trainer import CrossModalTrainer, feature_distance
+from vdr_db.training.images.vectors import DenseHeads, PictureSide, TextSide
+from vdr_db.training.images.watch import ranks, recalls
 from vdr_db.training.objective import Objective
 from vdr_db.training.settings import LossConfig
 from vdr_db.training.watch import read_log

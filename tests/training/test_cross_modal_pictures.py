@@ -7,10 +7,10 @@ from PIL import Image
 from shape_pictures import write_shapes
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.image_body_hybrid import HybridBody, HybridConfig
-from vdr_db.image_preprocessing import Preprocessing
-from vdr_db.training.cross_modal_data import Pair, read_pairs
-from vdr_db.training.cross_modal_pictures import SHARD, Pictures, StemStates, alter
+from vdr_db.images.preprocessing import Preprocessing
+from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
+from vdr_db.training.images.data import Pair, read_pairs
+from vdr_db.training.images.views import SHARD, Pictures, StemStates, alter
 
 SIDE = 64
 

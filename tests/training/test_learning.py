@@ -10,7 +10,7 @@ import yaml
 
 import vdr_db
 from vdr_db import SparseEncoder
-from vdr_db.cli import main
+from vdr_db.cli.main import main
 from vdr_db.training.watch import read_log
 
 SAMPLE = Path(vdr_db.__file__).parent / "data" / "debian_sample.tar.gz"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
 from vdr_db.training.sparse_ops import GatedRows
 from vdr_db.training.vectors import Side

@@ -16,7 +16,7 @@ from vdr_db.explain.cloud import text_width
 from vdr_db.explain.evidence import Evidence
 from vdr_db.explain.markup import escaped
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.vocabulary import Vocabulary
+from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vdr_db.explain.portrait import Picture

@@ -21,9 +21,9 @@ from vdr_db.sparse import SparseRows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
     from vdr_db.kernels import Activation
-    from vdr_db.tower import Tower
+    from vdr_db.towers.text import Tower
 
 __all__ = ["Evidence", "position_weights", "text_evidence"]
 
@@ -199,7 +199,7 @@ def text_evidence(
     """
     import torch
 
-    from vdr_db.batching import pack
+    from vdr_db.encoders.batching import pack
 
     if row is None:
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries

@@ -16,10 +16,10 @@ from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Id
-    from vdr_db.connectors.collection import Collection
-    from vdr_db.cross_modal import CrossModalEncoder
-    from vdr_db.image_encoder import ImageEncoder
-    from vdr_db.image_reading import ImageSource
+    from vdr_db.connectors.collections.collection import Collection
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.images.reading import ImageSource
 
 __all__ = ["image_portrait", "match_of_image"]
 
@@ -52,7 +52,7 @@ def image_portrait(
         ConfigError: The patches of the model are no square.
         MissingExtraError: Pillow is not installed.
     """
-    from vdr_db.image_reading import ImageLimits, read_picture
+    from vdr_db.images.reading import ImageLimits, read_picture
 
     encoded = encoder.encode_images([image])
     if encoded.refused:

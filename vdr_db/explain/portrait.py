@@ -12,13 +12,13 @@ from vdr_db.explain.evidence import Evidence, text_evidence
 from vdr_db.explain.spans import NOWHERE, Mark, marks, token_spans, word_groups
 from vdr_db.explain.words import Reason, TermLike, reasons, vector_words
 from vdr_db.sparse import SparseRows
-from vdr_db.vocabulary import Vocabulary
+from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Id, Record
-    from vdr_db.connectors.collection import Collection, Mode
-    from vdr_db.encoder import SparseEncoder
-    from vdr_db.image_encoder import ImageEncoder
+    from vdr_db.connectors.collections.collection import Collection, Mode
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
 __all__ = [
     "Fired",

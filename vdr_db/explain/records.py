@@ -13,8 +13,8 @@ from vdr_db.explain.words import vector_words
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Record
-    from vdr_db.encoder import SparseEncoder
-    from vdr_db.image_encoder import ImageEncoder
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
     from vdr_db.sparse import SparseRows
 
 __all__ = ["is_image", "portrait_of_record", "thumbnail_of"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
 __all__ = ["NOWHERE", "Mark", "Span", "marks", "token_spans", "word_groups"]
 

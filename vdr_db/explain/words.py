@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vdr_db.sparse import SparseRows
-from vdr_db.vocabulary import Vocabulary
+from vdr_db.text.vocabulary import Vocabulary
 
 __all__ = [
     "Reason",

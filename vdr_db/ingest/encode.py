@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from vdr_db.connectors.folder_lock import FolderLock
+from vdr_db.connectors.qdrant.folder_lock import FolderLock
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.options import IngestOptions

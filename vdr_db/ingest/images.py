@@ -20,7 +20,7 @@ from typing import Any
 from vdr_db.connectors.base import Documents
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY, EncodedImages
 from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.image_files import IMAGE_SUFFIXES, has_image_suffix
+from vdr_db.images.files import IMAGE_SUFFIXES, has_image_suffix
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Block, Slice, Window, cut_windows
 from vdr_db.readers import Record
@@ -34,7 +34,7 @@ _CHUNK_BYTES = 1 << 20
 class ImageFolderSource:
     """The pictures in a folder and below, in the order of their paths.
 
-    What is a picture is decided by the name, as in `vdr_db.image_files.list_images`, and the order
+    What is a picture is decided by the name, as in `vdr_db.images.files.list_images`, and the order
     is the same; but only one folder's names are held at a time.
 
     Args:

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.collection import Mode
-from vdr_db.connectors.elasticsearch_bodies import (
+from vdr_db.connectors.collections.collection import Mode
+from vdr_db.connectors.elasticsearch.bodies import (
     FieldKind,
     feature_objects,
     query_scale,

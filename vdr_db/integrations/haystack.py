@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vdr_db.connectors.collection import Mode
+from vdr_db.connectors.collections.collection import Mode
 from vdr_db.errors import ConfigError, require
 from vdr_db.integrations.sides import (
     TextEncoder,

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdr_db.connectors.base import Hit, Payload
-from vdr_db.connectors.collection import Collection, Mode
+from vdr_db.connectors.collections.collection import Collection, Mode
 from vdr_db.errors import ConfigError, StoreError, require
 from vdr_db.explain.words import shared_words, shares_of
 from vdr_db.integrations.sides import (

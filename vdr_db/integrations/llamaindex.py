@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vdr_db.connectors.collection import Mode
+from vdr_db.connectors.collections.collection import Mode
 from vdr_db.integrations.sides import (
     TextEncoder,
     checked_mode,

@@ -88,7 +88,7 @@ class EncodeTexts:
         if callable(model):
             encoder = model()
         else:
-            from vdr_db.encoder import SparseEncoder
+            from vdr_db.encoders.text import SparseEncoder
 
             encoder = SparseEncoder.from_pretrained(os.fspath(model), **(encoder_options or {}))
         self._columns = columns or Columns()
@@ -228,7 +228,7 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
             ConfigError: Not exactly one of `path` and `url` is given, or the store would not
                 outlive the write.
         """
-        from vdr_db.connectors.qdrant import QdrantStore
+        from vdr_db.connectors.qdrant.store import QdrantStore
 
         more = _sendable(store_options)
         if (path is None) == (url is None) or path == ":memory:":
@@ -270,7 +270,7 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
             columns: As in the class.
             options: As in the class.
         """
-        from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+        from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
         open_store = partial(
             ElasticsearchStore,

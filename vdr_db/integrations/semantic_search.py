@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from vdr_db.connectors.base import Store
-from vdr_db.connectors.collection import Collection, Encoder
+from vdr_db.connectors.collections.collection import Collection, Encoder
 from vdr_db.connectors.texts import refuse_string
 from vdr_db.errors import ConfigError, require
 from vdr_db.sparse import SparseRows
@@ -73,7 +73,7 @@ def semantic_search_qdrant(
         StoreMismatch: The collection was not made by this library, or by another encoder.
         StoreUnavailable: The server cannot be reached.
     """
-    from vdr_db.connectors.qdrant import QdrantStore
+    from vdr_db.connectors.qdrant.store import QdrantStore
 
     def connect() -> Any:
         module = require("qdrant_client", "qdrant")
@@ -132,7 +132,7 @@ def semantic_search_elasticsearch(
         StoreMismatch: The index was not made by this library, or by another encoder.
         StoreUnavailable: The server cannot be reached.
     """
-    from vdr_db.connectors.elasticsearch_store import ElasticsearchStore
+    from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
     def connect() -> Any:
         module = require("elasticsearch", "elasticsearch")

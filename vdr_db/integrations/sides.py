@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, get_args
 
-from vdr_db.connectors.collection import Mode
+from vdr_db.connectors.collections.collection import Mode
 from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 

@@ -30,7 +30,7 @@ from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Collection, Hit, Id
-    from vdr_db.encoder import SparseEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
 __all__ = ["Found", "HitView", "ImageSearch", "SearchService"]
 

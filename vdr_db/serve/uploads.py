@@ -9,8 +9,8 @@ from vdr_db.errors import ConfigError, InputError
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.encoder import SparseEncoder
-    from vdr_db.image_encoder import ImageEncoder
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
 
 __all__ = ["ImageUploads"]
 

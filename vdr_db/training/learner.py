@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdr_db.encoder import SparseEncoder
-from vdr_db.tokenization import TokenizedTexts
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.data import Batch
 from vdr_db.training.objective import Lesson, Objective, gather, multiply
 from vdr_db.training.prefetch import TokenBatch

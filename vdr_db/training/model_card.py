@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vdr_db import __version__
-from vdr_db.training.cross_modal_settings import CrossModalConfig
+from vdr_db.training.images.settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
 
@@ -103,7 +103,7 @@ def _introduction(folder: Path, config: TrainConfig) -> list[str]:
             "word pieces.",
             "",
             "```python",
-            "from vdr_db.cross_modal import CrossModalEncoder",
+            "from vdr_db.encoders.cross_modal import CrossModalEncoder",
             "",
             f'encoder = CrossModalEncoder.from_pretrained("{folder.name}")',
             "```",

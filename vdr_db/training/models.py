@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vdr_db.assets import fetch, is_known
-from vdr_db.encoder import SparseEncoder
+from vdr_db.checkpoints.assets import fetch, is_known
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.training.settings import ModelConfig
 from vdr_db.training.vectors import Side
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def start_folder(start: str) -> str:
-    """Folder or hub id behind a `start`; a name of `vdr_db.assets` is fetched on first use.
+    """Folder or hub id behind a `start`; a name of `assets` is fetched on first use.
 
     Raises:
         ConfigError: It is empty, or the model cannot be had.

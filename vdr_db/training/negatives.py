@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError, require
 from vdr_db.training.examples import Example
 

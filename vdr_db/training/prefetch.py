@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vdr_db.tokenization import TokenizedTexts
+from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.data import Batch
 
 __all__ = ["TokenBatch", "ahead"]

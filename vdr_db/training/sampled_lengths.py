@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vdr_db.selection import SMALLEST_NORM
+from vdr_db.encoders.selection import SMALLEST_NORM
 from vdr_db.training.sparse_ops import GatedRows
 
 __all__ = ["draw_columns", "scaled_to_unit"]

@@ -32,7 +32,7 @@ class ModelConfig:
     """What is trained.
 
     Attributes:
-        start: Folder or hub id of the first weights, or a name of `vdr_db.assets`.
+        start: Folder or hub id of the first weights, or a name of `vdr_db.checkpoints.assets`.
         head: `"vdr"` (a fresh norm on the word embeddings) or `"mlm"`; None for the checkpoint's.
         activation: None for the checkpoint's.
         vocabulary: Kind of the columns; None for the checkpoint's.
@@ -109,7 +109,7 @@ class TeacherConfig:
     Attributes:
         kind: `"encoder"` runs a frozen sparse encoder, `"dense"` a sentence encoder with mean
             pooling and cosine; `"bm25"` scores with document frequencies of the training documents.
-        path: Of the encoder: folder, hub id or a name of `vdr_db.assets`.
+        path: Of the encoder: folder, hub id or a name of `vdr_db.checkpoints.assets`.
         activation: Of the encoder; None for the checkpoint's.
         query_activation: Of its queries; None for `activation`. A query with damped weights and a
             document with plain ones often rank better than both alike.

@@ -30,10 +30,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
-from vdr_db.tokenization import TextTokenizer, TokenizedTexts
+from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.training.models import start_folder
 from vdr_db.training.objective import Rows
 from vdr_db.training.settings import TeacherConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.training.averaging import WeightMean, mixed_weights
 from vdr_db.training.checkpoint import (

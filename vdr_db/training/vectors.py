@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdr_db.batching import Frame, PackedBatch, pack
-from vdr_db.encoder import SparseEncoder
+from vdr_db.encoders.batching import Frame, PackedBatch, pack
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.kernels import Activation, gather_kept, project_pool
-from vdr_db.tokenization import TokenizedTexts
-from vdr_db.tower import Tower
+from vdr_db.text.tokenization import TokenizedTexts
+from vdr_db.towers.text import Tower
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
 from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh, winning_tokens
 

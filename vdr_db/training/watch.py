@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vdr_db.batching import plan_batches
-from vdr_db.encoder import SparseEncoder
-from vdr_db.evaluation import mean, mean_nonzeros, ndcg, recall
+from vdr_db.encoders.batching import plan_batches
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.evaluation.metrics import mean, mean_nonzeros, ndcg, recall
 from vdr_db.readers import BeirFolder
 from vdr_db.training.settings import EvaluationConfig
 from vdr_db.training.vectors import Side

@@ -1,0 +1,1 @@
+"""Collections: an encoder with a store; what most callers use."""

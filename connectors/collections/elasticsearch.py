@@ -1,0 +1,189 @@
+"""`VDRElasticsearch`: what users hold, a `Collection` in Elasticsearch or OpenSearch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vdr_db.connectors.base import Documents, Hit
+from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.elasticsearch.search import Fusion
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+
+__all__ = ["VDRElasticsearch"]
+
+
+class VDRElasticsearch(Collection):
+    """A `Collection` in Elasticsearch (8.11 to 9.x), or in OpenSearch through a ready client.
+
+    Exactly one of `url`, `cloud_id` and `client` is needed.
+
+    ```python
+    articles = VDRElasticsearch(
+        "articles", encoder=encoder, url="https://search.example:9200", api_key=key
+    )
+    articles.add_texts(texts, ids=ids, payloads=payloads)
+    articles.search("who came up with relativity", filter={"year": {"gte": 1900}})
+    ```
+
+    Args:
+        index: Name of the alias; the index behind it is called `index-000001` and so on.
+        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch`.
+        url: Address of one node, or of several of one cluster.
+        cloud_id: Name of a hosted deployment.
+        api_key: Key, or (id, key), to authenticate with.
+        basic_auth: (user, password) to authenticate with.
+        ca_certs: File with the certificates to trust.
+        ssl_assert_fingerprint: Fingerprint of the one certificate to trust.
+        verify_certs: `False` trusts anyone, for trials only.
+        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
+        store_text: Keep each text in its payload.
+        text_key: Payload field of the text.
+        client_options: More arguments of `elasticsearch.Elasticsearch`.
+        options: More options of `ElasticsearchStore`, such as `kind`, `store_vectors`,
+            `query_top_k`, `text_fields`, `shards` and `replicas`.
+
+    Raises:
+        ConfigError: The options contradict each other, or client and server do not fit.
+        StoreMismatch: The name holds something else, or the collection is of another encoder.
+        StoreUnavailable: The server cannot be reached.
+        StoreError: The server does not accept the credentials.
+    """
+
+    def __init__(
+        self,
+        index: str,
+        encoder: Encoder | None = None,
+        *,
+        client: Any = None,
+        url: str | Sequence[str] | None = None,
+        cloud_id: str | None = None,
+        api_key: str | tuple[str, str] | None = None,
+        basic_auth: tuple[str, str] | None = None,
+        ca_certs: str | None = None,
+        ssl_assert_fingerprint: str | None = None,
+        verify_certs: bool | None = None,
+        documents: Documents | None = None,
+        store_text: bool = True,
+        text_key: str = "text",
+        client_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        tls = {
+            "ca_certs": ca_certs,
+            "ssl_assert_fingerprint": ssl_assert_fingerprint,
+            "verify_certs": verify_certs,
+        }
+        given = {name: value for name, value in tls.items() if value is not None}
+        merged = {**given, **(client_options or {})} or None
+        store = ElasticsearchStore(
+            index,
+            client=client,
+            url=url,
+            cloud_id=cloud_id,
+            api_key=api_key,
+            basic_auth=basic_auth,
+            client_options=merged,
+            **options,
+        )
+        self._elastic = store
+        try:
+            super().__init__(
+                store, encoder, documents=documents, store_text=store_text, text_key=text_key
+            )
+        except BaseException:
+            store.close()
+            raise
+
+    def search_hybrid(
+        self,
+        query: str,
+        limit: int = 10,
+        filter: Any = None,
+        *,
+        mode: Mode | None = None,
+        text_field: str | None = None,
+        fusion: Fusion = "rrf",
+        text_weight: float = 1.0,
+        depth: int = 100,
+        rank_constant: int = 60,
+    ) -> list[Hit]:
+        """The best documents by vector and BM25 together; see `ElasticsearchStore.search_hybrid`.
+
+        Args:
+            query: A text.
+            limit: Hits wanted.
+            filter: Conditions on payloads, for both sides.
+            mode: How the query is represented, see `Mode`.
+            text_field: The payload field for BM25, by default the field of the text. It must be
+                among the `text_fields` that the index was made with.
+            fusion: `"rrf"` joins the rankings, `"sum"` adds the scores.
+            text_weight: Weight of BM25 in a sum.
+            depth: Hits of each side that fusion by ranks looks at.
+            rank_constant: Larger values give the first ranks less weight.
+        """
+        return self._elastic.search_hybrid(
+            self._query_rows([query], mode),
+            query,
+            text_field or self.text_key,
+            limit,
+            filter,
+            fusion=fusion,
+            text_weight=text_weight,
+            depth=depth,
+            rank_constant=rank_constant,
+        )
+
+    @contextmanager
+    def loading(self) -> Iterator[VDRElasticsearch]:
+        """Faster writes inside the block; see `ElasticsearchStore.loading`.
+
+        The collection must be there: add a document first, or call `create`.
+        """
+        with self._elastic.loading():
+            yield self
+
+    def create(self, width: int | None = None) -> None:
+        """Makes the index before anything is added; `width` is needed without an encoder only."""
+        if width is None:
+            width = self._need_encoder("create").vocabulary.size
+        self._create(width)
+
+    @contextmanager
+    def rebuild(
+        self, encoder: Encoder | None = None, *, expected: int | None = None, keep_old: bool = False
+    ) -> Iterator[Collection]:
+        """Fills a new index inside the block; the name moves to it at the end, in one step.
+
+        ```python
+        with articles.rebuild(better_encoder, expected=len(texts)) as fresh:
+            fresh.add_texts(texts, ids=ids)
+        ```
+
+        Args:
+            encoder: Makes the new vectors; the one of this collection without.
+            expected: Documents the new index must have; with another number nothing changes.
+            keep_old: Leaves the old index, without the name.
+        """
+        used = encoder or self.encoder
+        stamp = None if used is None else used.stamp()
+        width = None if used is None else used.vocabulary.size
+        with self._elastic.rebuild(
+            width=width, stamp=stamp, expected=expected, keep_old=keep_old
+        ) as target:
+            yield Collection(target, used, store_text=self.store_text, text_key=self.text_key)
+        self.encoder, self._known_stamp = used, stamp
+
+    def rollover(self, *, keep_old: bool = False) -> str:
+        """Copies everything into a new index on the server; see `ElasticsearchStore.rollover`."""
+        return self._elastic.rollover(keep_old=keep_old)
+
+    def create_template(self) -> str:
+        """Writes a composable template; see `ElasticsearchStore.create_template`."""
+        return self._elastic.create_template()
+
+    def __enter__(self) -> VDRElasticsearch:
+        """The collection itself."""
+        return self

@@ -1,0 +1,298 @@
+"""`VDRQdrant`: what users hold, a `Collection` in Qdrant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
+from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.ids import content_id
+from vdr_db.connectors.qdrant.existing import Existing
+from vdr_db.connectors.qdrant.store import QdrantStore
+from vdr_db.connectors.texts import refuse_string
+from vdr_db.errors import ShapeError
+from vdr_db.sparse import SparseRows
+
+if TYPE_CHECKING:
+    from vdr_db.connectors.qdrant.engine import Datatype, IndexKind
+
+__all__ = ["VDRQdrant"]
+
+
+class VDRQdrant(Collection):
+    """A `Collection` in Qdrant: embedded in a folder, in memory, or on a server.
+
+    Exactly one of `path`, `url` and `client` is needed. For `AsyncQdrantClient` there is
+    `AsyncVDRQdrant`.
+
+    Args:
+        collection: Name of the collection, or an alias of one.
+        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        path: Folder of its own for the collection, or `":memory:"`.
+        url: Address of a server.
+        client: A ready `qdrant_client.QdrantClient`.
+        api_key: For `url`.
+        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
+        store_text: Keep each text in its payload.
+        text_key: Payload field of the text.
+        datatype: `"float32"` (default), `"float16"` or `"uint8"`: how the index keeps weights.
+        payload_indexes: Payload key → kind of index, for faster filters; see `QdrantStore`.
+        options: More options of `QdrantStore`, such as `dense`, `versioned`, `vector_name`,
+            `index_memory` and `collection_options`.
+
+    Raises:
+        ConfigError: The options contradict each other.
+        StoreMismatch: The place holds something else, or the collection is of another encoder.
+        StoreUnavailable: It cannot be reached, or another process has it open.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        encoder: Encoder | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        client: Any = None,
+        api_key: str | None = None,
+        documents: Documents | None = None,
+        store_text: bool = True,
+        text_key: str = "text",
+        datatype: Datatype | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        **options: Any,
+    ) -> None:
+        store = QdrantStore(
+            collection,
+            path=path,
+            url=url,
+            client=client,
+            api_key=api_key,
+            datatype=datatype,
+            payload_indexes=payload_indexes,
+            **options,
+        )
+        self._qdrant = store
+        try:
+            super().__init__(
+                store, encoder, documents=documents, store_text=store_text, text_key=text_key
+            )
+        except BaseException:
+            store.close()
+            raise
+
+    @classmethod
+    def from_existing(
+        cls,
+        collection: str,
+        encoder: Encoder | None = None,
+        *,
+        vector_name: str | None = None,
+        adopt: bool = False,
+        width: int | None = None,
+        documents: Documents | None = None,
+        **options: Any,
+    ) -> VDRQdrant:
+        """Opens a collection that is on a server already, and neither makes nor changes it.
+
+        One that this library made is checked against the encoder. One that others made does not
+        tell which model its vectors are of; `adopt=True` says that `encoder` is that model:
+
+        ```python
+        old = VDRQdrant.from_existing(
+            "articles", encoder, url=url, adopt=True, vector_name="text-sparse",
+            text_key="page_content",
+        )
+        ```
+
+        Adding to an adopted collection writes points with the sparse vector (and `dense`, if
+        given); a document that is there is replaced as a whole, with all its vectors.
+
+        Args:
+            collection: Its name, or an alias.
+            encoder: The model that made its vectors.
+            vector_name: Its sparse vector; needed when it has several.
+            adopt: Take one that this library did not make.
+            width: Vocabulary size, for one that is adopted without an encoder.
+            documents: What its document side is, by default `"encoded"`.
+            options: `url` or `client`, and more options of `VDRQdrant`.
+
+        Raises:
+            StoreError: There is no such collection.
+            StoreMismatch: It is of another encoder, not described and not to be adopted, has no
+                such sparse vector or several, holds larger token ids than the vocabulary, or
+                multiplies its weights.
+            ConfigError: It is to be adopted without encoder and width.
+        """
+        if width is None and encoder is not None:
+            width = encoder.vocabulary.size
+        existing = Existing(adopt=adopt, width=width, documents=documents or "encoded")
+        return cls(
+            collection,
+            encoder,
+            documents=documents,
+            vector_name=vector_name,
+            existing=existing,
+            **options,
+        )
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        ids: Iterable[Id] | None = None,
+        payloads: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        batch_size: int = 512,
+        empty: EmptyRows = "store",
+        dense: Mapping[str, Any] | None = None,
+    ) -> list[Id]:
+        """Encodes and writes texts; see `Collection.add_texts`.
+
+        Args:
+            texts: Documents.
+            ids: One for each text.
+            payloads: One mapping (or `None`) for each text.
+            batch_size: Texts encoded and written together.
+            empty: What becomes of texts without any token.
+            dense: Name → `[N, size]` dense vectors of the texts, for a collection that has such.
+        """
+        if dense is None:
+            return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
+        refuse_string(texts, "texts")
+        texts = list(texts)
+        given = None if ids is None else list(ids)
+        names = [content_id(text) for text in texts] if given is None else given
+        columns = {name: np.asarray(column, np.float32) for name, column in dense.items()}
+        for name, column in columns.items():
+            if not len(texts) == len(names) == len(column):
+                raise ShapeError(
+                    f"texts, ids and dense vectors must be equally many, got {len(texts)} texts, "
+                    f"{len(names)} ids and {len(column)} of {name!r}."
+                )
+        # The first of equal texts counts, as everywhere.
+        place = {id: i for i, id in reversed(list(enumerate(names)))}
+
+        def upsert(rows: SparseRows, part: Sequence[Id], *rest: Any, **options: Any) -> Written:
+            taken = [place[id] for id in part]
+            picked = {name: column[taken] for name, column in columns.items()}
+            return self._qdrant.upsert(rows, part, *rest, dense=picked, **options)
+
+        return self._add_texts(upsert, texts, given, payloads, batch_size, empty)
+
+    def add_rows(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+        dense: Mapping[str, Any] | None = None,
+    ) -> list[Id]:
+        """Writes vectors made elsewhere; see `Collection.add_rows`.
+
+        Args:
+            rows: Sparse vectors.
+            ids: One for each row.
+            payloads: One mapping (or `None`) for each row.
+            empty: What becomes of rows without entries.
+            dense: Name → `[N, size]` dense vectors of the same documents.
+        """
+        upsert = partial(self._qdrant.upsert, dense=dense)
+        return self._add_rows(upsert, rows, ids, payloads, empty)
+
+    def search_hybrid(
+        self,
+        query: str | SparseRows,
+        vector: Any,
+        limit: int = 10,
+        filter: Any = None,
+        *,
+        offset: int = 0,
+        mode: Mode | None = None,
+        using: str | None = None,
+        depth: int = 100,
+        rank_constant: int | None = None,
+    ) -> list[Hit]:
+        """The best documents by sparse and dense vector together (RRF), in one request.
+
+        Args:
+            query: A text, or a sparse vector of one row.
+            vector: The dense query, `[size]`, by the model of the dense vectors.
+            limit: Hits wanted.
+            filter: Conditions on payloads, for both sides.
+            offset: Hits to leave out at the start.
+            mode: How the sparse query is represented, see `Mode`.
+            using: Name of the dense vector; needed when there are several.
+            depth: Hits of each side that the fusion looks at.
+            rank_constant: Larger values give the first ranks less weight.
+        """
+        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        return self._qdrant.search_hybrid(
+            row,
+            vector,
+            limit,
+            filter,
+            offset,
+            using=using,
+            depth=depth,
+            rank_constant=rank_constant,
+        )
+
+    @contextmanager
+    def rebuild(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        expected: int | None = None,
+        keep_old: bool = False,
+        **changes: Any,
+    ) -> Iterator[VDRQdrant]:
+        """Fills a new collection inside the block; the name moves to it at the end, in one step.
+
+        ```python
+        with articles.rebuild(better_encoder, expected=len(texts)) as fresh:
+            fresh.add_texts(texts, ids=ids)
+        ```
+
+        Other processes that have the name open read and write the new collection from then on, with
+        the encoder they have: with another encoder, open it again there.
+
+        Args:
+            encoder: Makes the new vectors; the one of this collection without.
+            expected: Documents the new collection must have; with another number nothing changes.
+            keep_old: Leaves the old collection, without the name.
+            changes: `datatype`, `payload_indexes` or `collection_options` that change.
+
+        Raises:
+            StoreError: See `QdrantStore.rebuild`, as for the rest.
+        """
+        used = encoder or self.encoder
+        stamp = None if used is None else used.stamp()
+        width = None if used is None else used.vocabulary.size
+        with self._qdrant.rebuild(
+            width=width, stamp=stamp, expected=expected, keep_old=keep_old, **changes
+        ) as target:
+            yield self._with_store(target, used)
+        self.encoder, self._known_stamp = used, stamp
+
+    def rollover(self, *, keep_old: bool = False, **changes: Any) -> str:
+        """Copies everything into a new collection; see `QdrantStore.rollover`."""
+        return self._qdrant.rollover(keep_old=keep_old, **changes)
+
+    def _with_store(self, store: QdrantStore, encoder: Encoder | None) -> VDRQdrant:
+        fresh = VDRQdrant.__new__(VDRQdrant)
+        Collection.__init__(
+            fresh, store, encoder, store_text=self.store_text, text_key=self.text_key
+        )
+        fresh._qdrant = store
+        return fresh
+
+    def __enter__(self) -> VDRQdrant:
+        """The collection itself."""
+        return self

@@ -1,0 +1,319 @@
+"""`VersionedIndex`: an alias, the index behind it, and what we remember about it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import quote
+
+from vdr_db.connectors.base import Documents, check_stamp
+from vdr_db.connectors.elasticsearch import indices
+from vdr_db.connectors.elasticsearch.bodies import FieldKind, index_mapping, index_settings
+from vdr_db.connectors.elasticsearch.transport import Wire
+from vdr_db.errors import ConfigError, StoreError, StoreMismatch
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = ["IndexMeta", "NewIndex", "VersionedIndex"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class NewIndex:
+    """How an index is made when there is none.
+
+    The arguments of `ElasticsearchStore` with the same names explain them.
+    """
+
+    kind: FieldKind = "rank_features"
+    field: str = "vdr"
+    store_vectors: bool = True
+    text_fields: tuple[str, ...] = ()
+    payload_types: Mapping[str, Mapping[str, Any] | str] | None = None
+    shards: int = 1
+    replicas: int = 1
+    settings: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rank_features", "sparse_vector"):
+            raise ConfigError(
+                f"`kind` must be 'rank_features' or 'sparse_vector', got {self.kind!r}."
+            )
+        if self.shards < 1 or self.replicas < 0:
+            raise ConfigError(
+                "`shards` must be at least 1 and `replicas` at least 0, got "
+                f"{self.shards} and {self.replicas}."
+            )
+
+
+@dataclass(frozen=True)
+class IndexMeta:
+    """What an index of ours remembers under `_meta`.
+
+    Attributes:
+        width: Width of all rows.
+        stamp: The encoder's identity as JSON types, or `None`.
+        documents: What the document side is.
+        kind: Type of the vector field.
+        field: Name of the vector field.
+        store_vectors: Whether `_source` keeps vectors.
+        text_fields: Payload fields indexed as text.
+        before_load: Settings to come back to when a load was not ended, or `None`.
+        format: Version of this description.
+        made_by: Random name of the request that made the index, so that a process whose answer got
+            lost recognises its own.
+    """
+
+    width: int
+    stamp: Mapping[str, Any] | None
+    documents: Documents
+    kind: FieldKind
+    field: str
+    store_vectors: bool
+    text_fields: Sequence[str]
+    before_load: Mapping[str, Any] | None = None
+    format: int = _FORMAT
+    made_by: str = ""
+
+    @property
+    def encoder(self) -> EncoderStamp | None:
+        """The stamp as an object."""
+        return EncoderStamp.from_dict(self.stamp) if self.stamp else None
+
+
+class VersionedIndex:
+    """An alias of one index of ours. Reads the server when first asked, then remembers.
+
+    Attributes:
+        name: The alias, or the name of an index opened by itself.
+        is_loading: Whether a `loading` block runs.
+    """
+
+    def __init__(self, wire: Wire, name: str, new: NewIndex) -> None:
+        """Opens nothing yet."""
+        self.name = indices.check_name(name)
+        self.is_loading = False
+        self._wire = wire
+        self._new = new
+        self._state: indices.IndexState | None = None
+
+    @property
+    def where(self) -> str:
+        """The name for messages."""
+        return f"index {self.name!r}"
+
+    @property
+    def path(self) -> str:
+        """The name for addresses."""
+        return quote(self.name)
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether the name is an alias."""
+        return self.state().is_alias
+
+    def state(self) -> indices.IndexState:
+        """What the server holds under the name.
+
+        Raises:
+            StoreError: Nothing.
+        """
+        if self._state is None:
+            self._state = indices.read_state(self._wire, self.name)
+        if self._state is None:
+            raise StoreError(f"{self.where} holds nothing yet; add documents first.")
+        return self._state
+
+    def meta(self) -> IndexMeta | None:
+        """What is known about the index, `None` when there is none.
+
+        Raises:
+            StoreMismatch: The index was not made by this library, or by a newer version of it.
+        """
+        if self._state is None:
+            self._state = indices.read_state(self._wire, self.name)
+        if self._state is None:
+            return None
+        stored = self._state.meta
+        try:
+            meta = IndexMeta(**stored)
+        except TypeError as error:
+            raise StoreMismatch(
+                f"{self.where} was not made by this version of the library (its `_meta` has "
+                f"{sorted(stored) or 'nothing of ours'}); choose another name, or use the "
+                "version that made it."
+            ) from error
+        if meta.format != _FORMAT:
+            raise StoreMismatch(
+                f"{self.where} has format {meta.format}, this version reads {_FORMAT}; use the "
+                "library version that made it."
+            )
+        return meta
+
+    def made(self) -> IndexMeta:
+        """`meta` of an index that is there.
+
+        Raises:
+            StoreError: There is none.
+        """
+        meta = self.meta()
+        if meta is None:
+            raise StoreError(f"{self.where} holds nothing yet; add documents first.")
+        return meta
+
+    def create(self, width: int, stamp: EncoderStamp | None, documents: Documents) -> None:
+        """Makes index and alias, or checks what is there; see `Store.create`."""
+        SparseRows.empty(0, width)  # checks the width
+        if self.meta() is None:
+            meta = IndexMeta(
+                width=width,
+                stamp=None if stamp is None else stamp.to_dict(),
+                documents=documents,
+                kind=self._new.kind,
+                field=self._new.field,
+                store_vectors=self._new.store_vectors,
+                text_fields=list(self._new.text_fields),
+            )
+            # Processes that come at once all ask for the first name, and one of them gets it.
+            # Another name is taken only when that index is there without the alias.
+            bodies = {"mapping": self._mapping(meta), "settings": self._settings()}
+            first = f"{self.name}-000001"
+            is_ours = indices.create_index(self._wire, first, alias=self.name, **bodies)
+            if not is_ours and self.meta() is None:
+                free = indices.next_backing(self._wire, self.name)
+                indices.create_index(self._wire, free, alias=self.name, **bodies)
+        stored = self.made()
+        check_stamp(
+            self.where,
+            (stored.width, stored.encoder, stored.documents),
+            (width, stamp, documents),
+        )
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """No refreshes and no replicas inside the block."""
+        meta = self.made()
+        backing = self.state().backing
+        self.is_loading = True
+        try:
+            with indices.load_settings(self._wire, backing, asdict(meta)):
+                yield
+        finally:
+            self.is_loading = False
+            self._state = None
+
+    def create_template(self) -> str:
+        """Writes a template for all indices `name-*`; returns its name."""
+        state = self.state()
+        settings = self._settings_of(state.backing)
+        return indices.put_template(
+            self._wire, self.name, mapping=_fresh_mapping(state, self.made()), settings=settings
+        )
+
+    @contextmanager
+    def rebuild(
+        self,
+        *,
+        width: int | None,
+        stamp: EncoderStamp | None,
+        expected: int | None,
+        keep_old: bool,
+    ) -> Iterator[VersionedIndex]:
+        """A new index, filled inside the block, to which the alias moves at its end."""
+        old, meta = self.state(), self.made()
+        if not old.is_alias:
+            raise StoreError(
+                f"{self.where} is no alias, so nothing can be put in its place; open it by its "
+                "alias."
+            )
+        meta = replace(
+            meta,
+            width=width or meta.width,
+            stamp=meta.stamp if stamp is None else stamp.to_dict(),
+            made_by=uuid.uuid4().hex,
+        )
+        fresh = VersionedIndex(self._wire, indices.next_backing(self._wire, self.name), self._new)
+        indices.create_index(
+            self._wire,
+            fresh.name,
+            alias=None,
+            mapping=_fresh_mapping(old, meta),
+            settings=self._settings_of(old.backing),
+        )
+        if fresh.made().made_by != meta.made_by:
+            raise StoreError(
+                f"index {fresh.name!r} was made by someone else just now; run this again."
+            )
+        try:
+            with fresh.loading():
+                yield fresh
+            count = indices.count_documents(self._wire, fresh.name)
+            if expected is not None and count != expected:
+                raise StoreError(
+                    f"the new index of {self.name!r} must have {expected} documents, got {count}; "
+                    "the alias stays with the old one."
+                )
+            indices.swap_alias(self._wire, self.name, old=old.backing, new=fresh.name)
+        except BaseException:
+            indices.delete_index(self._wire, fresh.name)
+            raise
+        self._state = None
+        if not keep_old:
+            indices.delete_index(self._wire, old.backing)
+
+    def rollover(self, *, keep_old: bool) -> str:
+        """Copies all documents into a new index and moves the alias; returns its name."""
+        meta = self.made()
+        if not meta.store_vectors:
+            raise StoreError(
+                f"{self.where} was made with store_vectors=False, so its documents cannot be "
+                "copied; fill a new index through `rebuild`."
+            )
+        old = self.state().backing
+        with indices.blocked_writes(self._wire, old):
+            indices.refresh_index(self._wire, old)
+            expected = indices.count_documents(self._wire, old)
+            with self.rebuild(
+                width=None, stamp=None, expected=expected, keep_old=keep_old
+            ) as fresh:
+                indices.copy_documents(self._wire, old, fresh.name)
+        return self.state().backing
+
+    def _version(self) -> tuple[int, int]:
+        # Only this type's mapping depends on the version; others may use servers that hide theirs.
+        return self._wire.version() if self._new.kind == "sparse_vector" else (8, 11)
+
+    def _mapping(self, meta: IndexMeta) -> dict[str, Any]:
+        return index_mapping(
+            {indices.META_KEY: asdict(meta)},
+            field=meta.field,
+            kind=meta.kind,
+            version=self._version(),
+            store_vectors=meta.store_vectors,
+            text_fields=meta.text_fields,
+            payload_types=self._new.payload_types,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return index_settings(
+            shards=self._new.shards,
+            replicas=self._new.replicas,
+            kind=self._new.kind,
+            version=self._version(),
+            extra=self._new.settings,
+        )
+
+    def _settings_of(self, backing: str) -> dict[str, Any]:
+        settings = indices.read_settings(self._wire, backing)
+        # A load that was not ended left its own values; the right ones are remembered.
+        settings.update(self.made().before_load or {})
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+def _fresh_mapping(state: indices.IndexState, meta: IndexMeta) -> dict[str, Any]:
+    clean = asdict(replace(meta, before_load=None))
+    return {**state.mapping, "_meta": {indices.META_KEY: clean}}

@@ -1,0 +1,399 @@
+"""`ElasticsearchStore`: a collection of sparse rows in an Elasticsearch or OpenSearch index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from vdr_db.connectors.base import (
+    BatchLimits,
+    Documents,
+    EmptyRows,
+    Hit,
+    Id,
+    Record,
+    Written,
+    checked_page,
+)
+from vdr_db.connectors.elasticsearch.bodies import (
+    FieldKind,
+    bulk_lines,
+    delete_lines,
+)
+from vdr_db.connectors.elasticsearch.bulk import BulkWriter
+from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, VersionedIndex
+from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_index
+from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
+from vdr_db.connectors.elasticsearch.search import Fusion, Searcher, as_query
+from vdr_db.connectors.elasticsearch.transport import RetryPolicy, Wire, connect
+from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.validation import checked_query, prepare
+from vdr_db.errors import ConfigError, RejectedRows, StoreError
+from vdr_db.filters import Filter
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = ["ElasticsearchStore"]
+
+
+class ElasticsearchStore(IndexLifecycle):
+    """A `Store` behind an alias, whose scores are inner products with 9-bit document weights.
+
+    The engine cuts each document weight to 9 significant bits, so a score lies between 0 and 0.4 %
+    below the exact inner product. Query weights keep their float32 value.
+
+    Args:
+        index: Name of the alias; the index itself is called `index-000001` and so on. An index made
+            by this library may also be opened by its own name.
+        client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch` object, used with
+            its own timeouts; or
+        url: address of one node, or of several of one cluster; or
+        cloud_id: name of a hosted deployment.
+        api_key: Key, or (id, key), to authenticate with.
+        basic_auth: (user, password) to authenticate with.
+        client_options: More arguments of `elasticsearch.Elasticsearch`, such as `ca_certs`,
+            `ssl_assert_fingerprint`, `client_cert` or `request_timeout` (seconds, 60 without).
+        kind: Field type of a new index. `"rank_features"` works everywhere. `"sparse_vector"` needs
+            8.15; its pruning of query tokens, which changes scores, is switched off.
+        vector_field: Name of the vector field of a new index.
+        store_vectors: Whether documents of a new index keep their vectors in `_source`. Without
+            them an index is several times smaller, and these are impossible:
+            `get(with_rows=True)`, `explain`, `rollover`, and whatever else reads `_source`.
+        query_top_k: Sends only that many of the heaviest tokens of a query; `None` sends all. Time
+            in the engine grows with the number of tokens.
+        text_fields: Payload fields of a new index that `search_hybrid` can search by BM25.
+        payload_types: Elasticsearch types for payload fields of a new index that other programs
+            want to query by themselves, `{"year": "long"}`; our filters do not need them.
+        shards: Primary shards of a new index.
+        replicas: Copies of each shard of a new index.
+        settings: More index settings of a new index.
+        max_docs: Documents in one bulk request at most.
+        max_bytes: Bytes in one bulk request at most.
+        retry: When and how long to try again.
+    """
+
+    def __init__(
+        self,
+        index: str,
+        *,
+        client: Any = None,
+        url: str | Sequence[str] | None = None,
+        cloud_id: str | None = None,
+        api_key: str | tuple[str, str] | None = None,
+        basic_auth: tuple[str, str] | None = None,
+        client_options: Mapping[str, Any] | None = None,
+        kind: FieldKind = "rank_features",
+        vector_field: str = "vdr",
+        store_vectors: bool = True,
+        query_top_k: int | None = None,
+        text_fields: Sequence[str] = (),
+        payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
+        shards: int = 1,
+        replicas: int = 1,
+        settings: Mapping[str, Any] | None = None,
+        max_docs: int = 500,
+        max_bytes: int = 8 << 20,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        if query_top_k is not None and query_top_k < 1:
+            raise ConfigError(f"`query_top_k` must be at least 1 or None, got {query_top_k}.")
+        if min(max_docs, max_bytes) < 1:
+            raise ConfigError(
+                f"`max_docs` and `max_bytes` must be at least 1, got {max_docs} and {max_bytes}."
+            )
+        if isinstance(text_fields, str):
+            raise TypeError(f"`text_fields` must be a sequence of names; pass [{text_fields!r}]")
+        new = NewIndex(
+            kind=kind,
+            field=vector_field,
+            store_vectors=store_vectors,
+            text_fields=tuple(text_fields),
+            payload_types=payload_types,
+            shards=shards,
+            replicas=replicas,
+            settings=settings,
+        )
+        own_options = (url, cloud_id, api_key, basic_auth, client_options)
+        if client is not None and any(option is not None for option in own_options):
+            raise ConfigError(
+                "a ready `client` has its own address and credentials; give `client` or the others."
+            )
+        secrets: list[str] = []
+        self._owns_client = client is None
+        if client is None:
+            client, secrets = connect(
+                url=url,
+                cloud_id=cloud_id,
+                api_key=api_key,
+                basic_auth=basic_auth,
+                options=client_options or {},
+            )
+        self.wire = Wire(client, policy=retry, secrets=secrets)
+        self.query_top_k = query_top_k
+        self.limits = BatchLimits(rows=max_docs, bytes=max_bytes, row_bytes=max_bytes)
+        self._writer = BulkWriter(self.wire, max_docs=max_docs, max_bytes=max_bytes)
+        self._is_closed = False
+        try:
+            self._index = VersionedIndex(self.wire, index, new)
+            self._index.meta()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        """The name only: addresses may hold what is nobody's business."""
+        return f"{type(self).__name__}({self._index.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The alias, or the name of an index opened by itself."""
+        return self._index.name
+
+    @property
+    def width(self) -> int | None:
+        """Width of all rows, `None` while the index is not made."""
+        meta = self._meta()
+        return None if meta is None else meta.width
+
+    @property
+    def stamp(self) -> EncoderStamp | None:
+        """The encoder the index was made for, as far as known."""
+        meta = self._meta()
+        return None if meta is None else meta.encoder
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+        meta = self._meta()
+        return "encoded" if meta is None else meta.documents
+
+    def create(
+        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+    ) -> None:
+        """Makes index and alias, or checks what is there; see `Store.create`.
+
+        Options of the constructor about new indices have no effect on an index that is there.
+
+        Raises:
+            StoreMismatch: It is there with another width, encoder or kind of documents, or it was
+                not made by this library.
+        """
+        self._check_open()
+        self._index.create(width, stamp, documents)
+
+    # Writing
+
+    def upsert(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+        existing: Literal["replace", "keep"] = "replace",
+    ) -> Written:
+        """Writes rows; see `Store.upsert`.
+
+        Inside `loading` they are found by searches only when the block ends.
+
+        Args:
+            rows: Rows to write.
+            ids: One id for each.
+            payloads: One mapping or `None` for each.
+            empty: What becomes of rows without entries.
+            existing: `"keep"` leaves documents whose id is there, and does not count them. After a
+                lost answer it cannot tell those from its own.
+
+        Raises:
+            InputError: Ids are unusable or repeated, or sizes disagree; nothing is written.
+            RejectedRows: Some rows cannot be stored; all others are written.
+            StoreUnavailable: The server stayed away; send the same call again.
+        """
+        meta = self._made()
+        ready = prepare(
+            rows,
+            ids,
+            payloads,
+            width=meta.width,
+            empty=empty,
+            limits=self.limits,
+            where=self._index.where,
+        )
+        action: Literal["index", "create"] = "index" if existing == "replace" else "create"
+        count = 0
+        for batch in ready.batches(self.limits):
+            lines = bulk_lines(
+                ready.rows[batch],
+                ready.ids[batch],
+                ready.payloads[batch],
+                action=action,
+                field=meta.field,
+            )
+            report = self._writer.write(
+                self._index.path, lines, action=action, require_alias=self._index.is_alias
+            )
+            count += len(report.written)
+            for number, reason in report.rejected.items():
+                ready.refused[ready.ids[batch.start + number]] = reason
+        self._refresh()
+        if ready.refused:
+            raise RejectedRows(list(ready.refused), list(ready.refused.values()))
+        return Written(count, ready.empty, ready.skipped)
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+        self._made()
+        unique = list(dict.fromkeys(checked_ids(ids)))
+        report = self._writer.write(
+            self._index.path, delete_lines(unique), action="delete", require_alias=False
+        )
+        self._refresh()
+        if report.rejected:
+            refused = [unique[number] for number in report.rejected]
+            raise RejectedRows(refused, list(report.rejected.values()))
+        return len(report.written)
+
+    def flush(self) -> None:
+        """Makes everything written visible, and durable under any translog setting."""
+        self._made()
+        refresh_index(self.wire, self.name)
+        self.wire.call("POST", f"/{self._index.path}/_flush")
+
+    def optimize(self) -> None:
+        """Merges the index to one segment, for faster searches; not while writing goes on."""
+        self._made()
+        merge_segments(self.wire, self.name)
+
+    # Reading
+
+    def search(
+        self,
+        row: SparseRows,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
+        offset: int = 0,
+    ) -> list[Hit]:
+        """The best documents; see `Store.search`."""
+        checked_page(limit, offset)
+        query = checked_query(row, self._made().width, self._index.where, single=True)
+        return self._searcher().rows(query, limit, filter, offset)[0]
+
+    def search_batch(
+        self,
+        rows: SparseRows,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """`search` for each row, many in one request."""
+        checked_page(limit, 0)
+        query = checked_query(rows, self._made().width, self._index.where)
+        return self._searcher().rows(query, limit, filter, 0)
+
+    def search_hybrid(
+        self,
+        row: SparseRows,
+        text: str,
+        text_field: str,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
+        *,
+        fusion: Fusion = "rrf",
+        text_weight: float = 1.0,
+        depth: int = 100,
+        rank_constant: int = 60,
+    ) -> list[Hit]:
+        """The best documents by vector and BM25 together.
+
+        Args:
+            row: The query's vector.
+            text: The query's text.
+            text_field: A payload field that was named in `text_fields` when the index was made.
+            limit: Hits wanted.
+            filter: Limits both sides.
+            fusion: `"rrf"` joins the two rankings by reciprocal ranks, here rather than on the
+                server, where it needs a licence; `"sum"` adds `text_weight` times BM25 to the score
+                in one query.
+            text_weight: Weight of BM25 in a sum.
+            depth: Hits of each side that fusion by ranks looks at.
+            rank_constant: Larger values give the first ranks less weight.
+
+        Raises:
+            ConfigError: The field is not indexed as text, or an option is impossible.
+        """
+        checked_page(limit, 0)
+        query = checked_query(row, self._made().width, self._index.where, single=True)
+        return self._searcher().hybrid(
+            query,
+            text,
+            text_field,
+            limit,
+            filter,
+            fusion=fusion,
+            text_weight=text_weight,
+            depth=depth,
+            rank_constant=rank_constant,
+        )
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out.
+
+        Raises:
+            StoreError: `with_rows`, and the index was made with `store_vectors=False`.
+        """
+        meta = self._made()
+        if with_rows and not meta.store_vectors:
+            raise StoreError(
+                f"{self._index.where} was made with store_vectors=False, so no vectors can be read "
+                "back; make the index anew with store_vectors=True to explain or copy from it."
+            )
+        return self._searcher().get(checked_ids(ids), with_rows)
+
+    def ids(self) -> Iterator[Id]:
+        """All ids, integers first, each kind in ascending order."""
+        self._made()
+        return self._searcher().ids()
+
+    def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+        if self._meta() is None:
+            return 0
+        tree = as_query(filter)
+        body = {"query": {"bool": {"filter": [tree]}}} if tree is not None else None
+        return int(self.wire.call("POST", f"/{self._index.path}/_count", body).body["count"])
+
+    def close(self) -> None:
+        """Closes the connections, unless the client was given; a second call does nothing."""
+        if not self._is_closed and self._owns_client:
+            self.wire.close()
+        self._is_closed = True
+
+    def __enter__(self) -> ElasticsearchStore:
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the store."""
+        self.close()
+
+    # Inside
+
+    def _meta(self) -> IndexMeta | None:
+        self._check_open()
+        return self._index.meta()
+
+    def _made(self) -> IndexMeta:
+        self._check_open()
+        return self._index.made()
+
+    def _searcher(self) -> Searcher:
+        return Searcher(self.wire, self._index, self.query_top_k)
+
+    def _refresh(self) -> None:
+        if not self._index.is_loading:
+            refresh_index(self.wire, self.name)

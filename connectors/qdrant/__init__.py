@@ -1,0 +1,1 @@
+"""The store over Qdrant: embedded engine or server."""

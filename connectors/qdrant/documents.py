@@ -1,0 +1,251 @@
+"""Documents as Qdrant's points and back, for the store and its asynchronous twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.connectors.base import BatchLimits, EmptyRows, Hit, Id, Payload, Record, Written
+from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.qdrant.engine import (
+    DenseRows,
+    DenseVector,
+    Found,
+    Manifest,
+    PointId,
+    Stored,
+)
+from vdr_db.connectors.qdrant.existing import point_of
+from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
+from vdr_db.errors import ConfigError, InputError, ShapeError
+from vdr_db.sparse import SparseRows
+
+__all__ = [
+    "ID_FIELD",
+    "Batch",
+    "Upload",
+    "checked_fusion",
+    "checked_nearest",
+    "hits_of",
+    "record_of",
+]
+
+ID_FIELD = RESERVED_PREFIX + "id"
+"""Payload field of the caller's id: a string id cannot be read off its point."""
+
+_BYTES_OF_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of one request.
+
+    Attributes:
+        ids: The caller's ids.
+        points: Where they go.
+        rows: Their vectors.
+        payloads: Their payloads, with the fields of the library.
+        dense: Their dense vectors.
+        size: Estimated bytes of all that.
+    """
+
+    ids: Sequence[Id]
+    points: Sequence[PointId]
+    rows: SparseRows
+    payloads: Sequence[Payload]
+    dense: DenseRows
+    size: int
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The batch in two parts, of which the first is not empty."""
+        middle = len(self.points) // 2
+        return self._part(slice(0, middle)), self._part(slice(middle, None))
+
+    def _part(self, part: slice) -> Batch:
+        points = self.points[part]
+        return Batch(
+            ids=self.ids[part],
+            points=points,
+            rows=self.rows[part],
+            payloads=self.payloads[part],
+            dense={name: column[part] for name, column in self.dense.items()},
+            size=self.size * len(points) // max(1, len(self.points)),
+        )
+
+
+class Upload:
+    """One call of `upsert`, checked: what goes to the engine and what is refused before.
+
+    Attributes:
+        refused: Id → reason; the engine's own refusals are added by the caller.
+        written: What was done when all batches are through and nothing was refused.
+
+    Raises:
+        TypeError: Something came in another form.
+        ConfigError: The policy for empty rows or the name of a dense vector is unknown.
+        ShapeError: Rows, ids, payloads and dense vectors are not equally many, or of other sizes.
+        InputError: An id is unusable or repeated, the width is another one, or a payload uses a
+            field of the library.
+    """
+
+    def __init__(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None,
+        dense: Mapping[str, Any] | None,
+        *,
+        made: Manifest,
+        limits: BatchLimits,
+        empty: EmptyRows,
+        where: str,
+    ) -> None:
+        ready = prepare(
+            rows, ids, payloads, width=made.width, empty=empty, limits=limits, where=where
+        )
+        self.refused: dict[Id, str] = dict(ready.refused)
+        columns = _checked_columns(dense, made.dense, len(rows), where)
+        self._dense: dict[str, npt.NDArray[np.float32]] = {}
+        if columns:
+            ready = self._with_dense(ready, checked_ids(ids), columns)
+        self._ready = ready
+        self._limits = limits
+        self._made = made
+        self.written = Written(len(ready.ids), ready.empty, ready.skipped)
+
+    def batches(self) -> Iterator[Batch]:
+        """The documents in requests within the limits."""
+        ready = self._ready
+        for part in ready.batches(self._limits):
+            ids = ready.ids[part]
+            yield Batch(
+                ids=ids,
+                points=[point_of(self._made, id) for id in ids],
+                rows=ready.rows[part],
+                payloads=[
+                    {ID_FIELD: id, **payload}
+                    for id, payload in zip(ids, ready.payloads[part], strict=True)
+                ],
+                dense={name: column[part] for name, column in self._dense.items()},
+                size=int(ready.sizes[part].sum()),
+            )
+
+    def _with_dense(
+        self, ready: Prepared, ids: Sequence[Id], columns: Mapping[str, npt.NDArray[np.float32]]
+    ) -> Prepared:
+        """Dense vectors in the order of the kept rows; rows with impossible numbers are refused."""
+        place = {id: i for i, id in enumerate(ids)}
+        for name, column in columns.items():
+            for i in np.flatnonzero(~np.isfinite(column).all(axis=1)).tolist():
+                self.refused.setdefault(ids[i], f"the dense vector {name!r} is not finite")
+        keep = [i for i, id in enumerate(ready.ids) if id not in self.refused]
+        taken = np.array([place[ready.ids[i]] for i in keep], np.int64)
+        self._dense = {name: column[taken] for name, column in columns.items()}
+        more = _BYTES_OF_FLOAT * sum(column.shape[1] for column in columns.values())
+        rows = ready.rows[np.array(keep, np.int64)]
+        return Prepared(
+            rows=rows,
+            ids=[ready.ids[i] for i in keep],
+            payloads=[ready.payloads[i] for i in keep],
+            sizes=ready.sizes[keep] + more,
+            empty=int(np.count_nonzero(rows.counts == 0)),
+            skipped=ready.skipped,
+            refused=self.refused,
+        )
+
+
+def _checked_columns(
+    dense: Mapping[str, Any] | None, known: Mapping[str, DenseVector], count: int, where: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    columns = {}
+    for name, given in (dense or {}).items():
+        size = _known(known, name, where).size
+        column = np.asarray(given, np.float32)
+        if column.shape != (count, size):
+            raise ShapeError(
+                f"the dense vectors {name!r} must have the shape [{count}, {size}] (documents, "
+                f"size), got {list(column.shape)}; encode each document once."
+            )
+        columns[name] = column
+    return columns
+
+
+def checked_nearest(
+    vector: Any, using: str | None, known: Mapping[str, DenseVector], where: str
+) -> tuple[str, npt.NDArray[np.float32]]:
+    """Name and numbers of a dense query.
+
+    Raises:
+        ConfigError: The collection has no such dense vector, or several and none is named.
+        ShapeError: It is not one vector of that size.
+        InputError: It has other than finite numbers.
+    """
+    if using is None:
+        if len(known) != 1:
+            raise ConfigError(
+                f"{where} has the dense vectors {sorted(known) or 'nothing'}; "
+                + ("name one with `using`." if known else "make it with dense={name: size}.")
+            )
+        using = next(iter(known))
+    size = _known(known, using, where).size
+    numbers = np.asarray(vector, np.float32)
+    if numbers.shape == (1, size):
+        numbers = numbers[0]
+    if numbers.shape != (size,):
+        raise ShapeError(
+            f"a query for the dense vector {using!r} must have the shape [{size}], got "
+            f"{list(numbers.shape)}; pass one vector of the model that made the documents'."
+        )
+    if not np.isfinite(numbers).all():
+        raise InputError("a dense query must have finite numbers; check the model that made it.")
+    return using, numbers
+
+
+def checked_fusion(depth: int, rank_constant: int | None) -> None:
+    """Refuses numbers that no fusion can use.
+
+    Raises:
+        ConfigError: One is not an integer of at least 1.
+    """
+    for name, value in (("depth", depth), ("rank_constant", rank_constant)):
+        if name == "rank_constant" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+def _known(known: Mapping[str, DenseVector], name: str, where: str) -> DenseVector:
+    if name not in known:
+        raise ConfigError(
+            f"{where} has no dense vector {name!r}, it has {sorted(known) or 'none'}; make the "
+            "collection with dense={name: size}."
+        )
+    return known[name]
+
+
+def hits_of(found: Sequence[Found]) -> list[Hit]:
+    """What a search shows of its points: the best first, equal scores by ascending id."""
+    hits = [
+        Hit(one.payload.get(ID_FIELD, one.point), one.score, _own(one.payload)) for one in found
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, *id_order(hit.id)))
+
+
+def record_of(stored: Stored, width: int | None) -> Record:
+    """A document that was read back; without a width, without its row."""
+    row = None
+    if width is not None:
+        indices = np.asarray(stored.indices if stored.indices is not None else [], np.int64)
+        values = np.asarray(stored.values if stored.values is not None else [], np.float32)
+        order = np.argsort(indices)
+        row = SparseRows([0, indices.size], indices[order], values[order], width)
+    payload = {name: value for name, value in stored.payload.items() if name != ID_FIELD}
+    return Record(stored.payload.get(ID_FIELD, stored.point), payload, row)
+
+
+def _own(payload: Payload) -> Payload:
+    return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}

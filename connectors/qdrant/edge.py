@@ -1,0 +1,411 @@
+"""The embedded Qdrant: a collection in a folder, in this process (`qdrant-edge-py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
+from vdr_db.connectors.qdrant.engine import (
+    VECTOR_NAME,
+    DenseRows,
+    Found,
+    Manifest,
+    PointId,
+    Stored,
+)
+from vdr_db.connectors.qdrant.filters import EdgeDialect, to_qdrant
+from vdr_db.errors import StoreError, StoreUnavailable, require
+from vdr_db.filters import Filter, parse_filter
+from vdr_db.sparse import SparseRows
+
+__all__ = ["EdgeEngine"]
+
+# The engine maps its files into memory: on a full disk the process dies of SIGBUS instead of
+# getting an error. So a write is refused while less than this would remain free.
+_RESERVE_BYTES = 64 << 20
+# Log, stored vector, index and payload of one byte of a row or payload.
+_DISK_BYTES_PER_BYTE = 4
+
+# Searches cost the same before and after `optimize`; it saves memory and shortens the next opening.
+_OPTIMIZE_AFTER_ROWS = 10_000
+
+_QUERIES_AT_ONCE = 256
+# What the engine's server uses when a request names none.
+_RANK_CONSTANT = 2
+_UNAVAILABLE_SIGNS = (
+    "WouldBlock",
+    "No space left",
+    "Permission denied",
+    "Read-only file system",
+    "os error 13",
+    "os error 28",
+    "os error 30",
+)
+
+
+class EdgeEngine:
+    """An `Engine` over one `EdgeShard`.
+
+    Args:
+        collection: Name of the collection.
+        path: Folder of the collection, or `":memory:"` for a temporary one that goes with `close`.
+        reserve_bytes: Free disk space below which writes are refused.
+    """
+
+    limits = BatchLimits(rows=1024, bytes=16 << 20, row_bytes=64 << 20)
+
+    def __init__(
+        self,
+        collection: str,
+        path: str | os.PathLike[str],
+        *,
+        reserve_bytes: int = _RESERVE_BYTES,
+    ) -> None:
+        self._edge: Any = require("qdrant_edge", "qdrant")
+        self._dialect = EdgeDialect(self._edge)
+        self._in_memory = os.fspath(path) == ":memory:"
+        self._collection = collection
+        self._where = f"collection {collection!r} in {os.fspath(path)}"
+        self._reserve_bytes = reserve_bytes
+        self._shard: Any = None
+        self._broken: str | None = None
+        self._rows_since_optimize = 0
+        self._remove: weakref.finalize[..., Any] | None = None
+        if self._in_memory:
+            path = tempfile.mkdtemp(prefix="vdr_db-")
+            self._remove = weakref.finalize(self, _remove_folder, path, os.getpid())
+        self._folder = CollectionFolder(Path(path), self._where)
+
+    @property
+    def where(self) -> str:
+        """The collection and its folder."""
+        return self._where
+
+    def open(self) -> Manifest | None:
+        """Opens the folder; `None` when nothing is there yet.
+
+        Raises:
+            StoreMismatch: The path holds something else, or a collection of another name.
+            StoreUnavailable: It is open elsewhere, or cannot be read and written.
+        """
+        if not self._folder.holds_shard():
+            return None
+        self._folder.take()
+        try:
+            manifest = Manifest.from_dict(self._folder.read_manifest(), self._where)
+            manifest.check_name(self._collection, str(self._folder.path))
+            self._load()
+        except BaseException:
+            self._folder.release()
+            raise
+        return manifest
+
+    def create(self, manifest: Manifest) -> None:
+        """Makes the collection.
+
+        Raises:
+            StoreUnavailable: The folder cannot be written, or the disk is nearly full.
+        """
+        if self._in_memory:
+            self._check_space(0)
+            with self._translated("be made"):
+                self._shard = self._new_shard(self._folder.shard, manifest)
+            return
+        self._folder.make()
+        self._folder.take()
+        try:
+            if self._folder.holds_shard():
+                raise StoreUnavailable(
+                    f"{self._where} was made by another process meanwhile; open it again."
+                )
+            self._check_space(0)
+            with self._translated("be made"):
+                self._new_shard(self._folder.unfinished(), manifest).close()
+                self._folder.finish(manifest.to_dict())
+            self._load()
+        except BaseException:
+            self._folder.release()
+            raise
+
+    def upsert(
+        self,
+        points: Sequence[PointId],
+        rows: SparseRows,
+        payloads: Sequence[Payload],
+        size: int,
+        dense: DenseRows | None = None,
+    ) -> None:
+        """Writes one batch; see `Engine.upsert`."""
+        self._check_usable()
+        self._check_space(size)
+        edge = self._edge
+        bounds = rows.indptr.tolist()
+        indices, values = rows.indices.astype(np.uint32), rows.values
+        vectors: list[dict[str, Any]] = [
+            {VECTOR_NAME: edge.SparseVector(indices[a:b], values[a:b])} for a, b in pairwise(bounds)
+        ]
+        for name, column in (dense or {}).items():
+            for vector, numbers in zip(vectors, column.tolist(), strict=True):
+                vector[name] = numbers
+        batch = [
+            edge.Point(point, vector, payload)
+            for point, vector, payload in zip(points, vectors, payloads, strict=True)
+        ]
+        with self._translated("be written", points):
+            self._shard.update(edge.UpdateOperation.upsert_points(batch))
+        self._rows_since_optimize += len(points)
+
+    def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
+        """The best points of each row; see `Engine.search`."""
+        self._check_usable()
+        edge = self._edge
+        native = self._native(filter)
+        with self._translated("be searched"):
+            # No more can be found than there are points, and limits beyond them cost memory.
+            most = max(1, self._shard.info().points_count)
+            requests = []
+            for i in range(len(rows)):
+                indices, values = rows.row(i)
+                vector = edge.SparseVector(indices.astype(np.uint32), values)
+                requests.append(
+                    edge.QueryRequest(
+                        limit=min(limit, most),
+                        offset=min(offset, most),
+                        query=edge.Query.Nearest(vector, using=VECTOR_NAME),
+                        filter=native,
+                        with_payload=True,
+                    )
+                )
+            if len(requests) == 1:
+                answers = [self._shard.query(requests[0])]
+            else:
+                answers = []
+                for start in range(0, len(requests), _QUERIES_AT_ONCE):
+                    part = requests[start : start + _QUERIES_AT_ONCE]
+                    answers += self._shard.query_batch(edge.QueryBatchRequest(part))
+        return [
+            [Found(_plain_id(hit.id), hit.score, hit.payload or {}) for hit in hits]
+            for hits in answers
+        ]
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by both rankings; see `Engine.hybrid`."""
+        self._check_usable()
+        edge = self._edge
+        native = self._native(filter)
+        queries = [edge.Query.Nearest(vector.tolist(), using=using)]
+        if row.nnz:
+            indices, values = row.row(0)
+            sparse = edge.SparseVector(indices.astype(np.uint32), values)
+            queries.insert(0, edge.Query.Nearest(sparse, using=VECTOR_NAME))
+        with self._translated("be searched"):
+            most = max(1, self._shard.info().points_count)
+            prefetches = [
+                edge.Prefetch(limit=min(depth, most), query=query, filter=native)
+                for query in queries
+            ]
+            request = edge.QueryRequest(
+                limit=min(limit, most),
+                offset=min(offset, most),
+                query=edge.Fusion.Rrf(_RANK_CONSTANT if rank_constant is None else rank_constant),
+                prefetches=prefetches,
+                with_payload=True,
+            )
+            hits = self._shard.query(request)
+        return [Found(_plain_id(hit.id), hit.score, hit.payload or {}) for hit in hits]
+
+    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
+        """The points that are there; see `Engine.retrieve`."""
+        self._check_usable()
+        with self._translated("be read"):
+            records = self._shard.retrieve(list(points), True, with_rows)
+        return [_stored(record, with_rows) for record in records]
+
+    def scroll(
+        self, after: PointId | None, limit: int, fields: Sequence[str]
+    ) -> tuple[list[Stored], PointId | None]:
+        """A page of points; see `Engine.scroll`."""
+        self._check_usable()
+        request = self._edge.ScrollRequest(offset=after, limit=limit, with_payload=list(fields))
+        with self._translated("be read"):
+            records, following = self._shard.scroll(request)
+        page = [_stored(record, False) for record in records]
+        return page, None if following is None else _plain_id(following)
+
+    def count(self, filter: Any) -> int:
+        """Number of points the filter keeps."""
+        self._check_usable()
+        request = self._edge.CountRequest(filter=self._native(filter), exact=True)
+        with self._translated("be counted"):
+            return int(self._shard.count(request))
+
+    def delete(self, points: Sequence[PointId]) -> None:
+        """Removes points."""
+        self._check_usable()
+        self._check_space(0)
+        with self._translated("be written", points):
+            self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
+
+    def flush(self) -> None:
+        """Writes everything through to the disk."""
+        if self._shard is not None:
+            self._check_usable()
+            with self._translated("be flushed"):
+                self._shard.flush()
+
+    def optimize(self) -> None:
+        """Rewrites segments that grew or lost many rows.
+
+        Raises:
+            StoreUnavailable: The disk has no room for the second copy this takes.
+        """
+        if self._shard is not None:
+            self._check_usable()
+            self._check_space(self._folder.used_bytes() // _DISK_BYTES_PER_BYTE)
+            with self._translated("be optimised"):
+                self._shard.optimize()
+            self._rows_since_optimize = 0
+
+    def close(self) -> None:
+        """Flushes, optimises after much was written, and lets go of the folder."""
+        try:
+            if self._shard is not None and self._broken is None and not self._in_memory:
+                self.flush()
+                if self._rows_since_optimize >= _OPTIMIZE_AFTER_ROWS:
+                    # Optional work: without room for it the collection is right all the same.
+                    with contextlib.suppress(StoreUnavailable):
+                        self.optimize()
+        finally:
+            shard, self._shard = self._shard, None
+            if shard is not None:
+                with contextlib.suppress(Exception):
+                    shard.close()
+            self._folder.release()
+            if self._remove is not None:
+                self._remove()
+
+    def _new_shard(self, folder: Path, manifest: Manifest) -> Any:
+        edge = self._edge
+        vector = edge.EdgeSparseVectorParams(
+            full_scan_threshold=manifest.full_scan_threshold,
+            datatype=getattr(edge.VectorStorageDatatype, manifest.datatype.capitalize()),
+        )
+        # Without its log the engine loses what was not flushed; a temporary folder may.
+        dense = {
+            name: edge.EdgeVectorParams(one.size, getattr(edge.Distance, one.distance.capitalize()))
+            for name, one in manifest.dense.items()
+        }
+        config = edge.EdgeConfig(
+            vectors=dense or None,
+            sparse_vectors={VECTOR_NAME: vector},
+            wal_enabled=not self._in_memory,
+        )
+        shard = edge.EdgeShard.create(str(folder), config)
+        for path, kind in manifest.payload_indexes.items():
+            shard.update(edge.UpdateOperation.create_field_index(path, self._dialect.index(kind)))
+        shard.flush()
+        return shard
+
+    def _load(self) -> None:
+        told = self._folder.damage()
+        try:
+            with self._translated("be opened"):
+                self._shard = self._edge.EdgeShard.load(str(self._folder.shard))
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            before = f" Before that, {told}" if told else ""
+            raise StoreError(
+                f"{error}{before} Restore the folder from a backup, or build the collection again."
+            ) from error
+        self._folder.clear_damage()
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise StoreError(f"{self._where} stopped: {self._broken} Close it and open it again.")
+
+    def _check_space(self, size: int) -> None:
+        free = self._folder.free_bytes()
+        needed = self._reserve_bytes + _DISK_BYTES_PER_BYTE * size
+        if free < needed:
+            raise StoreUnavailable(
+                f"the disk of {self._where} is nearly full: {free >> 20} MiB are free, and this "
+                f"write needs {(needed >> 20) + 1} MiB with the reserve; nothing of this batch is "
+                "written: make room and add it again."
+            )
+
+    @contextlib.contextmanager
+    def _translated(self, action: str, points: Sequence[PointId] = ()) -> Iterator[None]:
+        named = f" ({len(points)} points, {points[0]} to {points[-1]})" if points else ""
+        try:
+            yield
+        except StoreError:
+            raise
+        except BaseException as error:
+            # A Rust panic derives from BaseException, so `except Exception` would miss it.
+            if type(error).__name__ == "PanicException":
+                self._broken = f"the engine panicked when it should {action}{named}."
+                self._folder.note_damage(self._broken)
+                raise StoreError(
+                    f"{self._where} cannot {action}{named}, the engine panicked: {_short(error)}; "
+                    "close it and open it again."
+                ) from error
+            if not isinstance(error, Exception):
+                raise
+            full = isinstance(error, OSError) or any(s in str(error) for s in _UNAVAILABLE_SIGNS)
+            kind = StoreUnavailable if full else StoreError
+            raise kind(f"{self._where} cannot {action}{named}: {_short(error)}.") from error
+
+    def _native(self, filter: Any) -> Any:
+        if filter is None or isinstance(filter, self._edge.Filter):
+            return filter
+        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
+        return to_qdrant(tree, self._dialect)
+
+
+def _remove_folder(path: str, owner: int) -> None:
+    # The end of a forked child must not take its parent's folder away.
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _stored(record: Any, with_rows: bool) -> Stored:
+    vector = (record.vector or {}).get(VECTOR_NAME) if with_rows else None
+    return Stored(
+        _plain_id(record.id),
+        record.payload or {},
+        None if vector is None else vector.indices,
+        None if vector is None else vector.values,
+    )
+
+
+def _plain_id(point: Any) -> PointId:
+    return point if isinstance(point, int) else str(point)
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"

@@ -1,0 +1,356 @@
+"""What `QdrantStore` asks of an engine: the embedded one and a server answer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.connectors.base import BatchLimits, Documents, Payload
+from vdr_db.connectors.qdrant.filters import json_path
+from vdr_db.errors import ConfigError, StoreMismatch
+from vdr_db.filters import Key
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = [
+    "VECTOR_NAME",
+    "Datatype",
+    "DenseRows",
+    "DenseVector",
+    "Distance",
+    "Engine",
+    "Found",
+    "IndexKind",
+    "Manifest",
+    "PointId",
+    "RefusedBatch",
+    "Stored",
+    "checked_dense",
+    "checked_indexes",
+]
+
+VECTOR_NAME = "vdr"
+"""Name of the sparse vector unless the caller has another one."""
+
+PointId: TypeAlias = int | str
+"""Unsigned 64-bit integer, or the text of a UUID."""
+
+Datatype: TypeAlias = Literal["float32", "float16", "uint8"]
+"""How the index keeps weights; what is read back stays float32."""
+
+IndexKind: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "tenant"]
+"""Kind of a payload index; `"tenant"` is a keyword that nearly every search filters by."""
+
+Distance: TypeAlias = Literal["cosine", "dot", "euclid", "manhattan"]
+"""How dense vectors are compared."""
+
+DenseRows: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
+"""Name of a dense vector → `[N, size]`, one row for each document."""
+
+INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime", "uuid", "tenant")
+DATATYPES = ("float32", "float16", "uint8")
+DISTANCES = ("cosine", "dot", "euclid", "manhattan")
+_FORMAT = 1
+
+
+class RefusedBatch(Exception):
+    """A server refuses what is in a batch; the store looks for the rows it means."""
+
+
+@dataclass(frozen=True)
+class DenseVector:
+    """A dense vector that documents may have beside the sparse one.
+
+    Attributes:
+        size: Its dimension.
+        distance: How it is compared with a query's.
+
+    Raises:
+        ConfigError: There is no such vector.
+    """
+
+    size: int
+    distance: Distance = "cosine"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ConfigError(
+                f"the size of a dense vector must be an integer of at least 1, got {self.size!r}."
+            )
+        if self.distance not in DISTANCES:
+            raise ConfigError(
+                f"the distance of a dense vector must be one of {DISTANCES}, got {self.distance!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a collection is, kept beside its data.
+
+    Attributes:
+        collection: Name of the collection.
+        width: Vocabulary size.
+        stamp: The encoder, when known.
+        documents: What the document side is.
+        datatype: How the index keeps weights.
+        full_scan_threshold: With a filter that keeps fewer vectors than this, they are scored one
+            by one instead of through the index.
+        payload_indexes: Payload key → kind of index.
+        dense: Name → dense vector beside the sparse one.
+        vector: Name of the sparse vector.
+        foreign_points: Whether others chose the points, so that every UUID is one.
+    """
+
+    collection: str
+    width: int
+    stamp: EncoderStamp | None = None
+    documents: Documents = "encoded"
+    datatype: Datatype = "float32"
+    full_scan_threshold: int = 500
+    payload_indexes: Mapping[str, IndexKind] = field(default_factory=dict)
+    dense: Mapping[str, DenseVector] = field(default_factory=dict)
+    vector: str = VECTOR_NAME
+    foreign_points: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON types."""
+        data: dict[str, Any] = {
+            "format": _FORMAT,
+            "collection": self.collection,
+            "width": self.width,
+            "stamp": None if self.stamp is None else self.stamp.to_dict(),
+            "documents": self.documents,
+            "datatype": self.datatype,
+            "full_scan_threshold": self.full_scan_threshold,
+            "payload_indexes": dict(self.payload_indexes),
+        }
+        if self.dense:
+            data["dense"] = {
+                name: {"size": one.size, "distance": one.distance}
+                for name, one in self.dense.items()
+            }
+        if self.vector != VECTOR_NAME:
+            data["vector"] = self.vector
+        if self.foreign_points:
+            data["foreign_points"] = True
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> Manifest:
+        """The manifest that `to_dict` wrote.
+
+        Raises:
+            StoreMismatch: It is damaged, or of a newer version of this library.
+        """
+        if isinstance(data, dict) and isinstance(data.get("format"), int):
+            if data["format"] > _FORMAT:
+                raise StoreMismatch(
+                    f"{where} was written in format {data['format']}, this version reads up to "
+                    f"{_FORMAT}; install a newer vdr-db."
+                )
+            try:
+                stamp = data["stamp"]
+                return cls(
+                    collection=str(data["collection"]),
+                    width=int(data["width"]),
+                    stamp=None if stamp is None else EncoderStamp.from_dict(stamp),
+                    documents=data["documents"],
+                    datatype=data["datatype"],
+                    full_scan_threshold=int(data["full_scan_threshold"]),
+                    payload_indexes=dict(data["payload_indexes"]),
+                    dense={
+                        str(name): DenseVector(**one)
+                        for name, one in (data.get("dense") or {}).items()
+                    },
+                    vector=str(data.get("vector", VECTOR_NAME)),
+                    foreign_points=bool(data.get("foreign_points", False)),
+                )
+            except (KeyError, TypeError, ValueError, ConfigError) as error:
+                raise StoreMismatch(
+                    f"the description of {where} is damaged ({error!r}); restore it from a backup."
+                ) from error
+        raise StoreMismatch(
+            f"{where} is not a collection of this library; choose another one, or open it on a "
+            "server with `from_existing`."
+        )
+
+    def check_name(self, collection: str, place: str) -> None:
+        """Refuses the collection of another name.
+
+        Raises:
+            StoreMismatch: The name differs.
+        """
+        if self.collection != collection:
+            raise StoreMismatch(
+                f"{place} holds the collection {self.collection!r}, not {collection!r}; "
+                "open it by its name, or choose another place."
+            )
+
+    def check_options(
+        self,
+        where: str,
+        datatype: Datatype | None,
+        indexes: Mapping[str, IndexKind],
+        dense: Mapping[str, DenseVector],
+    ) -> None:
+        """Refuses options that the collection was not made with.
+
+        Raises:
+            StoreMismatch: Precision, a payload index or a dense vector differs.
+        """
+        if datatype not in (None, self.datatype):
+            raise StoreMismatch(
+                f"{where} keeps weights as {self.datatype}, not as {datatype}; "
+                "build another collection to change that."
+            )
+        missing = {
+            key: kind for key, kind in indexes.items() if self.payload_indexes.get(key) != kind
+        }
+        if missing:
+            raise StoreMismatch(
+                f"{where} has the payload indexes {dict(self.payload_indexes)}, not {missing}; "
+                "build another collection to change that."
+            )
+        others = {name: one for name, one in dense.items() if self.dense.get(name) != one}
+        if others:
+            raise StoreMismatch(
+                f"{where} has the dense vectors {dict(self.dense) or 'nothing'}, not {others}; "
+                "build another collection to change that."
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A point a search found."""
+
+    point: PointId
+    score: float
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A point read back; ids and weights when they were asked for."""
+
+    point: PointId
+    payload: Payload
+    indices: Sequence[int] | None = None
+    values: Sequence[float] | None = None
+
+
+class Engine(Protocol):
+    """One collection in one Qdrant, in terms of points.
+
+    Everything given to an engine is checked already. Engines turn the errors of their package into
+    `StoreError` and its children; no message shows a secret.
+    """
+
+    limits: BatchLimits
+
+    @property
+    def where(self) -> str:
+        """The collection and its place, for messages, without secrets."""
+
+    def open(self) -> Manifest | None:
+        """Connects; `None` when the collection is not made yet."""
+
+    def create(self, manifest: Manifest) -> None:
+        """Makes the collection."""
+
+    def upsert(
+        self,
+        points: Sequence[PointId],
+        rows: SparseRows,
+        payloads: Sequence[Payload],
+        size: int,
+        dense: DenseRows | None = None,
+    ) -> None:
+        """Writes one batch; when it returns, searches see it and a crash does not lose it.
+
+        Args:
+            points: Where to.
+            rows: Vectors.
+            payloads: Payloads, with the fields of the library.
+            size: Estimated bytes of all that.
+            dense: Dense vectors of these points.
+
+        Raises:
+            RefusedBatch: Some of its rows are unacceptable; nothing is written.
+        """
+
+    def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
+        """The best points of each row, which is not empty."""
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by reciprocal ranks of the sparse row and a dense vector."""
+
+    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
+        """The points that are there, in any order."""
+
+    def scroll(
+        self, after: PointId | None, limit: int, fields: Sequence[str]
+    ) -> tuple[list[Stored], PointId | None]:
+        """A page of points from `after` on with these payload fields, and where the next starts."""
+
+    def count(self, filter: Any) -> int:
+        """Number of points the filter keeps."""
+
+    def delete(self, points: Sequence[PointId]) -> None:
+        """Removes points."""
+
+    def flush(self) -> None:
+        """Makes everything written survive a loss of power."""
+
+    def optimize(self) -> None:
+        """Reorganises the index."""
+
+    def close(self) -> None:
+        """Releases everything."""
+
+
+def checked_dense(dense: Mapping[str, DenseVector | int] | None) -> dict[str, DenseVector]:
+    """The dense vectors a collection is to have; a bare size means cosine.
+
+    Raises:
+        ConfigError: A name or a size is impossible.
+    """
+    checked: dict[str, DenseVector] = {}
+    for name, one in (dense or {}).items():
+        if not isinstance(name, str) or name in ("", VECTOR_NAME):
+            raise ConfigError(
+                f"a dense vector needs a name other than {VECTOR_NAME!r}, got {name!r}."
+            )
+        checked[name] = one if isinstance(one, DenseVector) else DenseVector(one)
+    return checked
+
+
+def checked_indexes(indexes: Mapping[str, IndexKind] | None) -> dict[str, IndexKind]:
+    """The payload indexes with their keys as JSON paths.
+
+    Raises:
+        ConfigError: A kind is unknown.
+        InputError: A key is not one.
+    """
+    checked: dict[str, IndexKind] = {}
+    for key, kind in (indexes or {}).items():
+        if kind not in INDEX_KINDS:
+            raise ConfigError(
+                f"a payload index is one of {', '.join(INDEX_KINDS)}, got {kind!r} for {key!r}."
+            )
+        checked[json_path(Key.parse(key))] = kind
+    return checked

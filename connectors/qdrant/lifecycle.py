@@ -1,0 +1,162 @@
+"""What an operator does with a collection on a server: put a new one in its place, gapless."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vdr_db.connectors.qdrant.engine import Datatype, Engine, IndexKind, Manifest, checked_indexes
+from vdr_db.connectors.qdrant.errors import NameTaken
+from vdr_db.connectors.qdrant.server import ServerEngine
+from vdr_db.errors import ConfigError, StoreError
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["CollectionLifecycle"]
+
+
+class CollectionLifecycle:
+    """The part of `QdrantStore` that works on whole collections."""
+
+    name: str
+    _engine: Engine
+    _manifest: Manifest | None
+    _closed: bool
+
+    @contextmanager
+    def rebuild(
+        self,
+        *,
+        width: int | None = None,
+        stamp: EncoderStamp | None = None,
+        expected: int | None = None,
+        keep_old: bool = False,
+        datatype: Datatype | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        collection_options: Mapping[str, Any] | None = None,
+    ) -> Iterator[Self]:
+        """Fills a new collection inside the block, and moves the alias to it in one request.
+
+        Searches see the old documents until then. When the block fails, or the number of documents
+        is not `expected`, the new collection is deleted and nothing has changed. The new one gets
+        the settings and payload indexes of the old one, before it is filled.
+
+        Args:
+            width: Width of the new rows; the same as now without.
+            stamp: Encoder of the new rows; with a new one the name may change its model.
+            expected: Documents the new collection must have.
+            keep_old: Leaves the old collection, without the alias. One that has another alias stays
+                in any case.
+            datatype: How the new index keeps weights; the same as now without.
+            payload_indexes: More payload indexes, or other ones for the same keys.
+            collection_options: Arguments of `create_collection` that change, such as
+                `shard_number`.
+
+        Raises:
+            ConfigError: The collection is embedded.
+            StoreError: The number of documents is another one, the name is no alias, or someone
+                else rebuilt it meanwhile.
+            StoreUnavailable: The server went away. When that was while the alias moved, both
+                collections stay, because the new one may be in use already.
+        """
+        made, engine = self._made(), self._server()
+        versions = engine.versions
+        old = versions.target(self.name)
+        if old is None:
+            raise StoreError(
+                f"{engine.where} is no alias, so nothing can be put in its place; make collections "
+                "with versioned=True, or give this one an alias and open it by that."
+            )
+        manifest = replace(
+            made,
+            collection=self.name,
+            width=made.width if width is None else width,
+            stamp=made.stamp if stamp is None else stamp,
+            datatype=datatype or made.datatype,
+            payload_indexes={**made.payload_indexes, **checked_indexes(payload_indexes)},
+        )
+        SparseRows.empty(0, manifest.width)  # checks the width
+        name = versions.free_name(self.name)
+        try:
+            beside = engine.beside(name, old, manifest, collection_options or {})
+        except NameTaken as error:
+            raise StoreError(
+                f"collection {name!r} was made by someone else just now; run this again."
+            ) from error
+        target = copy.copy(self)
+        target.name, target._engine, target._manifest = name, beside, manifest
+        try:
+            yield target
+            count = versions.count(name)
+            if expected is not None and count != expected:
+                raise StoreError(
+                    f"the new collection of {self.name!r} must have {expected} documents, got "
+                    f"{count}; the alias stays with the old one."
+                )
+            versions.check_target(self.name, old)
+        except BaseException:
+            # What went wrong is told, rather than that the remains could not be removed.
+            with contextlib.suppress(StoreError):
+                versions.drop(name)
+            raise
+        finally:
+            target._closed = True
+        # From here on the new collection is never deleted: it may be in use already.
+        versions.move_alias(self.name, name)
+        self._manifest = manifest
+        if not keep_old:
+            versions.drop(old, unless_named=True)
+
+    def rollover(
+        self,
+        *,
+        keep_old: bool = False,
+        datatype: Datatype | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        collection_options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Copies all documents into a new collection and moves the alias to it; returns its name.
+
+        For settings that only new collections get; the arguments are those of `rebuild`. The
+        documents travel through this process. Write nothing meanwhile: the server cannot be told to
+        refuse writes, and what changes after it was copied is not in the new collection.
+
+        Raises:
+            ConfigError: The collection is embedded.
+            StoreError: The name is no alias, or the numbers of documents differ afterwards; the
+                alias stays with the old collection.
+        """
+        versions = self._server().versions
+        with self.rebuild(
+            keep_old=keep_old,
+            datatype=datatype,
+            payload_indexes=payload_indexes,
+            collection_options=collection_options,
+        ) as fresh:
+            old, new = versions.target(self.name) or self.name, fresh.name
+            versions.copy(old, new)
+            counts = versions.count(old), versions.count(new)
+            if counts[0] != counts[1]:
+                raise StoreError(
+                    f"{old!r} has {counts[0]} documents and its copy {counts[1]}: something was "
+                    "written meanwhile; the old one is in use as before, run this again in quiet."
+                )
+        return new
+
+    def _server(self) -> ServerEngine:
+        if not isinstance(self._engine, ServerEngine):
+            raise ConfigError(
+                f"{self._engine.where} is embedded and has no aliases; build another folder and "
+                "open that."
+            )
+        return self._engine
+
+    def _made(self) -> Manifest:
+        raise NotImplementedError

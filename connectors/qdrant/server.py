@@ -1,0 +1,400 @@
+"""Qdrant on a server, through `qdrant-client` over gRPC or REST."""
+
+from __future__ import annotations
+
+import copy
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.collections.qdrant_blocking import BlockingClient
+from vdr_db.connectors.qdrant.engine import DenseRows, Found, Manifest, PointId, Stored
+from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
+from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
+from vdr_db.connectors.qdrant.requests import (
+    METADATA_KEY,
+    QUERIES_AT_ONCE,
+    IndexMemory,
+    Requests,
+)
+from vdr_db.connectors.qdrant.versions import Versions
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
+from vdr_db.sparse import SparseRows
+
+__all__ = ["SERVER_LIMITS", "ServerEngine"]
+
+SERVER_LIMITS = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
+"""The server's own limit for a request is 32 MiB; its documentation asks for far smaller ones."""
+
+# Servers before 1.16 keep no metadata with a collection; manifests then have a collection of their
+# own, one point each.
+_METADATA_SINCE = (1, 16)
+_MANIFESTS = "vdr_db_manifests"
+_LOOKED_AT = 64
+
+
+class ServerEngine:
+    """An `Engine` over `QdrantClient`.
+
+    Args:
+        collection: Name of the collection, or an alias of one.
+        url: Address of the server.
+        client: A ready client instead of `url`; `close` leaves it open.
+        api_key: For `url`; it is never shown.
+        prefer_grpc: Speak gRPC (port 6334 unless `client_options` says otherwise).
+        timeout: Seconds for one request.
+        index_memory: Where the sparse index lives; `None` is the server's default (pinned).
+        client_options: More arguments of `QdrantClient`, such as `grpc_port` or TLS settings.
+        collection_options: More arguments of `create_collection`, such as `shard_number`.
+        vector_name: Name of the sparse vector, `None` for the one that is there.
+        versioned: Make `collection-000001` with `collection` as its alias.
+        existing: Open what is there, and neither make nor change anything.
+    """
+
+    limits = SERVER_LIMITS
+
+    def __init__(
+        self,
+        collection: str,
+        *,
+        url: str | None = None,
+        client: Any = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = True,
+        timeout: int = 60,
+        index_memory: IndexMemory | None = None,
+        client_options: Mapping[str, Any] | None = None,
+        collection_options: Mapping[str, Any] | None = None,
+        vector_name: str | None = None,
+        versioned: bool = False,
+        existing: Existing | None = None,
+    ) -> None:
+        module = require("qdrant_client", "qdrant")
+        self._models: Any = module.models
+        self._collection = collection
+        self._index_memory = index_memory
+        self._collection_options = dict(collection_options or {})
+        self._vector_name = vector_name
+        self._versioned = versioned
+        self._existing = existing
+        self._secret = api_key
+        self._owns_client = client is None
+        if client is not None:
+            self._where = f"collection {collection!r} of the given client"
+            if isinstance(client, BlockingClient):
+                self._where, self._secret = client.where, client.secret
+            elif not isinstance(client, module.QdrantClient):
+                raise ConfigError(
+                    f"`client` must be a qdrant_client.QdrantClient, got {type(client).__name__}."
+                )
+            self._client: Any = client
+            self._requests = Requests(self._models, client=client)
+            return
+        self._where = f"collection {collection!r} at {shown_url(url or '')}"
+        with self._translated("be reached"):
+            self._client = module.QdrantClient(
+                url=url,
+                api_key=api_key,
+                prefer_grpc=prefer_grpc,
+                timeout=timeout,
+                check_compatibility=False,
+                **(client_options or {}),
+            )
+        self._requests = Requests(self._models, client=self._client)
+
+    @property
+    def where(self) -> str:
+        """The collection and its server, without secrets."""
+        return self._where
+
+    @property
+    def versions(self) -> Versions:
+        """What is done with whole collections."""
+        return Versions(self._client, self._models, self._where, self._secret)
+
+    def open(self) -> Manifest | None:
+        """Looks the collection up; `None` when it is not made yet.
+
+        Raises:
+            StoreMismatch: It was not made by this library, or was changed since.
+            StoreUnavailable: The server cannot be reached.
+        """
+        with self._translated("be opened"):
+            if not self._client.collection_exists(self._collection):
+                if self._existing is None:
+                    return None
+                raise StoreError(f"{self._where} is not there; check its name and place.")
+            about = self._client.get_collection(self._collection)
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
+        if data is None:
+            data = self._sidecar_manifest()
+        manifest = read_manifest(
+            about,
+            data,
+            self._collection,
+            self._where,
+            vector=self._vector_name,
+            existing=self._existing,
+        )
+        self._requests.vector = manifest.vector
+        if self._existing is not None:
+            if self._existing.adopt:
+                check_width_of(self._largest_index(), manifest.width, self._where)
+            return manifest
+        # An index is missing when the process that made the collection was killed in between.
+        present = set(about.payload_schema or {})
+        missing = {k: v for k, v in manifest.payload_indexes.items() if k not in present}
+        self._make_indexes(
+            self._collection, {k: self._requests.index(v) for k, v in missing.items()}
+        )
+        return manifest
+
+    def create(self, manifest: Manifest) -> None:
+        """Makes the collection with its payload indexes."""
+        self._requests.vector = manifest.vector
+        with self._translated("be made"):
+            version = self._version()
+        arguments = self._requests.collection(
+            manifest,
+            version,
+            index_memory=self._index_memory,
+            with_metadata=self._keeps_metadata(version),
+            options=self._collection_options,
+        )
+        indexes = {key: self._requests.index(k) for key, k in manifest.payload_indexes.items()}
+        if not self._versioned:
+            self._make(self._collection, manifest, arguments, indexes)
+            return
+        name = f"{self._collection}-000001"
+        try:
+            self._make(name, manifest, arguments, indexes)
+        except NameTaken:
+            # Either another process makes the same just now, or was killed before it made the
+            # alias, or a rebuild left a collection. The first two are joined.
+            if not self._is_unfinished(name, manifest):
+                name = self.versions.free_name(self._collection)
+                self._make(name, manifest, arguments, indexes)
+            target = self.versions.target(self._collection)
+            if target is not None:
+                if target != name:
+                    self.versions.drop(name)
+                raise
+        self.versions.point_alias(self._collection, name)
+
+    def beside(
+        self, name: str, old: str, manifest: Manifest, changes: Mapping[str, Any]
+    ) -> ServerEngine:
+        """Makes another collection with the settings of this one, and an engine for it.
+
+        Args:
+            name: Of the new collection.
+            old: The collection whose settings and payload indexes it gets.
+            manifest: What it is.
+            changes: Arguments of `create_collection` that differ.
+
+        Raises:
+            NameTaken: The name is used by now.
+        """
+        settings = {**self.versions.settings(old), **changes}
+        with self._translated("be made"):
+            version = self._version()
+        sparse = settings.pop("sparse_vectors_config", {})
+        kept = sparse.get(manifest.vector)
+        asked = self._requests.collection(
+            manifest,
+            version,
+            index_memory=self._index_memory,
+            with_metadata=self._keeps_metadata(version),
+            options={**settings, "sparse_vectors_config": sparse},
+        )
+        index = getattr(kept, "index", None)
+        if index is not None:
+            # What the store does not decide, such as where the index lives, stays as it was.
+            fresh = asked["sparse_vectors_config"][manifest.vector].index
+            told = fresh.model_dump(exclude_none=True)
+            asked["sparse_vectors_config"][manifest.vector] = kept.model_copy(
+                update={"index": index.model_copy(update=told)}
+            )
+        indexes = self.versions.indexes(old)
+        indexes.update((k, self._requests.index(v)) for k, v in manifest.payload_indexes.items())
+        engine = copy.copy(self)
+        engine._collection = name
+        engine._where = self._where.replace(repr(self._collection), repr(name), 1)
+        engine._owns_client = False
+        engine._versioned = False
+        engine._make(name, manifest, asked, indexes)
+        return engine
+
+    def upsert(
+        self,
+        points: Sequence[PointId],
+        rows: SparseRows,
+        payloads: Sequence[Payload],
+        size: int,
+        dense: DenseRows | None = None,
+    ) -> None:
+        """Writes one batch and waits until it is visible; see `Engine.upsert`."""
+        with self._translated("be written", refusable=True):
+            self._requests.upsert(self._collection, points, rows, payloads, dense or {})
+
+    def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
+        """The best points of each row, several queries in one request."""
+        requests = self._requests.searches(rows, limit, offset, filter)
+        answers = []
+        with self._translated("be searched"):
+            for start in range(0, len(requests), QUERIES_AT_ONCE):
+                part = requests[start : start + QUERIES_AT_ONCE]
+                answers += self._client.query_batch_points(self._collection, requests=part)
+        return [self._requests.found(answer) for answer in answers]
+
+    def hybrid(
+        self,
+        row: SparseRows,
+        using: str,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        offset: int,
+        filter: Any,
+        depth: int,
+        rank_constant: int | None,
+    ) -> list[Found]:
+        """The best points by both rankings, in one request; see `Engine.hybrid`."""
+        request = self._requests.hybrid(
+            row,
+            using,
+            vector,
+            limit=limit,
+            offset=offset,
+            filter=filter,
+            depth=depth,
+            rank_constant=rank_constant,
+        )
+        with self._translated("be searched"):
+            answers = self._client.query_batch_points(self._collection, requests=[request])
+        return self._requests.found(answers[0])
+
+    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
+        """The points that are there; see `Engine.retrieve`."""
+        with self._translated("be read"):
+            records = self._client.retrieve(
+                self._collection,
+                ids=list(points),
+                with_payload=True,
+                with_vectors=[self._requests.vector] if with_rows else False,
+            )
+        return [self._requests.stored(record, with_rows) for record in records]
+
+    def scroll(
+        self, after: PointId | None, limit: int, fields: Sequence[str]
+    ) -> tuple[list[Stored], PointId | None]:
+        """A page of points; see `Engine.scroll`."""
+        with self._translated("be read"):
+            records, following = self._client.scroll(
+                self._collection, offset=after, limit=limit, with_payload=list(fields)
+            )
+        return [self._requests.stored(record, False) for record in records], following
+
+    def count(self, filter: Any) -> int:
+        """Number of points the filter keeps."""
+        native = self._requests.filter(filter)
+        with self._translated("be counted"):
+            return int(self._client.count(self._collection, count_filter=native, exact=True).count)
+
+    def delete(self, points: Sequence[PointId]) -> None:
+        """Removes points and waits until they are gone."""
+        selector = self._models.PointIdsList(points=list(points))
+        with self._translated("be written"):
+            self._client.delete(self._collection, points_selector=selector, wait=True)
+
+    def flush(self) -> None:
+        """Does nothing: the server answers when a write is in its log."""
+
+    def optimize(self) -> None:
+        """Does nothing: the server does it in the background."""
+
+    def close(self) -> None:
+        """Closes the connection, unless the client was given ready."""
+        if self._owns_client and hasattr(self, "_client"):
+            self._client.close()
+
+    def _version(self) -> tuple[int, int]:
+        """Major and minor version of the server; a very new one when it does not tell."""
+        told = str(getattr(self._client.info(), "version", ""))
+        match = re.match(r"(\d+)\.(\d+)", told)
+        return (int(match[1]), int(match[2])) if match else (99, 0)
+
+    def _keeps_metadata(self, version: tuple[int, int]) -> bool:
+        known = self._models.CreateCollection.model_fields
+        return version >= _METADATA_SINCE and "metadata" in known
+
+    def _make(
+        self,
+        name: str,
+        manifest: Manifest,
+        arguments: Mapping[str, Any],
+        indexes: Mapping[str, Any],
+    ) -> None:
+        """Makes a collection, described and with its indexes before anything is in it."""
+        with self._translated("be made"):
+            if METADATA_KEY not in (arguments.get("metadata") or {}):
+                self._write_sidecar(name, manifest)
+            self._client.create_collection(name, **arguments)
+        self._make_indexes(name, indexes)
+
+    def _is_unfinished(self, name: str, manifest: Manifest) -> bool:
+        with self._translated("be opened"):
+            about = self._client.get_collection(name)
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
+        return data == manifest.to_dict() and self.versions.count(name) == 0
+
+    def _make_indexes(self, name: str, indexes: Mapping[str, Any]) -> None:
+        with self._translated("be indexed"):
+            for path, schema in indexes.items():
+                self._client.create_payload_index(
+                    name, field_name=path, field_schema=schema, wait=True
+                )
+
+    def _largest_index(self) -> int | None:
+        options = {"with_payload": False, "with_vectors": [self._requests.vector]}
+        with self._translated("be read"):
+            records, _ = self._client.scroll(self._collection, limit=_LOOKED_AT, **options)
+        stored = [self._requests.stored(record, True).indices for record in records]
+        return max((max(indices) for indices in stored if indices), default=None)
+
+    def _sidecar_manifest(self) -> Any:
+        """What an old server keeps about the collection, `None` when there is nothing."""
+        try:
+            with self._translated("be opened"):
+                if not self._client.collection_exists(_MANIFESTS):
+                    return None
+            name = self.versions.target(self._collection) or self._collection
+            with self._translated("be opened"):
+                points = self._client.retrieve(_MANIFESTS, ids=[_manifest_point(name)])
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            # A key for one collection alone may not look at others.
+            return None
+        return points[0].payload.get(METADATA_KEY) if points else None
+
+    def _write_sidecar(self, name: str, manifest: Manifest) -> None:
+        if not self._client.collection_exists(_MANIFESTS):
+            self._client.create_collection(_MANIFESTS, vectors_config={})
+        point = self._models.PointStruct(
+            id=_manifest_point(name), vector={}, payload={METADATA_KEY: manifest.to_dict()}
+        )
+        self._client.upsert(_MANIFESTS, points=[point], wait=True)
+
+    def _translated(self, action: str, *, refusable: bool = False) -> AbstractContextManager[None]:
+        return translated(self._where, action, self._secret, refusable=refusable)
+
+
+def _manifest_point(collection: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vdr_db:manifest:{collection}"))

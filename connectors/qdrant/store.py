@@ -1,0 +1,496 @@
+"""`QdrantStore`: a collection in an embedded Qdrant or on a server.
+
+Validation, ids, payloads, batches and order are handled here, once; what differs between the
+embedded engine and a server is behind `Engine`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vdr_db.connectors.base import (
+    Documents,
+    EmptyRows,
+    Hit,
+    Id,
+    Record,
+    Written,
+    check_stamp,
+    checked_page,
+)
+from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.qdrant.documents import (
+    ID_FIELD,
+    Batch,
+    Upload,
+    checked_fusion,
+    checked_nearest,
+    hits_of,
+    record_of,
+)
+from vdr_db.connectors.qdrant.engine import (
+    DATATYPES,
+    VECTOR_NAME,
+    Datatype,
+    DenseVector,
+    Engine,
+    IndexKind,
+    Manifest,
+    PointId,
+    RefusedBatch,
+    Stored,
+    checked_dense,
+    checked_indexes,
+)
+from vdr_db.connectors.qdrant.errors import NameTaken
+from vdr_db.connectors.qdrant.existing import Existing, point_of
+from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.validation import checked_query
+from vdr_db.errors import ConfigError, RejectedRows, StoreError
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+if TYPE_CHECKING:
+    from vdr_db.connectors.qdrant.requests import IndexMemory
+
+__all__ = ["QdrantStore"]
+
+_PAGE = 1000
+
+
+class QdrantStore(CollectionLifecycle):
+    """A `Store` in Qdrant.
+
+    Args:
+        collection: Name of the collection.
+        path: Folder for the embedded engine, or `":memory:"` for a temporary one.
+        url: Address of a server.
+        client: A ready `qdrant_client.QdrantClient`, instead of `url`; it is not closed here.
+        api_key: For `url`.
+        prefer_grpc: Speak gRPC to the server, several times smaller than REST for sparse vectors.
+        timeout: Seconds for one request to a server.
+        datatype: How the index keeps weights: `"float32"` (the default), or `"float16"`, `"uint8"`
+            for less memory and other scores. Vectors read back are float32 in any case.
+        payload_indexes: Payload key → `"keyword"`, `"integer"`, `"float"`, `"bool"`, `"datetime"`,
+            `"uuid"` or `"tenant"`, made with the collection; they speed filters up.
+        full_scan_threshold: With a filter that keeps fewer documents than this, they are scored one
+            by one. The engine's own default is slow for long queries.
+        index_memory: On a server, where the index lives: `"pinned"`, `"cached"` or `"cold"`.
+        client_options: For `url`, more arguments of `QdrantClient`, such as `grpc_port` or TLS.
+        collection_options: On a server, more arguments of `create_collection`, such as
+            `shard_number`.
+        dense: Dense vectors that documents may have beside the sparse one: name → size (compared
+            by cosine) or `DenseVector`.
+        vector_name: On a server, name of the sparse vector, `"vdr"` by default.
+        versioned: On a server, make `collection-000001` with `collection` as its alias, so that
+            `rebuild` can put another one in its place.
+        existing: Open what is there, and never make or change it; see `from_existing`.
+
+    Raises:
+        ConfigError: Not exactly one of `path`, `url` and `client` is given, or an option is
+            impossible.
+        MissingExtraError: The engine's package is not installed.
+        StoreMismatch: The place holds something else, or a collection of another name or kind.
+        StoreUnavailable: It cannot be reached, or another process has it open.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        client: Any = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = True,
+        timeout: int = 60,
+        datatype: Datatype | None = None,
+        payload_indexes: Mapping[str, IndexKind] | None = None,
+        full_scan_threshold: int = 500,
+        index_memory: IndexMemory | None = None,
+        client_options: Mapping[str, Any] | None = None,
+        collection_options: Mapping[str, Any] | None = None,
+        dense: Mapping[str, DenseVector | int] | None = None,
+        vector_name: str | None = None,
+        versioned: bool = False,
+        existing: Existing | None = None,
+    ) -> None:
+        if not isinstance(collection, str) or not collection:
+            raise ConfigError(f"`collection` must be a name, got {collection!r}.")
+        if sum(place is not None for place in (path, url, client)) != 1:
+            raise ConfigError(
+                "exactly one of `path` (a folder or ':memory:'), `url` and `client` is needed; "
+                "pass path=':memory:' to try things out."
+            )
+        for name, option, place, fits in (
+            ("api_key", api_key, "url", url is not None),
+            ("client_options", client_options, "url", url is not None),
+            ("collection_options", collection_options, "url` or `client", path is None),
+            ("index_memory", index_memory, "url` or `client", path is None),
+            ("vector_name", vector_name, "url` or `client", path is None),
+            ("versioned", versioned or None, "url` or `client", path is None),
+            ("existing", existing, "url` or `client", path is None),
+        ):
+            if option is not None and not fits:
+                raise ConfigError(f"`{name}` goes with `{place}`; leave it out here.")
+        if datatype is not None and datatype not in DATATYPES:
+            raise ConfigError(f"`datatype` must be one of {DATATYPES}, got {datatype!r}.")
+        if isinstance(full_scan_threshold, bool) or not 0 <= full_scan_threshold < 2**32:
+            raise ConfigError(
+                f"`full_scan_threshold` must lie in [0, 2^32), got {full_scan_threshold!r}."
+            )
+        self.name = collection
+        self._datatype: Datatype | None = datatype
+        self._payload_indexes = checked_indexes(payload_indexes)
+        self._dense = checked_dense(dense)
+        self._vector_name = vector_name
+        self._full_scan_threshold = full_scan_threshold
+        # An embedded engine writes one batch at a time; a server takes several streams.
+        self.concurrent_writers = 1 if path is not None else 2
+        self._closed = False
+        self._engine: Engine
+        if path is not None:
+            from vdr_db.connectors.qdrant.edge import EdgeEngine
+
+            self._engine = EdgeEngine(collection, path)
+        else:
+            from vdr_db.connectors.qdrant.server import ServerEngine
+
+            self._engine = ServerEngine(
+                collection,
+                url=url,
+                client=client,
+                api_key=api_key,
+                prefer_grpc=prefer_grpc,
+                timeout=timeout,
+                index_memory=index_memory,
+                client_options=client_options,
+                collection_options=collection_options,
+                vector_name=vector_name,
+                versioned=versioned,
+                existing=existing,
+            )
+        try:
+            self._manifest = self._engine.open()
+            if self._manifest is not None:
+                self._manifest.check_options(
+                    self._engine.where, self._datatype, self._payload_indexes, self._dense
+                )
+        except BaseException:
+            self._engine.close()
+            raise
+
+    @classmethod
+    def from_existing(
+        cls,
+        collection: str,
+        *,
+        vector_name: str | None = None,
+        adopt: bool = False,
+        width: int | None = None,
+        documents: Documents = "encoded",
+        **options: Any,
+    ) -> QdrantStore:
+        """Opens a collection that is on a server already, and neither makes nor changes it.
+
+        Args:
+            collection: Its name, or an alias.
+            vector_name: Its sparse vector; needed when it has several.
+            adopt: Take one that this library did not make, so that nothing tells which model made
+                its vectors: the caller vouches for that.
+            width: Vocabulary size of that model.
+            documents: What its document side is, when it is adopted.
+            options: `url` or `client`, and more options of `QdrantStore`.
+
+        Raises:
+            StoreError: There is no such collection.
+            StoreMismatch: It is not described and not to be adopted, has no such sparse vector or
+                several, holds larger token ids than the vocabulary, or multiplies its weights.
+            ConfigError: It is to be adopted, and the width is not told.
+        """
+        existing = Existing(adopt=adopt, width=width, documents=documents)
+        return cls(collection, vector_name=vector_name, existing=existing, **options)
+
+    @property
+    def width(self) -> int | None:
+        """Width of all rows, `None` while the collection is not made."""
+        return None if self._manifest is None else self._manifest.width
+
+    @property
+    def stamp(self) -> EncoderStamp | None:
+        """The encoder the collection was made for, as far as known."""
+        return None if self._manifest is None else self._manifest.stamp
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+        return "encoded" if self._manifest is None else self._manifest.documents
+
+    @property
+    def datatype(self) -> Datatype:
+        """How the index keeps weights."""
+        kept = self._datatype if self._manifest is None else self._manifest.datatype
+        return kept or "float32"
+
+    @property
+    def dense(self) -> dict[str, DenseVector]:
+        """The dense vectors beside the sparse one; `""` is one without a name."""
+        return self._dense if self._manifest is None else dict(self._manifest.dense)
+
+    def __repr__(self) -> str:
+        """The collection and its place, without secrets."""
+        state = ", closed" if self._closed else ""
+        return f"QdrantStore({self._engine.where}{state})"
+
+    def create(
+        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+    ) -> None:
+        """Makes the collection, or checks the one that is there; see `Store.create`."""
+        self._check_open()
+        if self._manifest is not None:
+            kept = (self._manifest.width, self._manifest.stamp, self._manifest.documents)
+            check_stamp(self._engine.where, kept, (width, stamp, documents))
+            return
+        SparseRows.empty(0, width)  # checks the width
+        manifest = Manifest(
+            collection=self.name,
+            width=width,
+            stamp=stamp,
+            documents=documents,
+            datatype=self.datatype,
+            full_scan_threshold=self._full_scan_threshold,
+            payload_indexes=self._payload_indexes,
+            dense=self._dense,
+            vector=self._vector_name or VECTOR_NAME,
+        )
+        try:
+            self._engine.create(manifest)
+        except NameTaken:
+            # Another process was faster; what it made must be what was asked for.
+            self._manifest = self._engine.open()
+            if self._manifest is None:
+                raise
+            self._manifest.check_options(
+                self._engine.where, self._datatype, self._payload_indexes, self._dense
+            )
+            self.create(width, stamp, documents=documents)
+            return
+        self._manifest = manifest
+
+    def upsert(
+        self,
+        rows: SparseRows,
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
+        dense: Mapping[str, Any] | None = None,
+    ) -> Written:
+        """Writes rows; see `Store.upsert`.
+
+        Args:
+            rows: Sparse vectors.
+            ids: One for each row.
+            payloads: One mapping (or `None`) for each row.
+            empty: What becomes of rows without entries.
+            dense: Name → `[N, size]` dense vectors of the same documents. A document is replaced as
+                a whole: without them, those it had are gone.
+        """
+        upload = Upload(
+            rows,
+            ids,
+            payloads,
+            dense,
+            made=self._made(),
+            limits=self._engine.limits,
+            empty=empty,
+            where=self._engine.where,
+        )
+        for batch in upload.batches():
+            upload.refused.update(self._write(batch))
+        if upload.refused:
+            raise RejectedRows(list(upload.refused), list(upload.refused.values()))
+        return upload.written
+
+    def search(
+        self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
+    ) -> list[Hit]:
+        """The best documents; see `Store.search`.
+
+        Args:
+            row: The query, one row.
+            limit: Hits wanted.
+            filter: A dictionary (see `vdr_db.filters`), or a filter object of the engine's package.
+            offset: Hits to leave out at the start.
+        """
+        checked_page(limit, offset)
+        query = checked_query(row, self._made().width, self._engine.where, single=True)
+        return self._search(query, limit, offset, filter)[0]
+
+    def search_batch(
+        self, rows: SparseRows, limit: int = 10, filter: Any = None
+    ) -> list[list[Hit]]:
+        """`search` for each row, in as few requests as possible."""
+        checked_page(limit, 0)
+        queries = checked_query(rows, self._made().width, self._engine.where)
+        return self._search(queries, limit, 0, filter)
+
+    def search_hybrid(
+        self,
+        row: SparseRows,
+        vector: Any,
+        limit: int = 10,
+        filter: Any = None,
+        offset: int = 0,
+        *,
+        using: str | None = None,
+        depth: int = 100,
+        rank_constant: int | None = None,
+    ) -> list[Hit]:
+        """The best documents by sparse and dense vector together: reciprocal rank fusion (RRF).
+
+        Args:
+            row: The sparse query, one row.
+            vector: The dense query, `[size]`.
+            limit: Hits wanted.
+            filter: Conditions on payloads, for both sides.
+            offset: Hits to leave out at the start.
+            using: Name of the dense vector; needed when there are several.
+            depth: Hits of each side that the fusion looks at.
+            rank_constant: Larger values give the first ranks less weight; `None` is the engine's
+                own. Servers before 1.16 know no other.
+
+        Raises:
+            ConfigError: There is no such dense vector, or a number is impossible.
+            ShapeError: A query has another shape.
+        """
+        checked_page(limit, offset)
+        checked_fusion(depth, rank_constant)
+        made = self._made()
+        query = checked_query(row, made.width, self._engine.where, single=True)
+        using, numbers = checked_nearest(vector, using, made.dense, self._engine.where)
+        found = self._engine.hybrid(
+            query,
+            using,
+            numbers,
+            limit=limit,
+            offset=offset,
+            filter=filter,
+            depth=max(depth, limit + offset),
+            rank_constant=rank_constant,
+        )
+        return hits_of(found)
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out."""
+        made = self._made()
+        width = made.width
+        wanted = [point_of(made, id) for id in checked_ids(ids)]
+        found: dict[PointId, Stored] = {}
+        for start in range(0, len(wanted), _PAGE):
+            page = self._engine.retrieve(wanted[start : start + _PAGE], with_rows)
+            found.update((stored.point, stored) for stored in page)
+        return [
+            record_of(found[point], width if with_rows else None)
+            for point in wanted
+            if point in found
+        ]
+
+    def ids(self) -> Iterator[Id]:
+        """All ids, in the order of the points; documents written meanwhile may be missed."""
+        self._made()
+        after: PointId | None = None
+        while True:
+            self._check_open()
+            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD])
+            for stored in page:
+                yield stored.payload.get(ID_FIELD, stored.point)
+            if after is None:
+                return
+
+    def count(self, filter: Any = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+        self._check_open()
+        return 0 if self._manifest is None else self._engine.count(filter)
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+        made = self._made()
+        wanted = list(dict.fromkeys(point_of(made, id) for id in checked_ids(ids)))
+        removed = 0
+        for start in range(0, len(wanted), _PAGE):
+            there = [s.point for s in self._engine.retrieve(wanted[start : start + _PAGE], False)]
+            if there:
+                self._engine.delete(there)
+            removed += len(there)
+        return removed
+
+    def flush(self) -> None:
+        """Makes everything written survive a loss of power."""
+        self._check_open()
+        self._engine.flush()
+
+    def optimize(self) -> None:
+        """Reorganises the index after much was written; searches are right with and without."""
+        self._check_open()
+        self._engine.optimize()
+
+    def close(self) -> None:
+        """Releases the store; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._engine.close()
+
+    def __enter__(self) -> QdrantStore:
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the store."""
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self._engine.where} is closed; open it again to use it.")
+
+    def _made(self) -> Manifest:
+        self._check_open()
+        if self._manifest is None:
+            raise StoreError(
+                f"{self._engine.where} holds nothing yet; add documents first, or check its name "
+                "and place."
+            )
+        return self._manifest
+
+    def _write(self, batch: Batch) -> dict[Id, str]:
+        """Writes a batch, halving it around what a server refuses; id → reason."""
+        arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]
+        if batch.dense:
+            arguments.append(batch.dense)
+        try:
+            self._engine.upsert(*arguments)
+        except RefusedBatch as refusal:
+            if len(batch.points) == 1:
+                return {batch.ids[0]: str(refusal)}
+            first, second = batch.halves()
+            return {**self._write(first), **self._write(second)}
+        return {}
+
+    def _search(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
+        results: list[list[Hit]] = [[] for _ in range(len(queries))]
+        asked = np.flatnonzero(queries.counts)
+        if asked.size:
+            answers = self._engine.search(queries[asked], limit, offset, filter)
+            for i, answer in zip(asked, answers, strict=True):
+                results[i] = hits_of(answer)
+        return results

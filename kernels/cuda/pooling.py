@@ -1,0 +1,236 @@
+"""Triton projection and max pooling: the host side of forward and both gradients.
+
+```
+logits[b, v] = max over tokens l of text b of  hidden[cu_seqlens[b] + l] . weight[v]   (+ bias[v])
+```
+
+`hidden` [T, H] and `weight` [V, H] are bfloat16, float16 or float32; sums are float32. Forward
+reads both matrices, writes `logits` [B, V] float32 and, on request, `argmax` [B, V]; the products
+are never stored. It costs 2·T·V·H FLOP. With argmax, packed tiles hold one 8-byte key per
+(text, dimension) besides.
+
+Bits do not depend on the run, on neighbours in the batch or on padding: the sum over H has one
+fixed order, and a maximum is exact in any order. Gradients repeat too (`pooling_backward`).
+
+Rules: a text without tokens gives -inf and argmax -1; NaN wins every maximum; -0 becomes +0; the
+lowest token wins ties; tokens behind cu_seqlens[B] take no part, so that buffers may be longer. A
+position that does not fit int16, because `max_length` was no bound, turns its logit into NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from vdr_db.errors import ConfigError, ShapeError
+from vdr_db.kernels.arguments import argmax_dtype, check_pool
+from vdr_db.kernels.cuda.backward import backward, backward_sparse
+from vdr_db.kernels.cuda.configs import PoolTile, pool_tile
+from vdr_db.kernels.cuda.forward_kernels import (
+    pool_aligned_kernel,
+    pool_finish_kernel,
+    pool_packed_kernel,
+)
+from vdr_db.kernels.cuda.primitives import (
+    FIRST_KEY,
+    compute_capability,
+    descriptor,
+    fits_descriptor,
+    is_interpreted,
+    on_device,
+    short_rows,
+)
+
+__all__ = ["argmax_dtype", "backward", "backward_sparse", "forward"]
+
+FINISH_BLOCK = 1024
+"""Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
+
+
+def forward(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    need_argmax: bool = False,
+    *,
+    max_length: int | None = None,
+    precision: str | None = None,
+    tile: PoolTile | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Largest product of each text with each weight row.
+
+    Args:
+        hidden: `[T, H]` packed hidden states, bfloat16, float16 or float32, any strides.
+        cu_seqlens: `[B + 1]` int32 or int64, text b is hidden[cu_seqlens[b]:cu_seqlens[b + 1]].
+        weight: `[V, H]`, dtype and device of `hidden`, any strides.
+        bias: `[V]` or None, any float dtype.
+        need_argmax: Also return token positions, which the gradient needs.
+        max_length: Bound on tokens per text, if known; up to 32,767 positions are then int16. Taken
+            on trust, but never wrong in silence: a logit whose position does not fit is NaN.
+        precision: How float32 inputs multiply: `"tf32x3"` (default, about float32 accuracy),
+            `"ieee"` (exact float32 products, much slower) or `"tf32"` (10-bit mantissa).
+        tile: Run with this tile instead of the table's.
+
+    Returns:
+        `logits` `[B, V]` float32 and `argmax` `[B, V]` int16 or int32 (position within the text),
+        or None when not asked for.
+
+    Raises:
+        ShapeError: Sizes or dtypes disagree.
+        ConfigError: `precision` is unknown.
+    """
+    check_pool(hidden, cu_seqlens, weight, bias)
+    _check(hidden, weight)
+    precision = precision or "tf32x3"
+    if precision not in ("ieee", "tf32", "tf32x3"):
+        raise ConfigError(
+            f"`precision` must be 'ieee', 'tf32' or 'tf32x3', got {precision!r}; pass one of these."
+        )
+    T, V, B = hidden.shape[0], weight.shape[0], cu_seqlens.shape[0] - 1
+    logits = torch.empty((B, V), dtype=torch.float32, device=hidden.device)
+    argmax = (
+        torch.empty((B, V), dtype=argmax_dtype(max_length), device=hidden.device)
+        if need_argmax
+        else None
+    )
+    if B == 0 or V == 0:
+        return logits, argmax
+    if T == 0:
+        logits.fill_(float("-inf"))
+        return logits, None if argmax is None else argmax.fill_(-1)
+
+    hidden, weight = short_rows(hidden), short_rows(weight)
+    tile = tile or _tile(hidden, weight, B, precision)
+    with on_device(hidden):
+        if tile.layout == "aligned":
+            _launch_aligned(hidden, cu_seqlens, weight, bias, logits, argmax, tile, precision)
+        else:
+            _launch_packed(hidden, cu_seqlens, weight, bias, logits, argmax, tile, precision)
+    return logits, argmax
+
+
+def _check(hidden: Tensor, weight: Tensor) -> None:
+    """Refuses dtypes and sizes the kernels do not know; `arguments` has checked the rest."""
+    known = (torch.bfloat16, torch.float16, torch.float32)
+    if hidden.dtype != weight.dtype or hidden.dtype not in known:
+        raise ShapeError(
+            "`hidden` and `weight` must share one of bfloat16, float16, float32, got "
+            f"{hidden.dtype} and {weight.dtype}; cast one of them."
+        )
+    if hidden.shape[0] >= 2**31:
+        raise ShapeError(
+            f"`hidden` must have fewer than 2**31 tokens, got {hidden.shape[0]}; split the batch."
+        )
+
+
+def _tile(hidden: Tensor, weight: Tensor, B: int, precision: str) -> PoolTile:
+    """The table's tile, small for exact float32 products: they run outside the matrix unit."""
+    bits = hidden.element_size() * 8
+    exact = bits == 32 and precision == "ieee"
+    return pool_tile(
+        80 if exact else compute_capability(hidden),
+        bits,
+        hidden.shape[1],
+        weight.shape[0],
+        hidden.shape[0] / B,
+        descriptors=fits_descriptor(hidden) and fits_descriptor(weight),
+    )
+
+
+def _shared_arguments(
+    hidden: Tensor, weight: Tensor, tile: PoolTile, precision: str
+) -> dict[str, Any]:
+    """Arguments that both layouts take."""
+    use_descriptors = tile.descriptors and fits_descriptor(hidden) and fits_descriptor(weight)
+    interpreted_bfloat16 = hidden.dtype == torch.bfloat16 and is_interpreted(pool_aligned_kernel)
+    return {
+        "hidden": descriptor(hidden, tile.block_t, tile.block_k) if use_descriptors else hidden,
+        "weight": descriptor(weight, tile.block_v, tile.block_k) if use_descriptors else weight,
+        "T": hidden.shape[0],
+        "V": weight.shape[0],
+        "stride_hidden_t": hidden.stride(0),
+        "stride_hidden_h": hidden.stride(1),
+        "stride_weight_v": weight.stride(0),
+        "stride_weight_h": weight.stride(1),
+        "H": hidden.shape[1],
+        "BLOCK_V": tile.block_v,
+        "BLOCK_T": tile.block_t,
+        "BLOCK_K": tile.block_k,
+        "GROUP": tile.group,
+        "DESCRIPTORS": use_descriptors,
+        "UPCAST": interpreted_bfloat16,
+        "PRECISION": precision,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def _launch_aligned(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor,
+    argmax: Tensor | None,
+    tile: PoolTile,
+    precision: str,
+) -> None:
+    """One program per (text, vocabulary tile)."""
+    B, V = logits.shape
+    pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](
+        bias_ptr=bias,
+        cu_seqlens_ptr=cu_seqlens,
+        logits_ptr=logits,
+        argmax_ptr=argmax,
+        B=B,
+        HAS_BIAS=bias is not None,
+        NEED_ARGMAX=argmax is not None,
+        **_shared_arguments(hidden, weight, tile, precision),
+    )
+
+
+def _launch_packed(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor,
+    argmax: Tensor | None,
+    tile: PoolTile,
+    precision: str,
+) -> None:
+    """One program per (token tile, vocabulary tile), then keys to logits."""
+    B, V = logits.shape
+    n_tiles = triton.cdiv(hidden.shape[0], tile.block_t)
+    first_tokens = torch.arange(n_tiles, device=hidden.device, dtype=cu_seqlens.dtype)
+    first_texts = torch.searchsorted(
+        cu_seqlens[1:], first_tokens * tile.block_t, right=True, out_int32=True
+    )
+    if argmax is None:
+        keys = logits.view(torch.int32).fill_(-(2**31))
+    else:
+        keys = torch.full_like(logits, FIRST_KEY, dtype=torch.int64)
+    pool_packed_kernel[(n_tiles * triton.cdiv(V, tile.block_v),)](
+        cu_seqlens_ptr=cu_seqlens,
+        first_text_ptr=first_texts,
+        keys_ptr=keys,
+        B=B,
+        NEED_ARGMAX=argmax is not None,
+        **_shared_arguments(hidden, weight, tile, precision),
+    )
+    pool_finish_kernel[(B * triton.cdiv(V, FINISH_BLOCK),)](
+        keys_ptr=keys,
+        bias_ptr=bias,
+        logits_ptr=logits,
+        argmax_ptr=argmax,
+        V=V,
+        HAS_BIAS=bias is not None,
+        NEED_ARGMAX=argmax is not None,
+        BLOCK=FINISH_BLOCK,
+        enable_fp_fusion=True,
+    )

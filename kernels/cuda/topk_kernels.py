@@ -1,0 +1,240 @@
+"""Device code of the selection; `topk` says how the passes fit together.
+
+Logits are compared as ordered int32 keys (see `primitives`), so equal numbers are equal keys, NaN
+is the largest key, and padding is the smallest int32, below the key of -inf.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# Device functions take what Triton traces; annotations on them would mean constants.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vdr_db.kernels.cuda.primitives import SIZES, activated, ordered_key
+
+
+@triton.jit
+def load_keys(row_ptr, first, n, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+    """Keys of a block of a row that holds logits, or keys already; padding past its end."""
+    offs = first + tl.arange(0, BLOCK)
+    if KEYS:
+        return tl.load(row_ptr + offs, mask=offs < n, other=-0x80000000)
+    logits = tl.load(row_ptr + offs, mask=offs < n, other=0.0)
+    return tl.where(offs < n, ordered_key(logits), -0x80000000)
+
+
+@triton.jit
+def kth_largest(
+    keys, row_ptr, n, k, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr, KEYS: tl.constexpr
+):
+    """A key with at least k keys as large, found bit by bit, and how many there are.
+
+    It is the k-th largest key, unless the search met a smaller number that exactly k keys reach.
+    """
+    threshold = tl.full((), -0x80000000, tl.int32)
+    reached = tl.full((), 0x7FFFFFFF, tl.int32)
+    bit = 31
+    while bit >= 0:
+        candidate = threshold ^ (tl.full((), 1, tl.int32) << bit)
+        if ONE_BLOCK:
+            count = tl.sum((keys >= candidate).to(tl.int32), 0)
+        else:
+            counts = tl.zeros((BLOCK,), tl.int32)
+            for first in tl.range(0, n, BLOCK):
+                counts += (load_keys(row_ptr, first, n, BLOCK, KEYS) >= candidate).to(tl.int32)
+            count = tl.sum(counts, 0)
+        if count >= k:
+            threshold = candidate
+            reached = count
+        if count == k:
+            bit = -1
+        else:
+            bit -= 1
+    return threshold, reached
+
+
+@triton.jit(do_not_specialize=SIZES)
+def row_threshold_kernel(
+    source_ptr,
+    logits_ptr,
+    limits_ptr,
+    n,
+    V,
+    k,
+    stride_source,
+    stride_logits,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    SCAN: tl.constexpr,
+):
+    """limits[row] = (threshold key, last column at which a key equal to it is still taken)."""
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = source_ptr + row * stride_source
+    keys = load_keys(row_ptr, 0, n, BLOCK, KEYS)
+    threshold, reached = kth_largest(keys, row_ptr, n, k, BLOCK, ONE_BLOCK, KEYS)
+    cut = tl.full((), 0x7FFFFFFF, tl.int32)
+    # too many reach it: the smallest columns win. Ties of -inf need no cut, they are never kept
+    if (reached > k) & (threshold > -0x7F800001):
+        if ONE_BLOCK:
+            above = tl.sum((keys > threshold).to(tl.int32), 0)
+        else:
+            counts = tl.zeros((BLOCK,), tl.int32)
+            for first in tl.range(0, n, BLOCK):
+                counts += (load_keys(row_ptr, first, n, BLOCK, KEYS) > threshold).to(tl.int32)
+            above = tl.sum(counts, 0)
+        wanted = k - above
+        column = 0
+        while column < V:
+            scanned = load_keys(logits_ptr + row * stride_logits, column, V, SCAN, False)
+            ties = (scanned == threshold).to(tl.int32)
+            is_last = (tl.cumsum(ties, 0) == wanted) & (ties == 1)
+            offs = column + tl.arange(0, SCAN)
+            cut = tl.min(tl.where(is_last, offs, 0x7FFFFFFF), 0)
+            wanted -= tl.sum(ties, 0)
+            if wanted <= 0:
+                column = V
+            else:
+                column += SCAN
+    tl.store(limits_ptr + 2 * row, threshold)
+    tl.store(limits_ptr + 2 * row + 1, cut)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def part_candidates_kernel(
+    logits_ptr,
+    candidates_ptr,
+    V,
+    n_parts,
+    n_kept,
+    stride_logits,
+    BLOCK: tl.constexpr,
+    SCAN: tl.constexpr,
+):
+    """The `n_kept` largest keys of each part of a row, in no particular order."""
+    row = (tl.program_id(0) // n_parts).to(tl.int64)
+    first = tl.program_id(0) % n_parts * BLOCK
+    row_ptr = logits_ptr + row * stride_logits
+    keys = load_keys(row_ptr, first, V, BLOCK, False)
+    threshold, _ = kth_largest(keys, row_ptr, V, n_kept, BLOCK, True, False)
+    above = tl.sum((keys > threshold).to(tl.int32), 0)
+    output_ptr = candidates_ptr + tl.program_id(0).to(tl.int64) * n_kept
+    next_above = tl.full((), 0, tl.int32)
+    next_equal = above
+    for step in tl.range(0, BLOCK, SCAN):
+        scanned = load_keys(row_ptr, first + step, V, SCAN, False)
+        is_above = (scanned > threshold).to(tl.int32)
+        is_equal = (scanned == threshold).to(tl.int32)
+        place = tl.where(
+            is_above == 1,
+            next_above + tl.cumsum(is_above, 0) - 1,
+            next_equal + tl.cumsum(is_equal, 0) - 1,
+        )
+        is_kept = (is_above + is_equal == 1) & (place < n_kept)
+        tl.store(output_ptr + place, scanned, mask=is_kept)
+        next_above += tl.sum(is_above, 0)
+        next_equal += tl.sum(is_equal, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def mark_lexical_kernel(columns_ptr, text_ptr, bits_ptr, n, n_words, BLOCK: tl.constexpr):
+    """Sets bit v of bits[b] for every column v that text b keeps in any case."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < n
+    column = tl.load(columns_ptr + entry, mask=inside, other=0).to(tl.int32)
+    text = tl.load(text_ptr + entry, mask=inside, other=0).to(tl.int64)
+    bit = tl.full((BLOCK,), 1, tl.int32) << (column % 32)
+    tl.atomic_or(bits_ptr + text * n_words + column // 32, bit, mask=inside, sem="relaxed")
+
+
+@triton.jit
+def kept_weights(
+    logits_ptr,
+    limits_ptr,
+    bits_ptr,
+    row,
+    first,
+    V,
+    n_words,
+    stride_logits,
+    CHUNK: tl.constexpr,
+    KEEP_ALL: tl.constexpr,
+    HAS_LEXICAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Weights of a chunk of a row, and 1 where they are kept."""
+    offs = first + tl.arange(0, CHUNK)
+    inside = offs < V
+    logits = tl.load(logits_ptr + row * stride_logits + offs, mask=inside, other=float("-inf"))
+    is_kept = inside & (logits != float("-inf"))
+    if not KEEP_ALL:
+        key = ordered_key(logits)
+        threshold = tl.load(limits_ptr + 2 * row)
+        cut = tl.load(limits_ptr + 2 * row + 1)
+        is_taken = (key > threshold) | ((key == threshold) & (offs <= cut))
+        if HAS_LEXICAL:
+            words = tl.load(bits_ptr + row * n_words + offs // 32, mask=inside, other=0)
+            is_taken |= ((words >> (offs % 32)) & 1) == 1
+        is_kept &= is_taken
+    weights = activated(logits, ACTIVATION)
+    # written so that NaN is kept: it must surface
+    is_kept &= (weights <= 0.0) == 0
+    return weights, is_kept.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def count_kept_kernel(
+    logits_ptr,
+    limits_ptr,
+    bits_ptr,
+    counts_ptr,
+    V,
+    n_chunks,
+    n_words,
+    stride_logits,
+    CHUNK: tl.constexpr,
+    KEEP_ALL: tl.constexpr,
+    HAS_LEXICAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """counts[row, chunk] = kept columns."""
+    row = (tl.program_id(0) // n_chunks).to(tl.int64)
+    first = tl.program_id(0) % n_chunks * CHUNK
+    _, is_kept = kept_weights(
+        logits_ptr, limits_ptr, bits_ptr, row, first, V, n_words, stride_logits,
+        CHUNK, KEEP_ALL, HAS_LEXICAL, ACTIVATION,
+    )  # fmt: skip
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(is_kept, 0))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def write_kept_kernel(
+    logits_ptr,
+    limits_ptr,
+    bits_ptr,
+    ends_ptr,
+    columns_ptr,
+    weights_ptr,
+    V,
+    n_chunks,
+    n_words,
+    stride_logits,
+    CHUNK: tl.constexpr,
+    KEEP_ALL: tl.constexpr,
+    HAS_LEXICAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Writes kept columns and weights, in ascending order, where the counts before end."""
+    row = (tl.program_id(0) // n_chunks).to(tl.int64)
+    first = tl.program_id(0) % n_chunks * CHUNK
+    weights, is_kept = kept_weights(
+        logits_ptr, limits_ptr, bits_ptr, row, first, V, n_words, stride_logits,
+        CHUNK, KEEP_ALL, HAS_LEXICAL, ACTIVATION,
+    )  # fmt: skip
+    end = tl.load(ends_ptr + tl.program_id(0))
+    place = end - tl.sum(is_kept, 0) + tl.cumsum(is_kept, 0) - 1
+    offs = first + tl.arange(0, CHUNK)
+    tl.store(columns_ptr + place, offs, mask=is_kept == 1)
+    tl.store(weights_ptr + place, weights, mask=is_kept == 1)

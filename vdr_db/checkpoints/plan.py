@@ -1,0 +1,139 @@
+"""What a model folder says about its encoder, whatever the layout of the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vdr_db.checkpoints.weights import settings_of
+from vdr_db.errors import ConfigError
+from vdr_db.towers.families import Family
+
+__all__ = ["Entry", "Layout", "Plan", "TowerPlan", "model_max_length"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How texts of one side, queries or documents, become vectors.
+
+    Attributes:
+        max_length: Most tokens of a text, special tokens included; None for as many as the model
+            has positions.
+        k: Dimensions kept, or None for all with a weight.
+        prompt: Put before each text.
+    """
+
+    max_length: int | None = None
+    k: int | None = None
+    prompt: str = ""
+
+    def checked(self, *, columns: int, positions: int, special: int) -> Entry:
+        """The same with a maximal length that is a number.
+
+        Args:
+            columns: Dimensions the model computes.
+            positions: Most tokens it has positions for.
+            special: Special tokens around a text.
+
+        Raises:
+            ConfigError: `k` or the maximal length is impossible for this model.
+        """
+        if self.k is not None and not (_is_int(self.k) and 1 <= self.k <= columns):
+            raise ConfigError(
+                f"`k` must be None or an integer in [1, {columns}], got {self.k!r}; "
+                "the model computes that many dimensions."
+            )
+        length = positions if self.max_length is None else self.max_length
+        if not (_is_int(length) and special < length <= positions):
+            raise ConfigError(
+                f"`max_length` must be an integer in [{special + 1}, {positions}], got {length!r}; "
+                f"the model has {positions} positions, and {special} go to special tokens."
+            )
+        return replace(self, max_length=length)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """Where the weights of one tower are.
+
+    Attributes:
+        config: Config of the body in the keys of its family.
+        body_prefix: Prefix of the body's weights.
+        head_prefix: Prefix of the head's weights.
+    """
+
+    config: Mapping[str, Any]
+    body_prefix: str
+    head_prefix: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a folder says about its encoder.
+
+    Attributes:
+        folder: The folder with the weights.
+        layout: Name of its layout.
+        family: Of the bodies.
+        head: `"vdr"` or `"mlm"`.
+        activation: Name of the activation.
+        vocabulary: Kind of the vocabulary.
+        document: Tower of the documents.
+        query: Tower of the queries; None when both share one.
+        document_entry: Settings of the documents.
+        query_entry: Settings of the queries.
+        norm: Whether vectors have L2 norm 1 before selection.
+        lexical: Whether a text's own tokens are always kept.
+        lower_case: Whether texts are lower-cased before the tokenizer.
+        tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
+        ignored: Prefixes of weights that belong to something else.
+        fresh: Whether the head starts without weights.
+    """
+
+    folder: Path
+    layout: str
+    family: Family
+    head: str
+    activation: str
+    vocabulary: str
+    document: TowerPlan
+    query: TowerPlan | None = None
+    document_entry: Entry = field(default_factory=Entry)
+    query_entry: Entry = field(default_factory=Entry)
+    norm: bool = False
+    lexical: bool = False
+    lower_case: bool = False
+    tokenizer_id: str | None = None
+    ignored: tuple[str, ...] = ()
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of folder.
+
+    Attributes:
+        name: For messages.
+        recognises: Whether a folder is of this kind.
+        read: Its plan.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Plan]
+
+
+def model_max_length(folder: Path, config: Mapping[str, Any], family: Family) -> int | None:
+    """The tokenizer's own limit, where it is tighter than the number of positions."""
+    file = folder / "tokenizer_config.json"
+    limit = settings_of(file).get("model_max_length") if file.is_file() else None
+    # a tokenizer without a limit says so with a number of thirty digits
+    if isinstance(limit, (int, float)) and 0 < limit < family.body_config(config).max_length:
+        return int(limit)
+    return None

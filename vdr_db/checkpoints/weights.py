@@ -1,0 +1,267 @@
+"""Weights of a model folder: reading, naming, digesting, writing. No code in a file is ever run.
+
+Files are `model.safetensors` (or its shards with an index) and, for older checkpoints,
+`pytorch_model.bin`, which is read with `weights_only=True`: a pickle that holds anything but
+tensors is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vdr_db.errors import ConfigError
+from vdr_db.towers.families import TOLERATED, WeightNames
+
+__all__ = [
+    "SAFETENSORS",
+    "Checkpoint",
+    "assign",
+    "digest",
+    "refuse_unexpected",
+    "save_weights",
+    "settings_of",
+]
+
+SAFETENSORS = "model.safetensors"
+BIN = "pytorch_model.bin"
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json")
+
+
+class Checkpoint:
+    """The weights of a folder by their usual names, read one at a time.
+
+    Names that end in `LayerNorm.gamma` and `LayerNorm.beta`, as TensorFlow wrote them, are known as
+    `LayerNorm.weight` and `LayerNorm.bias`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Lists the weights; no tensor is read.
+
+        Raises:
+            ConfigError: There is no file of weights, or one is damaged.
+        """
+        self.folder = folder
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weight_files(folder):
+            add = self._add_safetensors if file.suffix == ".safetensors" else self._add_bin
+            try:
+                add(file)
+            except ConfigError:
+                raise
+            except Exception as error:  # both libraries raise many kinds for a damaged file
+                raise ConfigError(
+                    f"{file} cannot be read as a file of weights: {error}; "
+                    "it is damaged or cut short, so fetch it again."
+                ) from error
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all weights."""
+        return list(self._readers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight that is there."""
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy of a weight in memory of its own.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        try:
+            return self._readers[name]()
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"weight `{name}` in {self.folder} cannot be read: {error}; fetch the file again."
+            ) from error
+
+    def _add(self, name: str, shape: Iterable[int], reader: Callable[[], Tensor]) -> None:
+        for old, new in (
+            ("LayerNorm.gamma", "LayerNorm.weight"),
+            ("LayerNorm.beta", "LayerNorm.bias"),
+        ):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name in self._readers:
+            raise ConfigError(
+                f"weight `{name}` stands twice in {self.folder}; save the model anew."
+            )
+        self._readers[name] = reader
+        self._shapes[name] = tuple(shape)
+
+    def _add_safetensors(self, file: Path) -> None:
+        def reader(name: str) -> Callable[[], Tensor]:
+            def read() -> Tensor:
+                # Opened for each weight: a mapping that stayed open would count the whole file a
+                # second time in the memory of the process.
+                with safe_open(file, framework="pt") as tensors:
+                    return tensors.get_tensor(name).clone()  # type: ignore[no-any-return]
+
+            return read
+
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                self._add(name, tensors.get_slice(name).get_shape(), reader(name))
+
+    def _add_bin(self, file: Path) -> None:
+        try:
+            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files from before the zip format cannot be mapped
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(stored, Mapping):
+            raise ConfigError(
+                f"{file} must hold a mapping of weights, got {type(stored).__name__}."
+            )
+        for name, tensor in stored.items():
+            if not isinstance(tensor, Tensor):
+                raise ConfigError(
+                    f"{file} must hold tensors only, got {type(tensor).__name__} for `{name}`."
+                )
+            self._add(name, tensor.shape, tensor.clone)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in WEIGHT_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if file.suffix != ".json":
+            return [file]
+        try:
+            shards = sorted(set(json.loads(file.read_text("utf-8"))["weight_map"].values()))
+            files = [folder / Path(shard).name for shard in shards]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"{file} must be an index of weight files: {error!r}; fetch it again."
+            ) from error
+        missing = [shard.name for shard in files if not shard.is_file()]
+        if missing:
+            raise ConfigError(f"{folder} lacks {', '.join(missing)}, named by {name}; fetch them.")
+        return files
+    raise ConfigError(
+        f"{folder} must hold {SAFETENSORS} or {BIN}, got neither; fetch the missing file."
+    )
+
+
+def assign(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    names: WeightNames,
+    others: Mapping[str, Tensor] | None = None,
+) -> set[str]:
+    """Fills a module that was built on the meta device, in float32.
+
+    Args:
+        module: Its parameters are exactly the keys of `names` and `others`.
+        checkpoint: Where weights come from.
+        names: Parameter -> possible names in the checkpoint.
+        others: Parameters that come from elsewhere.
+
+    Returns:
+        Names in the checkpoint that were used, alternatives included.
+
+    Raises:
+        ConfigError: A weight is missing or has another shape; the message lists all of them.
+    """
+    parameters = dict(module.named_parameters())
+    present = set(checkpoint.names)
+    missing: list[str] = []
+    misshapen: list[str] = []
+    chosen: dict[str, str] = {}
+    for ours, options in names.items():
+        theirs = next((name for name in options if name in present), None)
+        if theirs is None:
+            missing.append(options[0])
+            continue
+        wanted, got = tuple(parameters[ours].shape), checkpoint.shape(theirs)
+        if wanted != got:
+            misshapen.append(f"{theirs} {list(got)} instead of {list(wanted)}")
+        chosen[ours] = theirs
+    if missing or misshapen:
+        said = [f"lacks {_listed(missing)}"] if missing else []
+        said += [f"has {_listed(misshapen)}"] if misshapen else []
+        raise ConfigError(
+            f"the weights in {checkpoint.folder} do not fit its config.json: the file "
+            f"{' and '.join(said)}; fetch the model again."
+        )
+    state = dict(others or {})
+    for ours, theirs in chosen.items():
+        state[ours] = checkpoint.tensor(theirs).to(torch.float32)
+    module.load_state_dict(state, strict=True, assign=True)
+    return {name for options in names.values() for name in options} & present
+
+
+def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[str] = ()) -> None:
+    """Refuses weights nobody asked for.
+
+    Args:
+        checkpoint: Of a folder.
+        used: Names that were used.
+        ignored: Prefixes of names that are known and not needed.
+
+    Raises:
+        ConfigError: There are others; the message lists them.
+    """
+    prefixes = tuple(ignored)
+    left = [
+        name
+        for name in checkpoint.names
+        if name not in used
+        and not TOLERATED.search(name)
+        and not (prefixes and name.startswith(prefixes))
+    ]
+    if left:
+        raise ConfigError(
+            f"the weights in {checkpoint.folder} hold {_listed(left)}, which this kind of model "
+            "does not have; its config.json describes another model."
+        )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes and float32 values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        total.update(f"{name} {list(tensor.shape)}\n".encode())
+        total.update(tensor.numpy().data)
+    return total.hexdigest()
+
+
+def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Writes a safetensors file that other libraries read as torch weights."""
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(ready, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library makes it readable by its owner only, unlike all files beside it
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def settings_of(file: Path) -> dict[str, Any]:
+    """A JSON object out of a file.
+
+    Raises:
+        ConfigError: The file is missing or no JSON object.
+    """
+    try:
+        loaded = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file} is missing; fetch the whole model folder.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}; fetch it again.") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{file} must hold a JSON object, got {type(loaded).__name__}.")
+    return loaded

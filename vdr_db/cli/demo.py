@@ -1,0 +1,118 @@
+"""`vdr-db demo`: real documents into an embedded Qdrant, real queries out of it, measured.
+
+The documents are descriptions of Debian packages; people have tagged the packages by topic, which
+gives queries and judgements (see `data/debian_sample.LICENSE.md`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tarfile
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from vdr_db.cli.evaluate import TestCollection, evaluate_bm25, evaluate_model, show_quality
+from vdr_db.cli.options import DEFAULT_COLLECTION, DEFAULT_MODEL, add_model_options, load_model
+from vdr_db.cli.search import find, is_url, place_of
+from vdr_db.cli.show import say, show_hits, show_json, show_text
+from vdr_db.errors import require
+
+__all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
+
+SAMPLE = "debian_sample.tar.gz"
+PARTS = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+SERVER_COLLECTION = "debian"
+QUERIES = (
+    "play chess against the computer",
+    "burn a movie to a disc",
+    "watch the network traffic of my computer",
+    "translate words to german",
+)
+"""What the demo asks when nobody asks anything else."""
+HITS = 3
+
+
+def unpack_sample(folder: Path) -> Path:
+    """Writes the sample to `folder` in BEIR layout and returns the folder."""
+    with (
+        as_file(files("vdr_db") / "data" / SAMPLE) as path,
+        tarfile.open(path, "r:gz") as archive,
+    ):
+        for part in PARTS:
+            stream = archive.extractfile(part)
+            if stream is None:
+                raise FileNotFoundError(f"{SAMPLE} lacks {part}; install the package again.")
+            target = folder / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(stream.read())
+    return folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `demo`."""
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="ask this instead")
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER_OR_URL",
+        help="keep the collection here (default: a temporary folder, removed at the end)",
+    )
+    add_model_options(parser, default=DEFAULT_MODEL)
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db demo`."""
+    from vdr_db.connectors import VDRQdrant
+
+    for module in ("rich", "bm25s", "Stemmer"):
+        require(module, "cli")
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdr-db-demo-")))
+        sample = TestCollection.load(unpack_sample(scratch / "debian"))
+        say(f"loading the model {arguments.model}")
+        encoder = load_model(arguments)
+        say(f"encoding and indexing {len(sample.documents):,} descriptions of Debian packages")
+        store = arguments.store or str(scratch / "store")
+        name = SERVER_COLLECTION if is_url(store) else DEFAULT_COLLECTION
+        packages = stack.enter_context(VDRQdrant(name, encoder, **place_of(store)))
+        measured = [evaluate_model(sample, encoder, store=packages), evaluate_bm25(sample)]
+        for query in arguments.queries or QUERIES:
+            asked = time.perf_counter()
+            hits = find(packages, encoder, query, limit=HITS)
+            took_ms = 1000 * (time.perf_counter() - asked)
+            if arguments.json:
+                found = [
+                    {"id": view.id, "score": view.score, "words": view.words} for view, _ in hits
+                ]
+                show_json({"query": query, "hits": found})
+            else:
+                caption = f"{len(hits)} best of {packages.count():,}, {took_ms:.0f} ms\n"
+                show_hits([view for view, _ in hits], title=query, caption=caption)
+        if arguments.json:
+            for quality in measured:
+                show_json({"collection": sample.name, **asdict(quality)})
+        else:
+            show_quality(sample, measured)
+            show_text(_closing_words(arguments.store, time.perf_counter() - start))
+    return 0
+
+
+def _closing_words(store: str | None, seconds: float) -> str:
+    lines = ["", f"{seconds:.0f} s in all. What to type next:", ""]
+    if store is None:
+        store = "demo.qdrant"
+        lines.append(f"  vdr-db demo --store {store}    keeps the collection, then:")
+    where = f"--store {store}"
+    if is_url(store):
+        where += f" --collection {SERVER_COLLECTION}"
+    lines += [
+        f'  vdr-db search "make music" {where}',
+        f'  vdr-db explain "make music" komposter {where}',
+        '  vdr-db encode "any text"           the words a text is found by',
+        "  vdr-db index FILE.jsonl --store my.qdrant",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""`vdr-db evaluate`: a model's ranking of a BEIR folder, measured, with BM25 beside it.
+
+`--mode` adds the modes without a model on one side, `--sweep k` measures over k, `--head vdr` puts
+a new, untrained VDR head on a masked language model: the baseline BERT_raw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdr_db.cli.options import DEFAULT_MODEL, add_model_options, load_model
+from vdr_db.cli.show import say, show_comparison, show_json
+from vdr_db.cli.sweep import ks_of, plot_sweeps, show_sweep
+from vdr_db.errors import ConfigError, require
+from vdr_db.evaluation.quality import (
+    MODES,
+    Mode,
+    Quality,
+    TestCollection,
+    evaluate_bm25,
+    evaluate_model,
+    evaluate_modes,
+)
+from vdr_db.evaluation.sweep import DEFAULT_KS, SweepPoint, sweep_k
+
+if TYPE_CHECKING:
+    from vdr_db.encoders.text import SparseEncoder
+
+__all__ = [
+    "Quality",
+    "TestCollection",
+    "evaluate_bm25",
+    "evaluate_model",
+    "evaluate_modes",
+    "show_quality",
+]
+
+ALL_MODES = "all"
+
+
+def show_quality(collection: TestCollection, measured: Sequence[Quality]) -> None:
+    """The measurements as a table on stdout."""
+    by_mode = any(quality.mode not in (None, "full") for quality in measured)
+    first = "mode" if by_mode else "ranked by"
+    rows = [
+        {
+            first: (by_mode and quality.mode) or Path(quality.ranker).name,
+            "nDCG@10": f"{quality.ndcg_10:.3f}",
+            "R@100": f"{quality.recall_100:.3f}",
+            "MRR@10": f"{quality.mrr_10:.3f}",
+            "weights/doc": _one_digit(quality.document_nonzeros),
+            "/query": _one_digit(quality.query_nonzeros),
+            "encode": f"{quality.encode_documents_s + quality.encode_queries_s:.1f} s",
+            "index": f"{quality.index_s:.1f} s",
+            "search": f"{quality.search_ms:.1f} ms",
+        }
+        for quality in measured
+    ]
+    title = (
+        f"{collection.name}: {len(collection.documents):,} documents, "
+        f"{len(collection.queries):,} judged queries"
+    )
+    if by_mode:
+        title += f", {Path(measured[0].ranker).name}"
+    show_comparison(list(rows[0]), rows, title)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `evaluate`."""
+    parser.add_argument("folder", nargs="+", metavar="FOLDER", help="folder in BEIR layout")
+    add_model_options(parser, default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--head",
+        choices=["vdr"],
+        help="put a new, untrained VDR head on a masked language model (baseline BERT_raw)",
+    )
+    parser.add_argument("--split", help="judgements to use (default: test, or the only one)")
+    parser.add_argument(
+        "--mode",
+        choices=[*MODES, ALL_MODES],
+        default="full",
+        help="full: query and documents encoded (default); alpha: query as bag of tokens; "
+        "beta: documents as bags of tokens; all: one row each",
+    )
+    parser.add_argument(
+        "--sweep", choices=["k"], help="measure every pair of query k and document k, encoded once"
+    )
+    shown = ",".join(map(str, DEFAULT_KS))
+    for side in ("query", "document"):
+        parser.add_argument(
+            f"--{side}-ks",
+            type=ks_of,
+            metavar="K,K,...",
+            help=f"of the sweep (default: {shown}); 0 keeps a text's own tokens",
+        )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the sweep, say .png")
+    parser.add_argument("--no-bm25", action="store_true", help="leave BM25 out")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db evaluate`."""
+    _check(arguments)
+    collections = [
+        TestCollection.load(folder, split=arguments.split) for folder in arguments.folder
+    ]
+    encoder = load_model(arguments, head=arguments.head)
+    if arguments.head:
+        _name_as_raw(encoder)
+    modes: Sequence[Mode] = MODES if arguments.mode == ALL_MODES else [arguments.mode]
+    sweeps = []
+    for collection in collections:
+        say(f"{collection.name}: encoding {len(collection.documents):,} documents")
+        measured: list[Quality] = []
+        points: list[SweepPoint] = []
+        if arguments.sweep:
+            points = sweep_k(
+                collection,
+                encoder,
+                query_ks=arguments.query_ks or DEFAULT_KS,
+                document_ks=arguments.document_ks or DEFAULT_KS,
+                modes=modes,
+            )
+        else:
+            measured = evaluate_modes(collection, encoder, modes)
+        bm25 = None if arguments.no_bm25 else evaluate_bm25(collection)
+        measured += [] if bm25 is None else [bm25]
+        sweeps.append((collection.name, points, bm25))
+        if arguments.json:
+            counts = {
+                "collection": collection.name,
+                "documents": len(collection.documents),
+                "queries": len(collection.queries),
+            }
+            for point in points:
+                show_json({**counts, "ranker": encoder.model, **asdict(point)})
+            for quality in measured:
+                show_json({**counts, **asdict(quality)})
+        elif arguments.sweep:
+            show_sweep(collection, encoder.model, points, bm25)
+        else:
+            show_quality(collection, measured)
+    if arguments.plot:
+        plot_sweeps(sweeps, arguments.plot)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that cannot be meant together, before anything is loaded."""
+    require("rich", "cli")
+    if not arguments.no_bm25:
+        require("bm25s", "cli")
+        require("Stemmer", "cli")
+    if arguments.sweep:
+        if arguments.k is not None:
+            raise ConfigError(
+                "--k is one k, and --sweep k measures many; name them with --query-ks and "
+                "--document-ks."
+            )
+        if arguments.plot:
+            require("matplotlib", "train")
+            if not arguments.plot.absolute().parent.is_dir():
+                raise ConfigError(f"--plot must lie in a folder that exists, got {arguments.plot}.")
+        return
+    for option in ("query_ks", "document_ks", "plot"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} belongs to --sweep k; add that.")
+
+
+def _name_as_raw(encoder: SparseEncoder) -> None:
+    """Marks the model's name, after a look at whether its head is new."""
+    head = encoder.document_tower.head
+    weight, bias = head.get_parameter("norm.weight"), head.get_parameter("norm.bias")
+    if not (bool((weight == 1).all()) and bool((bias == 0).all())):
+        raise ConfigError(
+            f"--head vdr puts a new head on a masked language model, but {encoder.model} has a "
+            "trained VDR head; leave --head out to measure that."
+        )
+    encoder.model += " raw"
+
+
+def _one_digit(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"

@@ -1,0 +1,284 @@
+"""`vdr-db explain`: why a document matches a query, or what a text or an image says as words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vdr_db.cli.images import add_thumbnail_option, image_payload, show_picture
+from vdr_db.cli.options import (
+    DEFAULT_MODEL,
+    add_model_options,
+    add_store_options,
+    load_cross_modal,
+    load_model,
+)
+from vdr_db.cli.search import open_with_model, opened
+from vdr_db.cli.show import say, show_explanation, show_json, show_patches, show_vectors
+from vdr_db.errors import ConfigError, InputError, RejectedRows, require
+
+if TYPE_CHECKING:
+    from vdr_db.connectors import Collection
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
+    from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.explain import Match, Portrait
+
+__all__ = ["add_arguments", "run_command"]
+
+SHOWN_WORDS = 30
+
+
+TOP = 20
+"""Tokens of a match that are shown; the others are summed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `explain`."""
+    parser.add_argument(
+        "query", metavar="QUERY", nargs="?", help="a query; or any text, when no ID follows"
+    )
+    parser.add_argument(
+        "id", metavar="ID", nargs="?", help="id of a document of the collection (needs --store)"
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="an image: alone, what it says as words; with --store and ID, as the query instead "
+        "of QUERY; with QUERY and no --store, why it matches that",
+    )
+    add_store_options(parser, required=False)
+    add_model_options(parser, default=None)
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=TOP,
+        metavar="N",
+        help=f"tokens of a match that are shown, 0 for all (default: {TOP}); --json has all",
+    )
+    parser.add_argument(
+        "--html", metavar="FILE", help="write a report: words, weights, positions or patches"
+    )
+    parser.add_argument("--png", metavar="FILE", help="write the same as a picture")
+    add_thumbnail_option(parser)
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db explain`; 1 when the two share no token, or there is no weight."""
+    query, id = arguments.query, arguments.id
+    if arguments.image is None and query is None:
+        raise ConfigError("Pass what to explain: a QUERY or text, or --image FILE.")
+    if arguments.image is not None and arguments.store is not None:
+        if id is not None:
+            raise ConfigError("Pass --image FILE or QUERY as the query for the ID, one of the two.")
+        query, id = None, query
+    if id is not None and arguments.store is None:
+        raise ConfigError("An ID is of a collection; pass --store, or leave the ID out.")
+    if not arguments.json:
+        require("rich", "cli")
+    if arguments.png:
+        for module in ("matplotlib", "wordcloud"):
+            require(module, "images")
+    if arguments.image is None:
+        return _explain_text(arguments) if id is None else _explain_match(arguments, query, id)
+    if id is not None:
+        return _explain_match(arguments, Path(arguments.image), id)
+    return _explain_image(arguments) if query is None else _explain_pair(arguments, query)
+
+
+def _explain_match(arguments: argparse.Namespace, query: str | Path, id: str) -> int:
+    """Why a document of a collection matches a text or an image."""
+    collection, encoder = open_with_model(arguments)
+    with collection:
+        if isinstance(query, Path) and not hasattr(collection.encoder, "encode_images"):
+            _refuse_text_model(encoder.model)
+        known = _known_id(collection, id)
+        if isinstance(query, Path):
+            title = f"Why {known} matches the image {query.name}"
+        else:
+            title = f"Why {known} matches “{query}”"
+        return _show_match(arguments, collection, encoder, query, known, title)
+
+
+def _explain_pair(arguments: argparse.Namespace, query: str) -> int:
+    """Why an image matches a text, without a collection."""
+    from vdr_db.connectors import Collection, MemoryStore
+
+    encoder = _load_both(arguments)
+    file = Path(arguments.image)
+    with Collection(MemoryStore(), encoder) as collection:
+        try:
+            (id,) = collection.add_images([file], ids=[file.name])
+        except RejectedRows as error:
+            raise InputError(f"The image cannot be read: {error.reasons[0]}.") from error
+        title = f"Why {file.name} matches “{query}”"
+        return _show_match(arguments, collection, encoder.text, query, id, title)
+
+
+def _show_match(
+    arguments: argparse.Namespace,
+    collection: Collection,
+    encoder: SparseEncoder,
+    query: str | Path,
+    id: int | str,
+    title: str,
+) -> int:
+    from vdr_db.cli.main import DONE, NOTHING_FOUND
+    from vdr_db.connectors.images import encode_query_image
+    from vdr_db.explain import match_of, match_of_image
+
+    asked = query if isinstance(query, str) else encode_query_image(collection, query)
+    terms = collection.explain(asked, id)
+    if arguments.html or arguments.png:
+        both: Any = collection.encoder
+        if isinstance(query, str):
+            images: ImageEncoder | None = getattr(both, "image", None)
+            match = match_of(collection, encoder, query, id, images=images, open_files=True)
+        else:
+            match = match_of_image(collection, both, query, id, open_files=True)
+        _write(arguments, match, title, encoder.model)
+    score = sum(term.product for term in terms)
+    if arguments.json:
+        show_json({"id": id, "score": score, "terms": [asdict(term) for term in terms]})
+    else:
+        if not arguments.no_thumbnails:
+            if isinstance(query, Path):
+                show_picture(image_payload(query))
+            show_picture(collection.get([id])[0].payload)
+        show_explanation(
+            [(term.token, term.query_weight, term.document_weight) for term in terms],
+            score,
+            limit=arguments.top,
+        )
+    return DONE if terms else NOTHING_FOUND
+
+
+def _explain_text(arguments: argparse.Namespace) -> int:
+    """What a text says on its own, as a document of the collection's model or of the usual one."""
+    from vdr_db.cli.main import DONE, NOTHING_FOUND
+    from vdr_db.explain import portrait_of_text
+
+    if arguments.store is None:
+        encoder = load_model(arguments, name=DEFAULT_MODEL)
+    else:
+        collection, encoder = open_with_model(arguments)
+        collection.close()
+    portrait = portrait_of_text(encoder, arguments.query, heading="text")
+    _write(arguments, [portrait], "What the vector says", encoder.model)
+    if arguments.json:
+        fired = [
+            {"word": place.label, "special": place.is_special, "fires": list(place.words)}
+            for place in portrait.fired()
+        ]
+        show_json({"text": portrait.text, "words": list(portrait.words), "positions": fired})
+    else:
+        show_vectors([(portrait.text, portrait.words)], SHOWN_WORDS)
+    return DONE if portrait.words else NOTHING_FOUND
+
+
+def _explain_image(arguments: argparse.Namespace) -> int:
+    """What an image says on its own, as words and patch by patch."""
+    from vdr_db.cli.main import DONE, NOTHING_FOUND
+    from vdr_db.explain import image_portrait
+
+    file = Path(arguments.image)
+    encoder = _load_image_encoder(arguments)
+    portrait = image_portrait(encoder, file)
+    _write(arguments, [portrait], f"What {file.name} says", encoder.model)
+    patches = _patches(portrait)
+    if arguments.json:
+        show_json({"image": str(file), "words": list(portrait.words), "patches": patches})
+    else:
+        if not arguments.no_thumbnails:
+            show_picture(image_payload(file))
+        show_vectors([(file.name, portrait.words)], SHOWN_WORDS)
+        show_patches([[patch["word"] for patch in row] for row in patches])
+    return DONE if portrait.words else NOTHING_FOUND
+
+
+def _patches(portrait: Portrait) -> list[list[dict[str, Any]]]:
+    """Strongest word and its weight of each patch, row by row; no word where nothing fires."""
+    evidence = portrait.evidence
+    if evidence is None or evidence.grid is None:
+        return []
+    rows, columns = evidence.grid
+    strongest = evidence.strongest()
+    token = portrait.vocabulary.token
+    named = [
+        {"word": token(strongest[p][0]), "weight": strongest[p][1]}
+        if p in strongest
+        else {"word": "", "weight": 0.0}
+        for p in range(rows * columns)
+    ]
+    return [named[row * columns : (row + 1) * columns] for row in range(rows)]
+
+
+def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
+    """The image encoder of `--model`, which may have no text side, or of the collection's model."""
+    if arguments.store is not None and arguments.model is None:
+        with opened(arguments, encoder=None) as collection:
+            stamp = collection.store.stamp
+        arguments.model = stamp.model if stamp else None
+    if arguments.model is None:
+        _refuse_text_model(DEFAULT_MODEL)
+    with _naming_the_fix(arguments.model):
+        from vdr_db.encoders.image import ImageEncoder
+
+        options = {} if arguments.k is None else {"k": arguments.k}
+        return ImageEncoder.from_pretrained(arguments.model, device=arguments.device, **options)
+
+
+def _load_both(arguments: argparse.Namespace) -> CrossModalEncoder:
+    if arguments.model is None:
+        _refuse_text_model(DEFAULT_MODEL)
+    with _naming_the_fix(arguments.model):
+        return load_cross_modal(arguments)
+
+
+@contextmanager
+def _naming_the_fix(model: str) -> Iterator[None]:
+    """Says of a model that lacks an image encoder what to do about it."""
+    try:
+        yield
+    except ConfigError as error:
+        if "must hold an image encoder" not in str(error):
+            raise
+        _refuse_text_model(model, error)
+
+
+def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
+    raise ConfigError(
+        f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
+        "NAME_OR_FOLDER of a cross-modal model, such as vsearch/vdr-cross-modal; docs/images.md "
+        "tells how to build a small one."
+    ) from error
+
+
+def _write(
+    arguments: argparse.Namespace, shown: Match | Sequence[Portrait], title: str, model: str
+) -> None:
+    """Writes what `--html` and `--png` ask for."""
+    from vdr_db.explain import save_html, save_png
+
+    if arguments.html:
+        facts = {"model": Path(model or "unnamed").name}
+        save_html(arguments.html, shown, title=title, facts=facts)
+        say(f"{arguments.html}: written")
+    if arguments.png:
+        save_png(arguments.png, shown, title=title)
+        say(f"{arguments.png}: written")
+
+
+def _known_id(collection: Collection, given: str) -> int | str:
+    """The id as the collection has it: a command line cannot tell 12 from "12"."""
+    candidates: Sequence[int | str] = [given]
+    if given.isascii() and given.isdigit():
+        candidates = [given, int(given)]
+    for candidate in candidates:
+        if collection.get([candidate]):
+            return candidate
+    raise InputError(f"The collection holds no document with the id {given!r}.")

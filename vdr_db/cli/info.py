@@ -1,0 +1,83 @@
+"""`vdr-db info`: versions, device, and what a model or a collection is."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from vdr_db import __version__
+from vdr_db.checkpoints.assets import cache_folder
+from vdr_db.cli.options import add_model_options, add_store_options, load_model
+from vdr_db.cli.search import opened
+from vdr_db.cli.show import show_json
+
+__all__ = ["add_arguments", "run_command"]
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "triton",
+    "transformers",
+    "qdrant-edge-py",
+    "qdrant-client",
+    "elasticsearch",
+    "bm25s",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `info`."""
+    add_model_options(parser, default=None)
+    add_store_options(parser, required=False)
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db info`."""
+    facts: dict[str, Any] = {"vdr-db": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = None
+    facts["device"] = _device()
+    facts["model cache"] = str(cache_folder())
+    if arguments.model:
+        encoder = load_model(arguments)
+        facts["model"] = {**encoder.stamp().to_dict(), "columns": encoder.vocabulary.columns}
+    if arguments.store:
+        with opened(arguments, encoder=None) as collection:
+            stamp = collection.store.stamp
+            facts["collection"] = {
+                "name": arguments.collection,
+                "texts": collection.count(),
+                "made with": stamp.to_dict() if stamp else None,
+            }
+    if arguments.json:
+        show_json(facts)
+    else:
+        _show(facts, indent="")
+    return 0
+
+
+def _device() -> str | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    if torch.cuda.is_available():
+        return f"cuda, {torch.cuda.get_device_name()}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _show(facts: dict[str, Any], indent: str) -> None:
+    width = max(len(name) for name in facts) + 2
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            sys.stdout.write(f"{indent}{name}\n")
+            _show(value, indent + "  ")
+        else:
+            shown = "not installed" if value is None and not indent else value
+            sys.stdout.write(f"{indent}{name:<{width}}{'–' if shown is None else shown}\n")

@@ -1,0 +1,338 @@
+"""What people see in a terminal: tables of hits, terms and measurements, and one line of status.
+
+Tables go to stdout; status lines and progress bars to stderr. Nothing here computes a score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vdr_db.errors import require
+from vdr_db.explain.numbers import decimals_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vdr_db.cli.images import Drawing
+
+__all__ = [
+    "HitView",
+    "progress",
+    "say",
+    "show_comparison",
+    "show_explanation",
+    "show_hits",
+    "show_json",
+    "show_patches",
+    "show_text",
+    "show_vectors",
+]
+
+SHOWN_WORDS = 3
+"""Matched words under a hit; the rest is counted."""
+
+LEAST_PATCH = 5
+"""Letters a word of a patch must have room for."""
+
+NARROWEST = 76
+"""Columns a terminal must have for pictures beside the hits."""
+
+_PLACE = "\x1f"
+"""Stands where a row of a picture begins; no text that is shown can hold it (`_CONTROL`)."""
+
+_NBSP = "\u00a0"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+# Control characters would let a stored text move the cursor or recolour the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+@dataclass(frozen=True)
+class HitView:
+    """One hit as it is shown.
+
+    Attributes:
+        id: The caller's id.
+        score: Dot product of query and document.
+        title: What it is called, or `""`.
+        text: The text, any length.
+        words: Words both sides carry, with their share of the score, heaviest first.
+    """
+
+    id: int | str
+    score: float
+    title: str
+    text: str
+    words: Sequence[tuple[str, float]]
+
+
+def say(line: str) -> None:
+    """One line for people, on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def show_text(text: str) -> None:
+    """Plain text on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on one line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def progress(total: int | None, unit: str, label: str) -> Iterator[Any]:
+    """A progress bar on stderr if that is a terminal; has `update(count)`."""
+    bar = require("tqdm", "cli").tqdm(
+        total=total,
+        unit=f" {unit}",
+        desc=label,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+    )
+    with bar:
+        yield bar
+
+
+def show_hits(
+    hits: Sequence[HitView],
+    *,
+    title: str = "",
+    caption: str = "",
+    drawings: Sequence[Drawing | None] = (),
+) -> None:
+    """Rank, score, document and matched words of each hit; bars share one scale.
+
+    Args:
+        hits: The hits.
+        title: Above them.
+        caption: Below them.
+        drawings: A picture of each hit, or None for a hit that has none; empty for no pictures.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    if title:
+        console.print(Text(_line(title), style="bold yellow"))
+    if not hits:
+        console.print(Text("nothing found", style="dim"))
+    most = max((share for hit in hits for _, share in hit.words[:SHOWN_WORDS]), default=0.0)
+    decimals = decimals_for(max((hit.score for hit in hits), default=0.0), usual=2)
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+        width=min(console.width, 120),
+    )
+    drawings = drawings if any(drawings) and console.width >= NARROWEST else ()
+    wide = max((drawing.canvas.columns for drawing in drawings if drawing), default=0)
+    if drawings:
+        # First, because pictures are placed from the left edge on.
+        table.add_column("", width=wide, no_wrap=True)
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("document", ratio=1, overflow="ellipsis")
+    table.add_column("words that matched", min_width=30, no_wrap=True)
+    for rank, hit in enumerate(hits, start=1):
+        id = _line(hit.id)
+        title = _line(hit.title)
+        text = _line(hit.text).removeprefix(title).strip()
+        heading = Text(title or id, style="bold", no_wrap=True, overflow="ellipsis")
+        if title:
+            heading = Text(id, style="bold cyan").append("  ").append(title, style="bold")
+            heading.no_wrap, heading.overflow = True, "ellipsis"
+        document = Table.grid()
+        document.add_row(heading)
+        taken = 42 + (wide + 2 if drawings else 0)
+        document.add_row(_first_lines(text, min(console.width, 120) - taken, SHOWN_WORDS - 1))
+        cells = [str(rank), f"{hit.score:.{decimals}f}", document, _bars(hit.words, most)]
+        if drawings:
+            drawing = drawings[rank - 1]
+            rows = drawing.canvas.rows if drawing else 0
+            cells.insert(0, Text("\n".join([_PLACE + " " * wide] * rows)))
+        table.add_row()
+        table.add_row(*cells)
+    if drawings:
+        with console.capture() as capture:
+            console.print(table)
+        sys.stdout.write(_with_drawings(capture.get(), drawings, wide))
+    elif hits:
+        console.print(table)
+    if caption:
+        console.print(Text(caption, style="dim"))
+
+
+def _with_drawings(shown: str, drawings: Sequence[Drawing | None], wide: int) -> str:
+    """A printed table with pictures in their places."""
+    rows = iter(
+        [
+            (drawing.before if row == 0 else "") + line
+            for drawing in drawings
+            if drawing
+            for row, line in enumerate(drawing.lines)
+        ]
+    )
+    return re.sub(f"{_PLACE} {{{wide}}}", lambda _: next(rows), shown)
+
+
+def show_patches(words: Sequence[Sequence[str]]) -> None:
+    """The strongest word of each patch of an image, as the patches lie."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    columns = max((len(row) for row in words), default=0)
+    width = min(14, console.width // columns - 1) if columns else 0
+    if width < LEAST_PATCH:
+        return
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for _ in range(columns):
+        table.add_column(width=width, no_wrap=True, overflow="ellipsis")
+    for row in words:
+        table.add_row(*(Text(_line(word) or "·", style="" if word else "dim") for word in row))
+    console.print(Text("the strongest word of each patch", style="dim"))
+    console.print(table)
+
+
+def show_explanation(
+    terms: Iterable[tuple[str, float, float]], score: float, *, limit: int = 0
+) -> None:
+    """Token, its weight in query and document, and their product; the products sum to the score.
+
+    Args:
+        terms: Of the match.
+        score: Of the match.
+        limit: Most tokens shown, those with the largest products; the others are summed in one
+            line. 0 shows all.
+    """
+    from rich.table import Table
+
+    products = [(token, query, document, query * document) for token, query, document in terms]
+    products.sort(key=lambda row: -row[3])
+    most = max((row[3] for row in products), default=0.0)
+    weight_decimals = decimals_for(max((max(row[1:3]) for row in products), default=0.0), usual=3)
+    decimals = decimals_for(most, usual=3)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("token", no_wrap=True)
+    for name in ("query", "document", "product"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    shown = products[:limit] if limit > 0 else products
+    for token, query, document, product in shown:
+        bar = _bar(product / most if most else 0.0, 20)
+        weights = [f"{weight:.{weight_decimals}f}" for weight in (query, document)]
+        table.add_row(_line(token), *weights, f"{product:.{decimals}f}", bar)
+    rest = products[len(shown) :]
+    if rest:
+        left = sum(row[3] for row in rest)
+        table.add_row(f"+ {len(rest)} more", "", "", f"{left:.{decimals}f}", "", style="dim")
+    table.add_row("score", "", "", f"{score:.{decimals}f}", "", style="bold")
+    _console().print(table)
+
+
+def show_vectors(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], limit: int) -> None:
+    """Each text with its heaviest words on the lines below it."""
+    from rich.text import Text
+
+    console = _console()
+    for text, words in rows:
+        shown = _line(text)
+        console.print(
+            Text(shown or "(empty text)", style="bold"), no_wrap=True, overflow="ellipsis"
+        )
+        decimals = decimals_for(words[0][1] if words else 0.0, usual=2)
+        cells = [f"{_line(word)}{_NBSP}{weight:.{decimals}f}" for word, weight in words[:limit]]
+        if len(words) > limit:
+            cells.append(f"and{_NBSP}{len(words) - limit}{_NBSP}more")
+        # textwrap parts at spaces alone, so a word keeps its weight.
+        for line in textwrap.wrap("   ".join(cells) or "no weight at all", console.width):
+            console.print(Text(line, style="cyan" if words else "dim"))
+
+
+def show_comparison(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:
+    """A table of measurements; the first column is text, None and NaN show as a dash."""
+    from rich.table import Table
+
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    _console().print(table)
+
+
+def _console() -> Console:
+    require("rich", "cli")
+    from rich.console import Console
+
+    # Not a terminal: a width of its own, or rich would cut everything to 80 columns.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def _line(value: object) -> str:
+    return _CONTROL.sub(" ", str(value)).strip()
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else _line(value)
+
+
+def _first_lines(text: str, width: int, count: int) -> Any:
+    from rich.text import Text
+
+    # textwrap looks at the whole text; what cannot be shown is cut off first.
+    lines = textwrap.wrap(
+        text[: 2 * width * count], max(width, 20), max_lines=count, placeholder=" …"
+    )
+    return Text("\n".join(lines), style="dim")
+
+
+def _bars(words: Sequence[tuple[str, float]], most: float) -> Any:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, width=12, overflow="ellipsis")
+    grid.add_column(no_wrap=True, width=8)
+    grid.add_column(justify="right", no_wrap=True)
+    shown = words[:SHOWN_WORDS]
+    decimals = decimals_for(most, usual=2)
+    for word, share in shown:
+        grid.add_row(_line(word), _bar(share / most if most else 0.0, 8), f"{share:.{decimals}f}")
+    if len(words) > SHOWN_WORDS:
+        rest = math.fsum(share for _, share in words[SHOWN_WORDS:])
+        grid.add_row(f"+ {len(words) - SHOWN_WORDS} more", "", f"{rest:.{decimals}f}", style="dim")
+    return grid
+
+
+def _bar(share: float, width: int) -> Any:
+    """A bar of `share` (0..1) of `width` cells, in eighths of a cell."""
+    from rich.text import Text
+
+    eighths = max(1, round(min(max(share, 0.0), 1.0) * width * 8)) if share > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return Text("█" * full + (_EIGHTHS[rest] if rest else ""), style="green")

@@ -1,0 +1,240 @@
+"""`CrossModalEncoder`: a text encoder and an image encoder whose vectors can be compared.
+
+Both compute weights of the same token ids, so a text finds pictures and a picture finds texts in
+one collection, by the words they share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vdr_db.checkpoints.image import (
+    ImageLoadOptions,
+    load_image_encoder,
+    save_image_encoder,
+)
+from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
+from vdr_db.checkpoints.text import LoadOptions, load_encoder, locate_model, written_folder
+from vdr_db.checkpoints.weights import settings_of
+from vdr_db.encoders.image import MAX_PIXELS, EncodedImages, ImageEncoder, ImageSource
+from vdr_db.encoders.text import FromCheckpoint, PoolPadding, SparseEncoder
+from vdr_db.errors import ConfigError
+from vdr_db.kernels import Backend
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+from vdr_db.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CrossModalEncoder"]
+
+CROSS_MODAL_FORMAT = 1
+
+
+class CrossModalEncoder:
+    """Texts and pictures to vectors of one space.
+
+    Attributes:
+        text: Encoder of texts.
+        image: Encoder of pictures.
+        model: Name or folder it came from.
+        revision: Revision on the hub.
+    """
+
+    def __init__(
+        self, text: SparseEncoder, image: ImageEncoder, *, model: str = "", revision: str = ""
+    ) -> None:
+        """Puts two encoders together; `from_pretrained` is the usual way.
+
+        Args:
+            text: Encoder of texts.
+            image: Encoder of pictures, trained together with it.
+            model: Name for the stamp.
+            revision: Revision for the stamp.
+
+        Raises:
+            ConfigError: The two do not have the same tokens.
+        """
+        one, other = text.vocabulary, image.vocabulary
+        if (one.fingerprint, one.kind) != (other.fingerprint, other.kind):
+            raise ConfigError(
+                "text and image encoder must have the same tokens and columns, got "
+                f"{one!r} and {other!r}; their vectors cannot be compared."
+            )
+        self.text = text
+        self.image = image
+        self.model = model or text.model
+        self.revision = revision
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        k: int | FromCheckpoint | None = "checkpoint",
+        image_k: int | FromCheckpoint | None = "checkpoint",
+        max_length: int | None = None,
+        lexical: bool | None = None,
+        pool_padding: PoolPadding = False,
+        backend: Backend = "auto",
+        tokenizer: Any = None,
+        revision: str | None = None,
+    ) -> CrossModalEncoder:
+        """Both encoders out of a model folder or from the hub.
+
+        Reads VDR's published cross-modal checkpoints, which hold a text and an image encoder, and
+        folders of this library.
+
+        Args:
+            name_or_folder: A folder, else the id of a model on the hub.
+            device: Where to compute; None for CUDA if there is one, else the CPU.
+            dtype: Of weights and hidden states; None for float32.
+            k: Dimensions kept of each text and picture; None keeps all.
+            image_k: The same for pictures only; left alone, it follows `k` where that is given.
+            max_length: Most tokens of a text, special tokens included.
+            lexical: Whether a text's own tokens are kept in addition to the k largest.
+            pool_padding: As in `SparseEncoder.from_pretrained`; the published numbers of
+                cross-modal checkpoints were made with `"max_length"`.
+            backend: Of the kernels.
+            tokenizer: A tokenizer or a folder with one, for folders that hold none.
+            revision: Branch, tag or commit on the hub.
+
+        Raises:
+            ConfigError: The folder, a file in it, or an option is impossible, or one of the two
+                encoders is missing.
+            MissingExtraError: A package of the extra `encode` is not installed.
+        """
+        folder, found = locate_model(name_or_folder, revision)
+        file = folder / CROSS_MODAL_FILE
+        if file.is_file() and settings_of(file).get("format") != CROSS_MODAL_FORMAT:
+            raise ConfigError(
+                f"{file} must have format {CROSS_MODAL_FORMAT}, got "
+                f"{settings_of(file).get('format')!r}; install the version of vdr-db that wrote it."
+            )
+        image = load_image_encoder(
+            folder,
+            ImageLoadOptions(
+                device=device,
+                dtype=dtype,
+                k=k if image_k == "checkpoint" else image_k,
+                backend=backend,
+                tokenizer=tokenizer,
+            ),
+        )
+        text = load_encoder(
+            folder,
+            LoadOptions(
+                device=device,
+                dtype=dtype,
+                k=k,
+                max_length=max_length,
+                lexical=lexical,
+                pool_padding=pool_padding,
+                backend=backend,
+                tokenizer=tokenizer,
+            ),
+        )
+        text.model = image.model = os.fspath(name_or_folder)
+        return cls(text, image, model=text.model, revision=found)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes both encoders as a folder that `from_pretrained` reads; all of it or nothing.
+
+        `SparseEncoder.from_pretrained` and `ImageEncoder.from_pretrained` read their part of it. A
+        projection of pictures that is the matrix of the text encoder is written once.
+
+        Args:
+            folder: Where to. A cross-modal encoder saved there before is replaced; anything else is
+                left alone.
+
+        Raises:
+            ConfigError: The place holds something else, or cannot be written.
+        """
+        with written_folder(folder, CROSS_MODAL_FILE) as fresh:
+            self.text.save_pretrained(fresh / TEXT_PART)
+            save_image_encoder(self.image, fresh / IMAGE_PART, is_tied=self.is_tied)
+            content = json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n"
+            (fresh / CROSS_MODAL_FILE).write_text(content, "utf-8")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether pictures are projected by the same matrix as texts."""
+        tower = self.text.document_tower
+        matrix = tower.head.matrix(tower.body.embeddings.word.weight)
+        projection = self.image.tower.head.projection
+        same = (matrix.shape, matrix.dtype, matrix.device) == (
+            projection.shape,
+            projection.dtype,
+            projection.device,
+        )
+        return same and bool((matrix == projection).all())
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Column, id and text of every token, of both sides."""
+        return self.text.vocabulary
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut to the maximal length so far."""
+        return self.text.truncated
+
+    def stamp(self) -> EncoderStamp:
+        """Identity of both encoders together, for stores."""
+        text, image = self.text.stamp(), self.image.stamp()
+        both = hashlib.sha256(f"{text.weights} {image.weights}".encode()).hexdigest()
+        return replace(
+            text,
+            model=self.model,
+            revision=self.revision,
+            weights=both,
+            head=f"{text.head}+{image.head}",
+        )
+
+    def __repr__(self) -> str:
+        """Both encoders."""
+        return f"CrossModalEncoder({self.text!r}, {self.image!r})"
+
+    def encode_documents(self, texts: Iterable[str], **options: Any) -> SparseRows:
+        """Vectors of texts, see `SparseEncoder.encode_documents`."""
+        return self.text.encode_documents(texts, **options)
+
+    def encode_queries(self, texts: Iterable[str], **options: Any) -> SparseRows:
+        """Vectors of queries, see `SparseEncoder.encode_queries`."""
+        return self.text.encode_queries(texts, **options)
+
+    def bag_of_tokens(self, texts: Iterable[str]) -> SparseRows:
+        """The set of tokens of each text with weight 1; the model is not run."""
+        return self.text.bag_of_tokens(texts)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Own token ids of one text, uncut and without special tokens."""
+        return self.text.token_ids(text)
+
+    def encode_images(
+        self,
+        images: str | os.PathLike[str] | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        thumbnail_px: int | None = None,
+        show_progress: bool = False,
+    ) -> EncodedImages:
+        """Vectors of pictures, see `ImageEncoder.encode_images`."""
+        return self.image.encode_images(
+            images,
+            batch_size=batch_size,
+            threads=threads,
+            max_pixels=max_pixels,
+            thumbnail_px=thumbnail_px,
+            show_progress=show_progress,
+        )

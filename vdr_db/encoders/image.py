@@ -1,0 +1,490 @@
+"""`ImageEncoder`: pictures to sparse vectors over token ids.
+
+    pictures -> pixels [B, 3, S, S] -> states of patches [B, P, H] -> pooled scores [B, V]
+    -> `SparseRows`
+
+A picture becomes weights over words: the vectors are of the same kind as those of texts, so stores,
+searches and explanations are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vdr_db.checkpoints.weights import digest
+from vdr_db.encoders.selection import SMALLEST_NORM, to_sparse_rows
+from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
+from vdr_db.images.preprocessing import Preprocessing
+from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_picture
+from vdr_db.images.thumbnails import checked_thumbnail_px
+from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend, activate
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.image import ImageHead, ImageTower
+from vdr_db.towers.image_body import TransformersBody
+
+if TYPE_CHECKING:
+    from vdr_db.encoders.text import FromCheckpoint
+
+__all__ = ["EncodedImages", "ImageEncoder", "ImageSource"]
+
+BATCH_SIZE = {"cpu": 16}
+"""Pictures in a batch, by device type."""
+BATCH_SIZE_ELSEWHERE = 128
+
+MAX_PIXELS = ImageLimits().pixels
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Vectors of pictures, and the pictures that have none.
+
+    Attributes:
+        rows: One row for each picture, in order; that of a refused picture is empty.
+        names: Path of each picture (within the folder, for a folder), or `"image N"`.
+        digests: SHA-256 (hex) of the content of each picture; `""` of a refused one.
+        refused: Place of each picture that could not be read → one sentence on why.
+        thumbnails: A small copy of each picture as a `data:` address, `""` of a refused one; empty
+            where none were asked for.
+    """
+
+    rows: SparseRows
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    refused: Mapping[int, str] = field(default_factory=dict)
+    thumbnails: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> npt.NDArray[np.int64]:
+        """Places of the pictures that have a vector, ascending."""
+        return np.array([i for i in range(len(self.names)) if i not in self.refused], np.int64)
+
+    def __len__(self) -> int:
+        """Number of pictures, refused ones included."""
+        return len(self.names)
+
+
+class ImageEncoder:
+    """Pictures to sparse vectors.
+
+    Get one with `ImageEncoder.from_pretrained`, or start a new one from a vision model with
+    `ImageEncoder.from_vision_model`. With the `vit` body a picture's vector depends on that picture
+    alone: its bits are the same in any batch on one device, dtype and backend on the CPU. On a GPU,
+    and with bodies of `transformers`, that holds up to rounding.
+
+    Attributes:
+        tower: Body and head.
+        tokenizer: Whose tokens the columns are.
+        vocabulary: Column, id and text of every token.
+        preprocessing: How pictures become pixels.
+        activation: Turns scores into weights.
+        k: Dimensions kept of each picture, or None for all.
+        norm: Whether vectors have L2 norm 1 before selection.
+        backend: Of the kernels.
+        model: Name or folder it came from.
+        revision: Revision on the hub.
+    """
+
+    def __init__(
+        self,
+        *,
+        tower: ImageTower,
+        tokenizer: TextTokenizer,
+        vocabulary: Vocabulary,
+        preprocessing: Preprocessing,
+        activation: Activation = "elu1p",
+        k: int | None = None,
+        norm: bool = True,
+        backend: Backend = "auto",
+        model: str = "",
+        revision: str = "",
+    ) -> None:
+        """Puts an encoder together; `from_pretrained` is the usual way.
+
+        Args:
+            tower: Body and head.
+            tokenizer: Whose tokens the columns are; saved with the encoder.
+            vocabulary: Of the head.
+            preprocessing: How pictures become pixels.
+            activation: Turns scores into weights.
+            k: Dimensions kept of each picture; None for all.
+            norm: Scale each vector to L2 norm 1 before selection.
+            backend: Of the kernels.
+            model: Name for the stamp.
+            revision: Revision for the stamp.
+
+        Raises:
+            ConfigError: The parts do not fit together, or an option is impossible.
+        """
+        columns = vocabulary.columns
+        if tower.head.projection.shape[0] != columns:
+            raise ConfigError(
+                f"the projection must have a row for each of the {columns} columns, got "
+                f"{tower.head.projection.shape[0]}; model and tokenizer do not belong together."
+            )
+        if preprocessing.size != tower.body.image_size:
+            raise ConfigError(
+                f"the preprocessing must make images of {tower.body.image_size} pixels, which the "
+                f"model reads, got {preprocessing.size}."
+            )
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}.")
+        if backend not in BACKENDS:
+            raise ConfigError(f"`backend` must be one of {BACKENDS}, got {backend!r}.")
+        is_int = isinstance(k, int) and not isinstance(k, bool)
+        if k is not None and not (is_int and 1 <= k <= columns):
+            raise ConfigError(
+                f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
+                "that many dimensions."
+            )
+        self.tower = tower.eval()
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.preprocessing = preprocessing
+        self.activation: Activation = activation
+        self.k = k
+        self.norm = norm
+        self.backend: Backend = backend
+        self.model = model
+        self.revision = revision
+        self._digest: tuple[object, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        k: int | FromCheckpoint | None = "checkpoint",
+        backend: Backend = "auto",
+        tokenizer: Any = None,
+        revision: str | None = None,
+    ) -> ImageEncoder:
+        """An image encoder out of a model folder or from the hub.
+
+        Reads folders of this library, alone or as a part of a `CrossModalEncoder`, and the image
+        side of VDR's published cross-modal checkpoints.
+
+        Args:
+            name_or_folder: A folder, else the id of a model on the hub.
+            device: Where to compute; None for CUDA if there is one, else the CPU.
+            dtype: Of weights and hidden states; None for float32. Scores are float32 in any case.
+            k: Dimensions kept of each picture; None keeps all.
+            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
+            tokenizer: A tokenizer or a folder with one, for folders that hold none.
+            revision: Branch, tag or commit on the hub.
+
+        Raises:
+            ConfigError: The folder, a file in it, or an option is impossible.
+            MissingExtraError: A package of the extra `encode` is not installed.
+        """
+        from vdr_db.checkpoints.image import ImageLoadOptions, load_image_encoder
+
+        options = ImageLoadOptions(
+            device=device,
+            dtype=dtype,
+            k=k,
+            backend=backend,
+            tokenizer=tokenizer,
+            revision=revision,
+        )
+        return load_image_encoder(name_or_folder, options)
+
+    @classmethod
+    def from_vision_model(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        vocabulary: str = "from_999",
+        projection: Tensor | None = None,
+        preprocessing: Preprocessing | None = None,
+        activation: Activation = "elu1p",
+        k: int | None = None,
+        norm: bool = True,
+        backend: Backend = "auto",
+    ) -> ImageEncoder:
+        """A new encoder around a vision model of `transformers`, to be trained.
+
+        Args:
+            model: Gives states of patches, such as `ViTModel` or `CLIPVisionModel`.
+            tokenizer: Of the text side: a folder, a `tokenizers.Tokenizer` or a fast tokenizer of
+                transformers.
+            vocabulary: Kind of the columns, as on the text side.
+            projection: `[V, H]`, first values of the projection, such as word embeddings of the
+                kept columns; None for small random ones, the same in every run.
+            preprocessing: What the model was trained with; None for CLIP's at the model's size.
+            activation: Turns scores into weights.
+            k: Dimensions kept of each picture; None for all.
+            norm: Scale each vector to L2 norm 1 before selection.
+            backend: Of the kernels.
+
+        Raises:
+            ConfigError: The parts do not fit together.
+        """
+        body = TransformersBody(model)
+        words = TextTokenizer.of(tokenizer)
+        columns = Vocabulary.from_tokenizer(words, vocabulary)
+        width = body.hidden_size
+        head = ImageHead(width, columns.columns)
+        if projection is None:
+            generator = torch.Generator().manual_seed(0)
+            projection = torch.randn(columns.columns, width, generator=generator) * width**-0.5
+        if tuple(projection.shape) != (columns.columns, width):
+            raise ConfigError(
+                f"`projection` must be [{columns.columns}, {width}], got {list(projection.shape)}."
+            )
+        first = {
+            "norm.weight": torch.ones(width),
+            "norm.bias": torch.zeros(width),
+            "projection": projection.detach().to("cpu", torch.float32, copy=True),
+        }
+        head.load_state_dict(first, strict=True, assign=True)
+        some = next(body.parameters())
+        head.to(device=some.device, dtype=some.dtype)
+        return cls(
+            tower=ImageTower(body, head),
+            tokenizer=words,
+            vocabulary=columns,
+            preprocessing=preprocessing or Preprocessing(size=body.image_size),
+            activation=activation,
+            k=k,
+            norm=norm,
+            backend=backend,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
+
+        Args:
+            folder: Where to. An image encoder saved there before is replaced; anything else is left
+                alone.
+
+        Raises:
+            ConfigError: The place holds something else, or cannot be written.
+        """
+        from vdr_db.checkpoints.image import save_image_encoder
+
+        save_image_encoder(self, folder)
+
+    # What it is
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tower.head.projection.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and the hidden states."""
+        return self.tower.head.projection.dtype
+
+    def stamp(self) -> EncoderStamp:
+        """Identity of this encoder, for stores. The first call reads all weights once."""
+        from vdr_db import __version__
+
+        return EncoderStamp(
+            model=self.model,
+            revision=self.revision,
+            weights=self.remember_weights(),
+            tokenizer=self.vocabulary.fingerprint,
+            vocabulary=self.vocabulary.kind,
+            head="image",
+            activation=self.activation,
+            k=self.k,
+            library_version=__version__,
+        )
+
+    def remember_weights(self) -> str:
+        """Digest of the weights, computed anew only after one of them was written in place."""
+        parameters = dict(self.tower.named_parameters())
+        version = [(id(p), p._version) for p in parameters.values()]
+        if self._digest is None or self._digest[0] != version:
+            self._digest = (version, digest(parameters))
+        return self._digest[1]
+
+    def __repr__(self) -> str:
+        """What it computes and where."""
+        return (
+            f"ImageEncoder({self.model!r}, {self.tower.body.kind} of {self.tower.body.patches} "
+            f"patches, {self.vocabulary.columns} columns, k={'all' if self.k is None else self.k}, "
+            f"{self.dtype} on {self.device})"
+        )
+
+    # Encoding
+
+    def encode_images(
+        self,
+        images: str | os.PathLike[str] | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        thumbnail_px: int | None = None,
+        show_progress: bool = False,
+    ) -> EncodedImages:
+        """Vectors of pictures; what cannot be read is named in the result and stops nothing.
+
+        Pictures are read and decoded in threads while earlier ones are encoded, a few batches
+        ahead, so that memory does not grow with their number.
+
+        Args:
+            images: Paths, bytes of image files, PIL images and NumPy arrays (`[height, width]` or
+                `[height, width, 1, 3 or 4]`, uint8, uint16, bool or float in [0, 1]), mixed as you
+                like; or one folder, for all pictures in it and below.
+            batch_size: Pictures in a batch; None for 16 on the CPU and 128 elsewhere.
+            threads: For reading and decoding; None for 4, or fewer where there are fewer cores.
+            max_pixels: Largest picture that is decoded, width times height.
+            thumbnail_px: Longest side, in [8, 256], of a small JPEG made of each picture; None
+                makes none.
+            show_progress: Draw a progress bar on stderr.
+
+        Returns:
+            Rows in the order of the pictures, their names, and the refused ones with reasons.
+
+        Raises:
+            TypeError: One picture came instead of a sequence, or an item is no picture at all.
+            InputError: An item is a text; or the folder holds no picture.
+            ConfigError: A vector is not finite, so the weights of the model are broken; or a number
+                is impossible.
+            MissingExtraError: Pillow is not installed.
+        """
+        require("PIL.Image", "images")
+        sources = named_images(images)
+        size = BATCH_SIZE.get(self.device.type, BATCH_SIZE_ELSEWHERE)
+        size = _positive("batch_size", size if batch_size is None else batch_size)
+        workers = min(4, os.cpu_count() or 1)
+        workers = _positive("threads", workers if threads is None else threads)
+        items = prepared_images(
+            sources,
+            self.preprocessing,
+            ImageLimits(pixels=max_pixels),
+            workers=workers,
+            ahead=2 * size,
+            thumbnail_px=checked_thumbnail_px(thumbnail_px),
+        )
+        parts = [SparseRows.empty(0, self.vocabulary.size)]
+        names: list[str] = []
+        digests: list[str] = []
+        thumbnails: list[str] = []
+        refused: dict[int, str] = {}
+        total = len(sources) if isinstance(sources, Sequence) else None
+        with _progress(total, show_progress) as bar:
+            for batch in image_batches(items, size):
+                refused.update(
+                    {len(names) + i: one.reason for i, one in enumerate(batch) if one.reason}
+                )
+                parts.append(self._encode_batch(batch, first=len(names)))
+                names += [one.name for one in batch]
+                digests += [one.digest for one in batch]
+                thumbnails += [one.thumbnail for one in batch]
+                bar.update(len(batch))
+        return EncodedImages(
+            SparseRows.concat(parts),
+            tuple(names),
+            tuple(digests),
+            refused,
+            () if thumbnail_px is None else tuple(thumbnails),
+        )
+
+    def patch_weights(
+        self, image: ImageSource, ids: npt.ArrayLike, *, max_pixels: int = MAX_PIXELS
+    ) -> npt.NDArray[np.float32]:
+        """The weight each patch alone would give to some tokens; the largest is the picture's own.
+
+        Args:
+            image: One picture.
+            ids: `[D]` token ids, each with a column, such as those of the picture's row.
+            max_pixels: As in `encode_images`.
+
+        Returns:
+            `[P, D]`, patches in rows from the top.
+
+        Raises:
+            InputError: The picture cannot be read, or the model computes no weight of an id.
+        """
+        check_kind(image, 0)
+        wanted = np.asarray(ids, np.int64).ravel()
+        inside = (wanted >= 0) & (wanted < self.vocabulary.size)
+        columns = self.vocabulary.id_to_column[np.where(inside, wanted, 0)]
+        if not (inside & (columns >= 0)).all():
+            bad = wanted[~(inside & (columns >= 0))]
+            raise InputError(
+                f"the model computes no weight of the token ids {bad[:3].tolist()}; take ids of "
+                "rows of this encoder."
+            )
+        picture = read_picture(image, ImageLimits(pixels=max_pixels))
+        pixels = torch.from_numpy(self.preprocessing.apply(picture.image))[None].to(self.device)
+        head = self.tower.head
+        with torch.inference_mode(), _evaluating(self.tower):
+            states = head.norm(self.tower.body(pixels.to(self.dtype)))[0].float()
+            rows = head.projection[torch.from_numpy(columns.astype(np.int64)).to(self.device)]
+            weights = activate(states @ rows.float().T, self.activation)
+            if self.norm:
+                logits = self.tower(pixels, backend=self.backend).logits
+                norm = torch.linalg.vector_norm(activate(logits[0], self.activation))
+                weights = weights / norm.clamp_min(SMALLEST_NORM)
+        found: npt.NDArray[np.float32] = weights.cpu().numpy()
+        return found
+
+    def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
+        good = [i for i, one in enumerate(batch) if one.pixels is not None]
+        pixels = [one.pixels for one in batch if one.pixels is not None]
+        empty = SparseRows.empty(1, self.vocabulary.size)
+        if not good:
+            return SparseRows.concat([empty] * len(batch))
+        with torch.inference_mode(), _evaluating(self.tower):
+            stacked = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+            pooled = self.tower(stacked, backend=self.backend)
+        rows = to_sparse_rows(
+            pooled.logits,
+            self.vocabulary,
+            k=self.k,
+            activation=self.activation,
+            norm=self.norm,
+            backend=self.backend,
+            name=lambda row: f"picture {batch[good[row]].name!r} (number {first + good[row]})",
+        )
+        if len(good) == len(batch):
+            return rows
+        place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
+        place[good] = np.arange(len(good))
+        return SparseRows.concat([rows, empty])[place]
+
+
+@contextmanager
+def _evaluating(tower: ImageTower) -> Iterator[None]:
+    """Without dropout, even in the middle of a training run."""
+    was_training = tower.training
+    if was_training:
+        tower.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            tower.train()
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"`{name}` must be at least 1, got {value!r}.")
+    return value
+
+
+def _progress(total: int | None, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", disable=not shown, desc="encode")

@@ -1,0 +1,129 @@
+"""From pooled scores to `SparseRows`: selection, norm, token ids.
+
+Shared by all encoders, of texts and of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vdr_db.errors import ConfigError
+from vdr_db.kernels import Activation, Backend, activate, select_topk
+from vdr_db.sparse import SparseRows
+from vdr_db.text.vocabulary import Vocabulary
+
+__all__ = ["assemble_rows", "lexical_columns", "to_sparse_rows"]
+
+SMALLEST_NORM = 1e-12  # an all-zero vector stays one instead of becoming NaN
+
+
+def to_sparse_rows(
+    logits: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    k: int | None,
+    activation: Activation,
+    norm: bool = False,
+    lexical: SparseRows | None = None,
+    backend: Backend = "auto",
+    name: Callable[[int], str] = "row {}".format,
+) -> SparseRows:
+    """The largest scores of each row as weights of token ids.
+
+    Args:
+        logits: `[B, V]` float32, pooled scores of the columns of `vocabulary`.
+        vocabulary: Which token id each column is.
+        k: Columns kept of each row, or None for all with a weight.
+        activation: Turns scores into weights.
+        norm: Divide by the L2 norm of the whole row, before selection: what is left of a row has a
+            norm below 1.
+        lexical: B rows of token ids that are kept in any case; their weights do not matter.
+        backend: Of the kernel.
+        name: Names a row in an error.
+
+    Returns:
+        B rows over the token ids of `vocabulary`.
+
+    Raises:
+        ConfigError: A weight is not finite; the message names the row.
+    """
+    selection = select_topk(
+        logits,
+        k,
+        activation=activation,
+        lexical=None if lexical is None else _columns(lexical, vocabulary, logits.device),
+        backend=backend,
+    )
+    return assemble_rows(
+        selection.indptr.cpu().numpy(),
+        selection.columns.cpu().numpy(),
+        selection.weights.cpu().numpy(),
+        _norms(logits, activation) if norm else None,
+        vocabulary,
+        name=name,
+    )
+
+
+def assemble_rows(
+    indptr: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+    norms: npt.NDArray[np.float32] | None,
+    vocabulary: Vocabulary,
+    *,
+    name: Callable[[int], str],
+) -> SparseRows:
+    """Rows over token ids from a selection in main memory.
+
+    Args:
+        indptr: `[B + 1]`.
+        columns: `[nnz]`, of the vocabulary.
+        weights: `[nnz]`.
+        norms: `[B]` to divide each row by, or None.
+        vocabulary: Which token id each column is.
+        name: Names a row in an error.
+
+    Raises:
+        ConfigError: A weight is not finite; the message names the row.
+    """
+    if norms is not None:
+        scales = np.repeat(norms, np.diff(indptr))
+        weights = np.asarray(weights / scales, np.float32)
+    if not np.isfinite(weights).all():
+        first = int(np.flatnonzero(~np.isfinite(weights))[0])
+        row = int(np.searchsorted(indptr, first, side="right")) - 1
+        raise ConfigError(
+            f"the vector of {name(row)} must be finite, got a weight of {weights[first]}: the "
+            "model's weights hold NaN or infinity, or overflow in their dtype; load the model "
+            "with dtype='float32', or fetch it again."
+        )
+    kept = weights > 0  # a division can round a weight to zero
+    if not kept.all():
+        running = np.concatenate([[0], np.cumsum(kept)])
+        indptr, columns, weights = running[indptr], columns[kept], weights[kept]
+    return SparseRows(indptr, vocabulary.column_to_id[columns], weights, vocabulary.size)
+
+
+def lexical_columns(
+    lexical: SparseRows, vocabulary: Vocabulary
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Bounds `[B + 1]` and columns `[n]` of token ids that are kept in any case."""
+    return lexical.indptr, vocabulary.id_to_column[lexical.indices]
+
+
+def _columns(
+    lexical: SparseRows, vocabulary: Vocabulary, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    indptr, columns = lexical_columns(lexical, vocabulary)
+    return torch.tensor(indptr, device=device), torch.tensor(columns, device=device)
+
+
+def _norms(logits: Tensor, activation: Activation) -> npt.NDArray[np.float32]:
+    # One row at a time: a sum over a whole batch may be cut into other parts in another batch.
+    norms = [torch.linalg.vector_norm(activate(row, activation)) for row in logits]
+    return torch.stack(norms).clamp_min(SMALLEST_NORM).cpu().numpy().astype(np.float32)

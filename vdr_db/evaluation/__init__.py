@@ -1,0 +1,1 @@
+"""How well a collection ranks: metrics, test collections, sweeps over k."""

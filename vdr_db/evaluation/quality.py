@@ -1,0 +1,359 @@
+"""How well a model ranks a test collection, in every mode, and how well BM25 does.
+
+The path is the one a user takes: encode, write to an embedded Qdrant, search. Only judged queries
+are asked. `vdr_db.evaluation.sweep` does the same for many k.
+
+| mode  | query         | documents      |
+|-------|---------------|----------------|
+| full  | encoded       | encoded        |
+| alpha | bag of tokens | encoded        |
+| beta  | encoded       | bags of tokens |
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+
+from vdr_db.connectors.base import Documents
+from vdr_db.connectors.collections.collection import Mode
+from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.evaluation.metrics import flops, mean, mean_nonzeros, ndcg, recall, reciprocal_rank
+from vdr_db.readers import BeirFolder, Record
+from vdr_db.sparse import SparseRows
+
+if TYPE_CHECKING:
+    from vdr_db.connectors import VDRQdrant
+    from vdr_db.encoders.text import SparseEncoder
+
+__all__ = [
+    "MODES",
+    "Mode",
+    "Quality",
+    "TestCollection",
+    "Timer",
+    "evaluate_bm25",
+    "evaluate_model",
+    "evaluate_modes",
+    "fill",
+    "means",
+    "opened",
+    "search",
+]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+DEPTH = 100
+"""Hits asked for each query; Recall@100 needs so many."""
+BM25_K1, BM25_B = 1.2, 0.75
+# Words as they are written, one letter or more; bm25s' own pattern drops single letters.
+BM25_WORD = r"(?u)\b\w+\b"
+Run: TypeAlias = dict[str, list[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class TestCollection:
+    """Documents, the queries that are judged, and their judgements.
+
+    Attributes:
+        name: Name of the folder.
+        documents: The whole corpus.
+        queries: Queries with at least one relevant document.
+        judgements: Query id -> document id -> grade.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    name: str
+    documents: Sequence[Record]
+    queries: Sequence[Record]
+    judgements: dict[str, dict[str, int]]
+
+    @classmethod
+    def load(cls, folder: str | Path, *, split: str | None = None) -> TestCollection:
+        """Reads a BEIR folder into memory.
+
+        Raises:
+            InputError: A file is missing or wrong, or no query has a relevant document.
+        """
+        reader = BeirFolder(folder, split=split)
+        judgements = reader.judgements()
+        queries = [
+            query
+            for query in reader.queries()
+            if any(grade > 0 for grade in judgements.get(str(query.id), {}).values())
+        ]
+        documents = list(reader.documents())
+        if not queries or not documents:
+            raise InputError(
+                f"{folder}: expected documents and queries with a relevant document, got "
+                f"{len(documents)} documents and {len(queries)} such queries; "
+                "queries.jsonl and qrels must use the same ids."
+            )
+        name = Path(folder).resolve().name
+        return cls(name, documents, queries, judgements)
+
+    @property
+    def document_texts(self) -> list[str]:
+        """Texts of all documents."""
+        return [document.text for document in self.documents]
+
+    @property
+    def query_texts(self) -> list[str]:
+        """Texts of the judged queries."""
+        return [query.text for query in self.queries]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured of one ranker on one collection.
+
+    Attributes:
+        ranker: Name of the model, or `"BM25"`.
+        mode: `"full"`, `"alpha"` or `"beta"`; None for BM25.
+        ndcg_10: Mean nDCG@10.
+        recall_100: Mean Recall@100.
+        mrr_10: Mean reciprocal rank within 10.
+        document_nonzeros: Mean weights in a document vector; None for BM25.
+        query_nonzeros: Mean weights in a query vector; None for BM25.
+        flops: Expected multiplications for one query against one document; None for BM25.
+        encode_documents_s: Seconds from texts to vectors or token sets; for BM25 to words.
+        encode_queries_s: The same for the queries.
+        index_s: Seconds to write the vectors to the store and make them searchable.
+        search_ms: Milliseconds a query, once encoded, mean.
+    """
+
+    ranker: str
+    mode: Mode | None
+    ndcg_10: float
+    recall_100: float
+    mrr_10: float
+    document_nonzeros: float | None
+    query_nonzeros: float | None
+    flops: float | None
+    encode_documents_s: float
+    encode_queries_s: float
+    index_s: float
+    search_ms: float
+
+
+def evaluate_model(
+    collection: TestCollection, encoder: SparseEncoder, *, store: VDRQdrant | None = None
+) -> Quality:
+    """Encodes, indexes and searches a collection with a model.
+
+    Args:
+        collection: What to search.
+        encoder: The model.
+        store: Where to write to; None makes an embedded collection and removes it afterwards.
+
+    Returns:
+        What was measured.
+    """
+    if store is not None:
+        return _Vectors(collection, encoder).searched(store, ["full"])[0]
+    return evaluate_modes(collection, encoder, ["full"])[0]
+
+
+def evaluate_modes(
+    collection: TestCollection, encoder: SparseEncoder, modes: Sequence[Mode] = MODES
+) -> list[Quality]:
+    """The same for several modes; texts are encoded once, and modes share an index where they can.
+
+    Args:
+        collection: What to search.
+        encoder: The model.
+        modes: Which modes, of `MODES`.
+
+    Returns:
+        What was measured, in the order of `MODES`.
+
+    Raises:
+        ConfigError: A mode is unknown.
+    """
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise ConfigError(f"`modes` must be some of {list(MODES)}, got {list(modes)}.")
+    vectors = _Vectors(collection, encoder)
+    measured: list[Quality] = []
+    encoded: list[Mode] = [mode for mode in MODES if mode in modes and mode != "beta"]
+    if encoded:
+        with opened(encoder) as store:
+            measured += vectors.searched(store, encoded)
+    if "beta" in modes:
+        with opened(encoder, tokens=True) as store:
+            measured += vectors.searched(store, ["beta"])
+    return measured
+
+
+def evaluate_bm25(collection: TestCollection) -> Quality:
+    """BM25 over English word stems (k1 1.2, b 0.75, Lucene's variant, no stop words).
+
+    Raises:
+        InputError: No document has a word.
+        MissingExtraError: `bm25s` or `PyStemmer` is not installed.
+    """
+    bm25s = require("bm25s", "cli")
+    stemmer = require("Stemmer", "cli").Stemmer("english")
+
+    def words(texts: Sequence[str]) -> Any:
+        return bm25s.tokenize(
+            texts,
+            stopwords=None,
+            stemmer=stemmer,
+            token_pattern=BM25_WORD,
+            show_progress=False,
+        )
+
+    timer = Timer()
+    documents = words(collection.document_texts)
+    if not documents.vocab:
+        raise InputError(f"{collection.name}: no document has a word that BM25 could find.")
+    encode_documents_s = timer.lap()
+    queries = words(collection.query_texts)
+    encode_queries_s = timer.lap()
+    index = bm25s.BM25(k1=BM25_K1, b=BM25_B, method="lucene")
+    index.index(documents, show_progress=False)
+    index_s = timer.lap()
+    depth = min(DEPTH, len(collection.documents))
+    found, scores = index.retrieve(queries, k=depth, show_progress=False)
+    search_s = timer.lap()
+    run = {
+        str(query.id): [
+            (str(collection.documents[int(i)].id), float(score))
+            for i, score in zip(found[row], scores[row], strict=True)
+            if score > 0  # it fills up with documents that share no word
+        ]
+        for row, query in enumerate(collection.queries)
+    }
+    return Quality(
+        "BM25",
+        None,
+        *means(run, collection),
+        None,
+        None,
+        None,
+        encode_documents_s,
+        encode_queries_s,
+        index_s,
+        1000 * search_s / len(collection.queries),
+    )
+
+
+# Steps, shared with `vdr_db.evaluation.sweep`
+
+
+class Timer:
+    """Seconds since the lap before."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the start."""
+        now = time.perf_counter()
+        passed, self._start = now - self._start, now
+        return passed
+
+
+@contextmanager
+def opened(encoder: SparseEncoder, *, tokens: bool = False) -> Iterator[VDRQdrant]:
+    """An embedded collection that is gone afterwards; with `tokens`, one for mode beta."""
+    from vdr_db.connectors import VDRQdrant
+
+    documents: Documents = "tokens" if tokens else "encoded"
+    with VDRQdrant("evaluate", encoder, path=":memory:", documents=documents) as store:
+        yield store
+
+
+def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> float:
+    """Writes the documents' vectors and texts; returns seconds until they can be searched."""
+    timer = Timer()
+    ids = [document.id for document in collection.documents]
+    payloads = [{**document.payload, "text": document.text} for document in collection.documents]
+    store.add_rows(rows, ids=ids, payloads=payloads)
+    store.flush()
+    return timer.lap()
+
+
+def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
+    """Hits of every query, `{query id: [(document id, score)]}`, and milliseconds a query."""
+    timer = Timer()
+    hits = store.search_batch(rows, limit=DEPTH)
+    search_s = timer.lap()
+    run = {
+        str(query.id): [(str(hit.id), float(hit.score)) for hit in found]
+        for query, found in zip(collection.queries, hits, strict=True)
+    }
+    return run, 1000 * search_s / len(rows)
+
+
+def means(run: Run, collection: TestCollection) -> tuple[float, float, float]:
+    """Mean nDCG@10, Recall@100 and MRR@10 over the judged queries."""
+    judgements = {
+        str(query.id): collection.judgements[str(query.id)] for query in collection.queries
+    }
+    return (
+        mean(ndcg(run, judgements, cutoff=10)),
+        mean(recall(run, judgements, cutoff=DEPTH)),
+        mean(reciprocal_rank(run, judgements, cutoff=10)),
+    )
+
+
+class _Vectors:
+    """Rows of a collection, each kind made once, with the seconds it took."""
+
+    def __init__(self, collection: TestCollection, encoder: SparseEncoder) -> None:
+        self._collection, self._encoder = collection, encoder
+        self._made: dict[tuple[str, bool], tuple[SparseRows, float]] = {}
+
+    def searched(self, store: VDRQdrant, modes: Sequence[Mode]) -> list[Quality]:
+        """Fills a store and measures modes whose documents are alike."""
+        collection = self._collection
+        documents, encode_documents_s = self._documents(tokens="beta" in modes)
+        index_s = 0.0
+        measured = []
+        for i, mode in enumerate(modes):
+            queries, encode_queries_s = self._queries(tokens=mode == "alpha")
+            if i == 0:
+                index_s = fill(store, collection, documents)
+            run, search_ms = search(store, collection, queries)
+            measured.append(
+                Quality(
+                    self._encoder.model,
+                    mode,
+                    *means(run, collection),
+                    mean_nonzeros(documents),
+                    mean_nonzeros(queries),
+                    flops(queries, documents),
+                    encode_documents_s,
+                    encode_queries_s,
+                    index_s,
+                    search_ms,
+                )
+            )
+        return measured
+
+    def _documents(self, *, tokens: bool) -> tuple[SparseRows, float]:
+        return self._make("document", tokens, self._collection.document_texts)
+
+    def _queries(self, *, tokens: bool) -> tuple[SparseRows, float]:
+        return self._make("query", tokens, self._collection.query_texts)
+
+    def _make(self, side: str, tokens: bool, texts: list[str]) -> tuple[SparseRows, float]:
+        key = (side, tokens)
+        if key not in self._made:
+            timer = Timer()
+            if tokens:
+                rows = self._encoder.bag_of_tokens(texts)
+            elif side == "document":
+                rows = self._encoder.encode_documents(texts, show_progress=sys.stderr.isatty())
+            else:
+                rows = self._encoder.encode_queries(texts)
+            self._made[key] = rows, timer.lap()
+        return self._made[key]

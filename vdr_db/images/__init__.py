@@ -1,0 +1,1 @@
+"""Image files: finding, reading and preparing them."""

@@ -1,0 +1,323 @@
+"""From whatever a caller holds to a picture in RGB, or one sentence on why there is none.
+
+Paths, encoded bytes, PIL images and NumPy arrays. A picture is turned the way its EXIF data says,
+what is transparent becomes white, 16 bits become 8, and of an animation the first frame counts.
+Only formats that Pillow reads on its own are opened: no program is ever started for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.images.files import has_image_suffix
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["ImageLimits", "ImageSource", "Picture", "check_kind", "read_picture"]
+
+ImageSource: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, "Image", npt.NDArray[Any]
+]
+"""What a picture may come as: a path, the bytes of a file, a PIL image, or an array."""
+
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
+    *("JPEG2000", "QOI"),
+)
+"""Formats that are opened; others, such as EPS, would start a program."""
+
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION = 0x0112  # the EXIF tag
+# A PIL image reads its file when its pixels are first asked for, and is not made for two threads at
+# once; the same one may come twice in a call.
+_LOADING = Lock()
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The largest pictures that are read.
+
+    Attributes:
+        pixels: Width times height. A file says its size before its pixels are decoded, so a
+            decompression bomb costs nothing.
+        bytes: Of a file.
+    """
+
+    pixels: int = 1 << 26
+    bytes: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: One is not a positive integer.
+        """
+        for name in ("pixels", "bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that could be read.
+
+    Attributes:
+        image: In mode RGB, upright.
+        digest: SHA-256 (hex) of the content it came as.
+    """
+
+    image: Image
+    digest: str
+
+
+def check_kind(source: object, index: int) -> str:
+    """Name of a picture for people, if it can be one at all.
+
+    Args:
+        source: What came.
+        index: Its place among the others.
+
+    Raises:
+        InputError: It is a text.
+        TypeError: It is of a type no picture has.
+    """
+    if isinstance(source, str):
+        if not source or (not _is_like_path(source) and not os.path.lexists(source)):
+            raise InputError(
+                f"an image encoder reads images, got the text {source[:60]!r} at index {index}, "
+                "which is no file; texts go to `encode_documents` or `encode_queries` of a text "
+                "encoder."
+            )
+        return source
+    if isinstance(source, os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, (bytes, bytearray, memoryview, np.ndarray)) or _is_pil(source):
+        return f"image {index}"
+    raise TypeError(
+        "images must be paths, bytes, PIL images or NumPy arrays, got "
+        f"{type(source).__name__} at index {index}"
+    )
+
+
+def read_picture(source: ImageSource, limits: ImageLimits) -> Picture:
+    """The picture in RGB.
+
+    Args:
+        source: Of a kind that `check_kind` lets pass.
+        limits: Largest picture to decode.
+
+    Raises:
+        InputError: It cannot be read; the message is the reason, without the name of the picture.
+        MissingExtraError: Pillow is not installed.
+    """
+    module = require("PIL.Image", "images")
+    if isinstance(source, np.ndarray):
+        image, digest = _from_array(source, limits)
+        return Picture(image, digest)
+    if _is_pil(source):
+        _check_size(source.size, limits)  # type: ignore[union-attr]
+        image = _guarded(lambda: _loaded(source))
+        digest = _digest(f"{image.mode} {image.size}".encode(), image.tobytes())
+        return Picture(_guarded(lambda: _to_rgb(image)), digest)
+    if isinstance(source, (str, os.PathLike)):
+        content = _file_content(Path(source), limits)
+    else:
+        content = bytes(source)  # type: ignore[arg-type] # the other kinds are gone
+        _check_bytes(len(content), limits)
+
+    def decoded() -> Image:
+        with module.open(BytesIO(content), formats=_formats()) as opened:
+            _check_size(opened.size, limits)
+            opened.load()
+            return _to_rgb(_upright(opened))
+
+    return Picture(_guarded(decoded), _digest(content))
+
+
+def _is_like_path(text: str) -> bool:
+    has_separator = "/" in text or os.sep in text
+    return has_image_suffix(text) or (has_separator and "\n" not in text)
+
+
+def _is_pil(source: object) -> bool:
+    # Nobody can hold a PIL image without having imported its class.
+    return any(
+        kind.__name__ == "Image" and kind.__module__ == "PIL.Image" for kind in type(source).__mro__
+    )
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Of `FORMATS`, those this Pillow was built with."""
+    module = require("PIL.Image", "images")
+    module.init()
+    return tuple(name for name in FORMATS if name in module.OPEN)
+
+
+def _guarded(work: Callable[[], Image]) -> Image:
+    module = require("PIL.Image", "images")
+    try:
+        return work()
+    except InputError:
+        raise
+    except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
+        raise InputError(f"its size is that of a decompression bomb: {error}") from error
+    except module.UnidentifiedImageError as error:
+        raise InputError(
+            "it is no picture of a known format, or its beginning is damaged; convert it to PNG "
+            "or JPEG"
+        ) from error
+    except MemoryError as error:
+        raise InputError("decoding it needs more memory than there is") from error
+    except Exception as error:  # decoders raise nearly every kind for damaged files
+        said = str(error).splitlines()
+        raise InputError(
+            f"it cannot be decoded, so it is damaged or cut short ({said[0] if said else error!r})"
+        ) from error
+
+
+def _file_content(path: Path, limits: ImageLimits) -> bytes:
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InputError("it is a folder; pass the folder alone to take the pictures in it")
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError("it is no file but a device or pipe")
+        _check_bytes(found.st_size, limits)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(
+            "there is no such file; a text belongs to a text encoder instead"
+        ) from error
+    except (OSError, ValueError) as error:  # a zero byte in a path is a ValueError
+        raise InputError(f"the file cannot be read: {error}") from error
+
+
+def _check_bytes(count: int, limits: ImageLimits) -> None:
+    if count == 0:
+        raise InputError("it is empty")
+    if count > limits.bytes:
+        raise InputError(f"it has {count:,} bytes, more than the {limits.bytes:,} that are read")
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"it has no pixels: {width} by {height}")
+    if width * height > limits.pixels:
+        raise InputError(
+            f"it has {width:,} by {height:,} pixels, more than the {limits.pixels:,} that are "
+            "decoded; raise `max_pixels` if it is no decompression bomb"
+        )
+
+
+def _loaded(image: Any) -> Image:
+    with _LOADING:
+        image.load()
+    return _upright(image)
+
+
+def _upright(image: Image) -> Image:
+    """The picture turned as its EXIF data says; damaged EXIF data says nothing."""
+    transpose = require("PIL.Image", "images").Transpose
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # the pixels are good, whatever stands beside them
+        return image
+    turns = {
+        2: transpose.FLIP_LEFT_RIGHT,
+        3: transpose.ROTATE_180,
+        4: transpose.FLIP_TOP_BOTTOM,
+        5: transpose.TRANSPOSE,
+        6: transpose.ROTATE_270,
+        7: transpose.TRANSVERSE,
+        8: transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _to_rgb(image: Image) -> Image:
+    module = require("PIL.Image", "images")
+    if image.mode in _SIXTEEN_BITS:
+        return _grey(_eight_bits(np.asarray(image)))
+    if image.mode == "F":
+        return _grey(_from_float(np.asarray(image)))
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        straight = image.convert("LA") if image.mode == "La" else image
+        clear = straight.convert("RGBA")
+        white = module.new("RGBA", clear.size, (255, 255, 255, 255))
+        return module.alpha_composite(white, clear).convert("RGB")  # type: ignore[no-any-return]
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(values: npt.NDArray[np.uint8]) -> Image:
+    module = require("PIL.Image", "images")
+    return module.fromarray(values).convert("RGB")  # type: ignore[no-any-return]
+
+
+def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if values.dtype.itemsize > 2 and values.size and (values.min() < 0 or values.max() > 65535):
+        raise InputError(
+            f"its values must lie in [0, 65535], got [{values.min()}, {values.max()}]; scale it"
+        )
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _from_float(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # NaN fails too
+        raise InputError(
+            f"its float values must lie in [0, 1], got [{low:g}, {high:g}]; scale it, or pass uint8"
+        )
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _from_array(values: npt.NDArray[Any], limits: ImageLimits) -> tuple[Image, str]:
+    shape = values.shape
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
+        raise InputError(
+            "an array must be [height, width] or [height, width, 1, 3 or 4], got "
+            f"{list(shape)}; colours come last"
+        )
+    _check_size((values.shape[1], values.shape[0]), limits)
+    if values.dtype == np.bool_:
+        pixels = values.astype(np.uint8) * 255
+    elif values.dtype.kind == "f":
+        pixels = _from_float(values)
+    elif values.dtype == np.uint16:
+        pixels = _eight_bits(values)
+    elif values.dtype == np.uint8:
+        pixels = values
+    else:
+        raise InputError(
+            f"an array must be uint8, uint16, bool or float in [0, 1], got {values.dtype}"
+        )
+    pixels = np.ascontiguousarray(pixels)
+    digest = _digest(f"array {pixels.shape}".encode(), pixels.tobytes())
+    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    return _to_rgb(require("PIL.Image", "images").fromarray(flat)), digest
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Tokenization, and which column means which token."""

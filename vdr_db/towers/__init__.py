@@ -1,0 +1,1 @@
+"""Encoder bodies and heads: ids or pixels to pooled scores."""

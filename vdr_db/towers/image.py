@@ -1,0 +1,95 @@
+"""An image body and its head: from pixels to one score for each image and column.
+
+The head is that of VDR's text encoder with a matrix of its own: LayerNorm on the state of each
+patch, then the product with one row for each column of the vocabulary, and the maximum over the
+patches. Patches are positions, so `vdr_db.kernels.project_pool` does it without `[B, P, V]`.
+
+Source: Zhou et al., "Retrieval-based Disentangled Representation Learning with Natural Language
+Supervision", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdr_db.encoders.batching import ROW_MULTIPLE
+from vdr_db.errors import ShapeError
+from vdr_db.kernels import Backend, Pooled, project_pool
+from vdr_db.towers.image_body import ImageBody
+from vdr_db.towers.text_body import unfilled
+
+__all__ = ["ImageHead", "ImageTower"]
+
+HEAD_NORM_EPS = 1e-5
+
+
+class ImageHead(nn.Module):
+    """LayerNorm and a projection of its own; made without weights.
+
+    Attributes:
+        norm: Of the states.
+        projection: `[V, H]`, one row for each column of the vocabulary.
+    """
+
+    def __init__(self, hidden_size: int, columns: int) -> None:
+        """Builds the parts on the meta device."""
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=HEAD_NORM_EPS, device="meta")
+        self.projection = unfilled(columns, hidden_size)
+
+
+class ImageTower(nn.Module):
+    """A body and its head.
+
+    Attributes:
+        body: From pixels to states of patches.
+        head: From states to scores.
+    """
+
+    def __init__(self, body: ImageBody, head: ImageHead) -> None:
+        """Takes the parts over."""
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(
+        self, pixels: Tensor, *, backend: Backend = "auto", return_argmax: bool = False
+    ) -> Pooled:
+        """Scores of each image and column before activation; differentiable.
+
+        Args:
+            pixels: `[B, 3, S, S]`, preprocessed.
+            backend: Of the kernels.
+            return_argmax: Whether to tell which patch gave each score.
+
+        Returns:
+            `logits` `[B, V]` float32, `argmax` `[B, V]` int32 (number of the patch) or None.
+
+        Raises:
+            ShapeError: `pixels` has another shape.
+        """
+        side = self.body.image_size
+        if tuple(pixels.shape[1:]) != (3, side, side):
+            raise ShapeError(
+                f"`pixels` must be [B, 3, {side}, {side}], got {list(pixels.shape)}; preprocess "
+                "images with the encoder's own `preprocessing`."
+            )
+        hidden = self.head.norm(self.body(pixels.to(self.head.projection.dtype)))
+        count, patches = hidden.shape[:2]
+        packed = hidden.flatten(0, 1)
+        bounds = torch.arange(count + 1, dtype=torch.int32) * patches
+        rest = -packed.shape[0] % ROW_MULTIPLE if packed.device.type == "cpu" else 0
+        if rest:  # one more document that is thrown away; see `ROW_MULTIPLE`
+            packed = F.pad(packed, (0, 0, 0, rest))
+            bounds = torch.cat([bounds, bounds[-1:] + rest])
+        pooled: Pooled = project_pool(
+            packed,
+            bounds.to(packed.device, non_blocking=True),
+            self.head.projection,
+            return_argmax=return_argmax,
+            backend=backend,
+        )
+        argmax = None if pooled.argmax is None else pooled.argmax[:count]
+        return Pooled(pooled.logits[:count], argmax)

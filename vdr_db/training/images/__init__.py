@@ -1,0 +1,1 @@
+"""Training on texts and images together."""

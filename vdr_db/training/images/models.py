@@ -1,0 +1,287 @@
+"""The two encoders a cross-modal run trains: loaded or made new, joined, and saved for use."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.encoders.image import ImageEncoder
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.errors import ConfigError
+from vdr_db.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.image import ImageHead, ImageTower
+from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
+from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
+from vdr_db.towers.image_stem import IMAGENET_MEAN, IMAGENET_STD, read_published
+from vdr_db.training.images.settings import CrossModalConfig, ImageConfig
+from vdr_db.training.models import start_folder
+from vdr_db.training.settings import ModelConfig
+
+__all__ = [
+    "channel_statistics",
+    "has_stem_states",
+    "load_pair",
+    "save_pair",
+    "standardise",
+    "trainable_pair",
+]
+
+POSITION_SPREAD = 0.02
+STEM = "body.stem."
+SMALLEST_DEVIATION = 1e-3
+
+
+def load_pair(config: CrossModalConfig, device: torch.device) -> CrossModalEncoder:
+    """The encoders to train, float32.
+
+    Args:
+        config: Its sections `model`, `image` and the seed count.
+        device: Where to train.
+
+    Raises:
+        ConfigError: A checkpoint cannot be loaded as configured, or the two do not fit together.
+    """
+    text = _text_encoder(config.model, config.image, device)
+    if config.image.start:
+        image = ImageEncoder.from_pretrained(
+            start_folder(config.image.start),
+            device=device,
+            k=config.image.k,
+            tokenizer=text.tokenizer,
+        )
+    else:
+        image = _image_encoder(config.image, text, device, config.run.seed)
+    if config.image.projection == "text":
+        _share_matrix(text, image, is_trained=_learns_words(config))
+    return CrossModalEncoder(text, image)
+
+
+def _text_encoder(settings: ModelConfig, image: ImageConfig, device: torch.device) -> SparseEncoder:
+    """One tower for all texts, with vectors of length 1."""
+    found = SparseEncoder.from_pretrained(
+        start_folder(settings.start),
+        device=device,
+        head=settings.head,
+        activation=settings.activation,
+        vocabulary=settings.vocabulary,
+        k=settings.k,
+        query_k=settings.query_k,
+        max_length=settings.encode_max_length,
+        query_max_length=settings.encode_query_max_length,
+        lexical=settings.encode_lexical,
+    )
+    tower = found.query_tower if image.text_side == "query" else found.document_tower
+    return SparseEncoder(
+        document_tower=tower,
+        query_tower=tower,
+        tokenizer=found.tokenizer,
+        vocabulary=found.vocabulary,
+        activation=found.activation,
+        document_entry=found.document_entry,
+        query_entry=found.query_entry,
+        norm=True,
+        lexical=found.lexical,
+        model=found.model,
+    )
+
+
+def _image_encoder(
+    settings: ImageConfig, text: SparseEncoder, device: torch.device, seed: int
+) -> ImageEncoder:
+    """A new encoder over the columns of the text side; the same seed gives the same weights."""
+    sizes: dict[str, Any] = {
+        "image_size": settings.size,
+        "patch_size": settings.patch_size,
+        "hidden_size": settings.hidden_size,
+        "layers": settings.layers,
+        "heads": settings.heads,
+        "intermediate_size": settings.intermediate_size,
+    }
+    is_hybrid = settings.body == "hybrid"
+    body: ImageBody
+    if is_hybrid:
+        output = text.document_tower.body.config.hidden_size
+        body = HybridBody(HybridConfig(**sizes, output_size=output, contrast=settings.contrast))
+    else:
+        body = VitBody(VitConfig(**sizes))
+    head = ImageHead(body.hidden_size, text.vocabulary.columns)
+    tower = ImageTower(body, head)
+    weights = _first_weights(tower, torch.Generator().manual_seed(seed))
+    if is_hybrid:
+        stem = read_published(Path(settings.stem))
+        weights |= {f"{STEM}{name}": tensor for name, tensor in stem.state_dict().items()}
+    weights |= _head_of(text, weights)
+    for name in ("head.norm.weight", "head.norm.bias"):
+        weights[name] = weights[name] * settings.head_scale
+    tower.load_state_dict(weights, strict=True, assign=True)
+    preprocessing = Preprocessing(
+        size=settings.size,
+        crop=settings.crop,
+        mean=IMAGENET_MEAN if is_hybrid else CLIP_MEAN,
+        std=IMAGENET_STD if is_hybrid else CLIP_STD,
+    )
+    return ImageEncoder(
+        tower=tower.to(device),
+        tokenizer=text.tokenizer,
+        vocabulary=Vocabulary.from_tokenizer(text.tokenizer, text.vocabulary.kind),
+        preprocessing=preprocessing,
+        activation=text.activation,
+        k=settings.k,
+        norm=True,
+        backend=text.backend,
+    )
+
+
+def _first_weights(tower: ImageTower, generator: torch.Generator) -> dict[str, Tensor]:
+    """Norms 1 and 0, positions small, matrices so that a row keeps its size."""
+    norms = {
+        f"{name}.{part}"
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for part in ("weight", "bias")
+    }
+    weights = {}
+    for name, parameter in tower.named_parameters():
+        if name.startswith(STEM):
+            continue
+        shape = parameter.shape
+        if name in norms or name.endswith("bias"):
+            weights[name] = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+            continue
+        spread = POSITION_SPREAD
+        if not name.endswith("position"):
+            spread = shape[1:].numel() ** -0.5
+        weights[name] = torch.randn(shape, generator=generator) * spread
+    return weights
+
+
+def _head_of(text: SparseEncoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Norm and matrix of the text head, where the image head has the same shapes.
+
+    States of patches then start at the scale that the rows of the matrix were trained for.
+    """
+    tower = text.document_tower
+    norm = tower.head.norm
+    assert isinstance(norm, nn.LayerNorm)
+    theirs = {
+        "head.norm.weight": norm.weight,
+        "head.norm.bias": norm.bias,
+        "head.projection": tower.head.matrix(tower.body.embeddings.word.weight),
+    }
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in theirs.items()
+        if tensor.shape == weights[name].shape
+    }
+
+
+def _learns_words(config: CrossModalConfig) -> bool:
+    return config.image.train_text and not config.model.freeze_embeddings
+
+
+def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool) -> None:
+    tower = text.document_tower
+    words = tower.body.embeddings.word.weight
+    matrix = tower.head.matrix(words)
+    head = image.tower.head
+    if matrix.shape != head.projection.shape:
+        raise ConfigError(
+            f"`image.projection: text` needs an image encoder with states of width "
+            f"{matrix.shape[1]} and {matrix.shape[0]} columns, as the text side has, got "
+            f"{list(head.projection.shape)}; set `image.hidden_size` of a ViT, or set "
+            "`image.projection: own`."
+        )
+    if not is_trained:
+        head.projection = nn.Parameter(matrix.detach(), requires_grad=False)
+    elif matrix.data_ptr() == words.data_ptr() and matrix.shape == words.shape:
+        head.projection = words  # one parameter, which both sides train
+    else:
+        raise ConfigError(
+            "`image.projection: text` with trained embeddings needs a text side whose matrix is "
+            "its word embeddings, all of them; set `model.freeze_embeddings: true`, or "
+            "`image.projection: own`."
+        )
+
+
+def channel_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of the stem, over pictures.
+
+    Args:
+        states: `[B, P, C]` of some pictures.
+
+    Returns:
+        Both `[C]`; the deviation is that of the pictures' mean states.
+    """
+    means = states.mean(dim=1)
+    return means.mean(dim=0), means.std(dim=0).clamp_min(SMALLEST_DEVIATION)
+
+
+def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
+    """Makes a new body see standardised channels: its first map takes the scaling over.
+
+    Args:
+        body: Its first map has random weights.
+        mean: `[C]`.
+        deviation: `[C]`.
+    """
+    with torch.no_grad():
+        narrow = body.narrow
+        narrow.weight.div_(deviation)
+        if narrow.bias is not None:
+            narrow.bias.copy_(-narrow.weight @ mean)
+
+
+def trainable_pair(encoder: CrossModalEncoder, config: CrossModalConfig) -> dict[str, nn.Parameter]:
+    """Parameters to train, by name; all others are frozen.
+
+    Args:
+        encoder: Both sides.
+        config: Says which of them.
+    """
+    settings = config.image
+    parameters: dict[str, nn.Parameter] = {}
+
+    def add(name: str, parameter: nn.Parameter, *, frozen: bool) -> None:
+        parameter.requires_grad_(not frozen)
+        if not frozen:
+            parameters[name] = parameter
+
+    words = encoder.text.document_tower.body.embeddings.word.weight
+    for name, parameter in encoder.image.tower.named_parameters():
+        if parameter is words:
+            continue  # of the text side
+        is_stem = isinstance(encoder.image.tower.body, HybridBody) and name.startswith(STEM)
+        is_shared = name == "head.projection" and settings.projection == "text"
+        is_unused = name == "head.projection" and config.loss.objective == "dpr"
+        frozen = is_stem and settings.freeze_stem
+        add(f"image.{name}", parameter, frozen=frozen or is_shared or is_unused)
+    for name, parameter in encoder.text.document_tower.named_parameters():
+        is_word = name.endswith("word.weight") and config.model.freeze_embeddings
+        add(f"text.{name}", parameter, frozen=is_word or not settings.train_text)
+    return parameters
+
+
+def save_pair(encoder: CrossModalEncoder, folder: Path, dtype: torch.dtype) -> None:
+    """Writes both encoders with weights of another dtype; the encoders stay as they are.
+
+    Args:
+        encoder: What to save.
+        folder: Where to.
+        dtype: Of the saved weights.
+    """
+    text, image = copy.copy(encoder.text), copy.copy(encoder.image)
+    text.document_tower = copy.deepcopy(encoder.text.document_tower).to(dtype)
+    text.query_tower = text.document_tower
+    image.tower = copy.deepcopy(encoder.image.tower).to(dtype)
+    CrossModalEncoder(text, image, model=encoder.model).save_pretrained(folder)
+
+
+def has_stem_states(encoder: CrossModalEncoder, settings: ImageConfig) -> bool:
+    """Whether pictures can be kept as states of a frozen stem."""
+    return isinstance(encoder.image.tower.body, HybridBody) and settings.freeze_stem

@@ -1,0 +1,283 @@
+"""Training-time vectors of texts and pictures in cross-modal training.
+
+    V(text)     norm(elu1p(pooled logits)), then its k largest columns and its own tokens
+    BoW(text)   norm(the set of its tokens)
+    V(picture)  norm(elu1p(max over patches of states . matrix))       all columns
+    heads       norm(linear(CLS state)), norm(linear(mean over patches of states))
+    matrix      norm((V(text) + BoW(text)) . matrix), norm(mean over patches of states)
+
+`norm` scales to L2 norm 1 over all columns, before any are left out.
+
+Source: Zhou et al., "Retrieval-based Disentangled Representation Learning with Natural Language
+Supervision", ICLR 2024, for the sparse vectors; Radford et al., "Learning Transferable Visual
+Models From Natural Language Supervision", ICML 2021, for the dense ones.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.encoders.selection import SMALLEST_NORM
+from vdr_db.errors import ConfigError
+from vdr_db.kernels import project_pool
+from vdr_db.towers.image_hybrid import HybridBody
+from vdr_db.training.images.columns import ColumnSample
+from vdr_db.training.sparse_ops import GatedRows, weigh
+from vdr_db.training.vectors import Need, Side, Vectors
+
+__all__ = ["DenseHeads", "PictureSide", "TextSide"]
+
+_Vector = TypeVar("_Vector", GatedRows, Tensor)
+
+
+class DenseHeads(nn.Module):
+    """What makes dense vectors of the states of both bodies; used in training only.
+
+    Attributes:
+        text: Of the state of the first token.
+        image: Of the mean state of the patches.
+    """
+
+    def __init__(self, text_size: int, image_size: int, *, seed: int) -> None:
+        """Makes two maps to `text_size` numbers, the same for the same seed."""
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.text = nn.Parameter(_rotation(text_size, text_size, generator))
+        self.image = nn.Parameter(_rotation(text_size, image_size, generator))
+
+    def load(self, file: Path) -> None:
+        """Takes the maps of an earlier run.
+
+        Args:
+            file: Its `dense.pt`.
+
+        Raises:
+            ConfigError: There is no such file, or its maps have other shapes.
+        """
+        try:
+            found = torch.load(file, weights_only=True, map_location="cpu")
+            for name, parameter in self.named_parameters():
+                if found[name].shape != parameter.shape:
+                    raise ConfigError(
+                        f"`{name}` of {file} must be {list(parameter.shape)}, as these encoders "
+                        f"want it, got {list(found[name].shape)}; take a run of the same sizes."
+                    )
+                parameter.data.copy_(found[name])
+        except (OSError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
+            raise ConfigError(
+                f"`image.dense_start` must be the `dense.pt` of a run, got {file}: {error}."
+            ) from error
+
+
+def _rotation(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    drawn: Tensor = torch.randn(rows, columns, generator=generator) * columns**-0.5
+    return drawn
+
+
+class TextSide:
+    """Texts as vectors of length 1; those of a frozen encoder are computed once."""
+
+    def __init__(
+        self,
+        encoder: CrossModalEncoder,
+        *,
+        is_frozen: bool,
+        dense: DenseHeads | None = None,
+        unit_sample: int = 0,
+    ) -> None:
+        """Takes the text side of an encoder.
+
+        Args:
+            encoder: Its queries' maximal length and k are used.
+            is_frozen: Whether vectors of a text never change.
+            dense: Of dense vectors; None without.
+            unit_sample: Columns to estimate the gradient of a text's length from; 0 takes all.
+        """
+        self.unit_sample = 0 if is_frozen else unit_sample
+        self.side = Side.of(encoder.text, "query", lexical=True)
+        self.is_frozen, self.dense = is_frozen and dense is None, dense
+        self.matrix = encoder.image.tower.head.projection
+        self._texts: dict[str, tuple[GatedRows, GatedRows]] = {}
+
+    def encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
+        """Vectors of texts: gated rows and bags of tokens, `cls`, or all of them.
+
+        Args:
+            texts: B texts.
+            needs: `cls` for dense vectors, gated rows and perhaps bags for sparse ones.
+        """
+        if needs == {"cls"} and self.dense is None:
+            found = self.encode(texts, {"gated", "bags"})
+            both = GatedRows.concat([_known(found.gated), _known(found.bags)])
+            sums = self.matrix.new_zeros(len(both), self.matrix.shape[1]).index_add(
+                0, both.rows, self.matrix[both.columns] * both.weights[:, None]
+            )
+            return Vectors(cls=F.normalize(sums[: len(texts)] + sums[len(texts) :], dim=1))
+        if not self.is_frozen:
+            return self._encode(texts, needs)
+        missing = list(dict.fromkeys(text for text in texts if text not in self._texts))
+        if missing:
+            with torch.no_grad():
+                found = self._encode(missing, needs | {"bags"})
+            gated, bags = _known(found.gated), _known(found.bags)
+            for i, text in enumerate(missing):
+                place = torch.tensor([i])
+                self._texts[text] = (gated.reordered(place), bags.reordered(place))
+        rows = [self._texts[text] for text in texts]
+        own = GatedRows.concat([bag for _, bag in rows]) if "bags" in needs else None
+        return Vectors(gated=GatedRows.concat([gated for gated, _ in rows]), bags=own)
+
+    def _encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
+        tokens = self.side.encoder.tokenizer.encode(list(texts))
+        chosen = np.arange(len(texts))
+        with_all = "gated" in needs and not self.unit_sample
+        found = self.side.encode(
+            tokens,
+            chosen,
+            needs | ({"dense"} if with_all else set()),
+            unit_sample=self.unit_sample,
+        )
+        gated, cls = found.gated, found.cls
+        if with_all:
+            # The norm is that of all columns.
+            norms = torch.linalg.vector_norm(_known(found.dense), dim=1).clamp_min(SMALLEST_NORM)
+            gated = _known(gated)
+            gated = replace(gated, weights=gated.weights / norms[gated.rows])
+        if cls is not None and self.dense is not None:
+            cls = F.normalize(cls @ self.dense.text.T, dim=1)
+        bags = None if found.bags is None else _unit(found.bags)
+        return Vectors(gated=gated, bags=bags, cls=cls)
+
+
+def _known(value: _Vector | None) -> _Vector:
+    assert value is not None, "the side was asked for other vectors than it uses"
+    return value
+
+
+def _unit(bags: GatedRows) -> GatedRows:
+    """Bags of tokens with L2 norm 1; an empty one stays empty."""
+    counts = bags.indptr.diff().to(bags.weights.dtype)
+    return replace(bags, weights=bags.weights / counts[bags.rows].sqrt())
+
+
+class PictureSide:
+    """Pictures as vectors of length 1."""
+
+    def __init__(
+        self,
+        encoder: CrossModalEncoder,
+        *,
+        has_stem_states: bool,
+        dropout: float = 0.0,
+        patch_dropout: float = 0.0,
+        dense: DenseHeads | None = None,
+        is_sparse: bool = True,
+        by_matrix: bool = False,
+        as_one_patch: bool = False,
+        centre: Tensor | None = None,
+    ) -> None:
+        """Takes the image side of an encoder.
+
+        Args:
+            encoder: The encoder.
+            has_stem_states: Whether inputs are states of the stem instead of pixels.
+            dropout: Of channels of such states, in training.
+            patch_dropout: Of patches that are left out of a mean, in training.
+            dense: Of dense vectors; None without.
+            is_sparse: Whether sparse vectors are made, beside dense ones or alone.
+            by_matrix: Whether dense vectors are mean states, to compare with rows of the matrix.
+            as_one_patch: Whether the body sees the mean of such states only.
+            centre: `[C]`, what channels that are dropped are set to; None for 0.
+        """
+        self.encoder, self.by_matrix = encoder.image, by_matrix
+        self.as_one_patch, self.centre = as_one_patch, centre
+        self.has_stem_states, self.dense, self.is_sparse = has_stem_states, dense, is_sparse
+        self.dropout, self.patch_dropout = dropout, patch_dropout
+
+    def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> tuple[Vectors, Tensor]:
+        """Vectors of pictures, and what a teacher of features looks at.
+
+        Args:
+            inputs: `[B, 3, S, S]` pixels, or `[B, P, C]` states of the stem.
+            sample: Columns to compute; None for all.
+
+        Returns:
+            `dense` `[B, V]`, or `[B, S]` of the sample, `cls` `[B, H]`, or both; and the mean state
+            of the patches, `[B, H]`.
+        """
+        states = self.states(inputs)
+        means = states.mean(dim=1)
+        cls = None
+        if self.dense is not None:
+            cls = F.normalize(means @ self.dense.image.T, dim=1)
+        elif self.by_matrix:
+            cls = F.normalize(means, dim=1)
+        if not self.is_sparse:
+            return Vectors(cls=cls), means
+        logits = self.logits(states, None if sample is None else sample.columns)
+        weights = weigh(logits, self.encoder.activation)
+        counted = weights if sample is None else weights * sample.counts.sqrt()
+        norms = torch.linalg.vector_norm(counted, dim=1, keepdim=True)
+        return Vectors(dense=weights / norms.clamp_min(SMALLEST_NORM), cls=cls), means
+
+    def states(self, inputs: Tensor) -> Tensor:
+        """States of patches as the matrix wants them, `[B, P, H]`."""
+        tower = self.encoder.tower
+        inputs = inputs.to(self.encoder.device)
+        if not self.has_stem_states:
+            return tower.head.norm(tower.body(inputs))  # type: ignore[no-any-return]
+        assert isinstance(tower.body, HybridBody)
+        if self.as_one_patch:
+            inputs = self._mean(inputs)
+        return tower.head.norm(  # type: ignore[no-any-return]
+            tower.body.contextualise(self._dropped(inputs))
+        )
+
+    def _mean(self, states: Tensor) -> Tensor:
+        """Mean of the patches, `[B, 1, C]`; in training perhaps of some of them, at least one.
+
+        Each step so sees another part of a picture, at no cost: a stem's states can be kept.
+        """
+        if not self.patch_dropout or not self.encoder.tower.training:
+            return states.mean(dim=1, keepdim=True)
+        drawn = torch.rand(states.shape[:2], device=states.device)
+        is_kept = (drawn >= self.patch_dropout) | (drawn == drawn.amax(dim=1, keepdim=True))
+        shares = is_kept / is_kept.sum(dim=1, keepdim=True)
+        return shares[:, None].to(states.dtype) @ states
+
+    def _dropped(self, states: Tensor) -> Tensor:
+        """Without some channels in training, the same ones in all patches of a picture.
+
+        Patches resemble each other: what is dropped in one alone, its neighbours still tell.
+        """
+        if not self.dropout or not self.encoder.tower.training:
+            return states
+        kept = F.dropout(states.new_ones(states.shape[0], 1, states.shape[2]), self.dropout)
+        if self.centre is None:
+            return states * kept
+        return self.centre + (states - self.centre) * kept
+
+    def logits(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Largest score of each column over the patches, float32.
+
+        Args:
+            states: `[B, P, H]`.
+            columns: `[S]` int64, which columns; None for all V.
+        """
+        count, patches = states.shape[:2]
+        bounds = torch.arange(count + 1, dtype=torch.int32, device=states.device) * patches
+        packed = states.float().flatten(0, 1)
+        projection: Tensor = self.encoder.tower.head.projection
+        if columns is not None:
+            projection = projection[columns]
+        return project_pool(packed, bounds, projection, backend=self.encoder.backend).logits

@@ -1,0 +1,112 @@
+"""How well texts find their pictures and pictures their texts, on pairs held out of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vdr_db.encoders.cross_modal import CrossModalEncoder
+from vdr_db.encoders.selection import to_sparse_rows
+from vdr_db.sparse import SparseRows
+from vdr_db.training.images.data import Pair
+from vdr_db.training.images.vectors import PictureSide, TextSide
+from vdr_db.training.images.views import Pictures
+
+__all__ = ["CUTOFFS", "HeldOutPairs", "ranks", "recalls"]
+
+CUTOFFS = (1, 5, 10)
+BATCH = 64
+
+
+def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Place of each row's own column when the row is sorted, from 1.
+
+    Of equal scores the earlier column comes first, as in the stores. A score of 0 means that
+    nothing is shared, and finds nothing: such a row's rank is its number of columns.
+
+    Args:
+        scores: `[N, N]`; row i belongs to column i.
+    """
+    own = np.diagonal(scores)[:, None]
+    columns = np.arange(len(scores))
+    before = (scores > own) | ((scores == own) & (columns < columns[:, None]))
+    places: npt.NDArray[np.int64] = 1 + before.sum(axis=1)
+    return np.where(own[:, 0] == 0, len(scores), places)
+
+
+def recalls(scores: npt.NDArray[np.floating]) -> dict[str, float]:
+    """R@1, R@5 and R@10 of texts looking for pictures and the other way, and nDCG@10.
+
+    Each text has one picture and each picture one text, so nDCG@10 of a row is 1 / log2(1 + rank)
+    within the first ten, else 0; `ndcg@10` is the mean of both directions.
+
+    Args:
+        scores: `[N, N]`, texts in rows, pictures in columns.
+    """
+    found = {}
+    gains = []
+    for name, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
+        places = ranks(matrix)
+        for cutoff in CUTOFFS:
+            found[f"{name}_r@{cutoff}"] = float((places <= cutoff).mean())
+        gains.append(np.where(places <= 10, 1 / np.log2(1 + places), 0.0).mean())
+    return {"ndcg@10": float(np.mean(gains)), **found}
+
+
+class HeldOutPairs:
+    """Pairs that a run is measured on.
+
+    Attributes:
+        texts: The last text of each pair, the fullest by convention.
+        pictures: Their pictures.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], pictures: Pictures) -> None:
+        """Takes them over."""
+        self.texts = [pair.texts[-1] for pair in pairs]
+        self.pictures = pictures
+
+    def measure(self, encoder: CrossModalEncoder, pictures: PictureSide) -> dict[str, float]:
+        """Recalls of sparse vectors, and how many words a picture keeps."""
+        rows = self.rows(encoder, pictures)
+        queries = encoder.encode_queries(self.texts)
+        found = recalls(queries.dot(rows))
+        return {**found, "image_nonzeros": float(rows.counts.mean())}
+
+    def measure_dense(self, texts: TextSide, pictures: PictureSide) -> dict[str, float]:
+        """Recalls of the dense baseline's vectors."""
+        with torch.no_grad():
+            parts = [texts.encode(self.texts[i : i + BATCH], {"cls"}).cls for i in self._starts()]
+            images = [pictures.encode(inputs)[0].cls for inputs in self._inputs()]
+        left = torch.cat([part for part in parts if part is not None])
+        right = torch.cat([part for part in images if part is not None])
+        return recalls((left @ right.T).double().cpu().numpy())
+
+    @torch.no_grad()
+    def rows(self, encoder: CrossModalEncoder, pictures: PictureSide) -> SparseRows:
+        """Vectors of the pictures as the encoder would store them."""
+        image = encoder.image
+        parts = [
+            to_sparse_rows(
+                pictures.logits(pictures.states(inputs)),
+                image.vocabulary,
+                k=image.k,
+                activation=image.activation,
+                norm=image.norm,
+                backend=image.backend,
+            )
+            for inputs in self._inputs()
+        ]
+        return SparseRows.concat(parts)
+
+    def _starts(self) -> range:
+        return range(0, len(self.texts), BATCH)
+
+    def _inputs(self) -> Iterator[Tensor]:
+        for start in self._starts():
+            numbers = range(start, min(start + BATCH, len(self.texts)))
+            yield self.pictures.take(numbers, [0] * len(numbers))
