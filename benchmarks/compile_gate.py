@@ -206,14 +206,14 @@ def backward_specs(sm: int) -> Iterator[Spec]:
         block = {"BLOCK_H": tiles.gather_h}
         yield gather(
             kernel="weight_gather_kernel",
-            constants={**ones, **block, "BLOCK_V": tiles.weight_v, "ADD": False},
+            constants={**ones, **block, "BLOCK_V": tiles.weight_v},
             num_warps=tiles.gather_warps,
         )
         yield gather(
             kernel="weight_kept_kernel",
             constants={
                 **ones,
-                **{"BLOCK_H": 1024, "ROWS": 4, "ADD": True},
+                **{"BLOCK_H": 1024, "ROWS": 4},
                 **{"NEED_WEIGHT": True, "NEED_BIAS": True},
             },
             num_warps=tiles.gather_warps,
@@ -241,7 +241,6 @@ def backward_specs(sm: int) -> Iterator[Spec]:
             "BLOCK_M": tiles.onehot_m,
             "BLOCK_H": tiles.onehot_h,
             "BLOCK_K": tiles.onehot_k,
-            "ADD": False,
             "UPCAST": False,
             "PRECISION": "tf32x3",
         }

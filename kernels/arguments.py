@@ -30,13 +30,7 @@ def argmax_dtype(max_length: int | None) -> torch.dtype:
     return torch.int16 if is_short else torch.int32
 
 
-def check_pool(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    accumulate_into: Tensor | None = None,
-) -> None:
+def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuses inputs of `project_pool` whose sizes, dtypes or devices disagree.
 
     Raises:
@@ -67,28 +61,11 @@ def check_pool(
             f"`bias` must be [V] = [{V}] and of a float dtype, got {describe(bias)}; "
             "slice it together with `weight`."
         )
-    check_accumulator(accumulate_into, weight)
-    given = (hidden, cu_seqlens, weight, bias, accumulate_into)
-    tensors = [tensor for tensor in given if tensor is not None]
-    devices = {str(tensor.device) for tensor in tensors}
+    given = (hidden, cu_seqlens, weight, bias)
+    devices = {str(tensor.device) for tensor in given if tensor is not None}
     if len(devices) > 1:
         raise ShapeError(
             f"all tensors must be on one device, got {sorted(devices)}; move them first."
-        )
-
-
-def check_accumulator(accumulate_into: Tensor | None, weight: Tensor) -> None:
-    """Refuses a tensor that the gradient of `weight` cannot be added to.
-
-    Raises:
-        ShapeError: Its shape is not that of `weight`, or it is no float tensor.
-    """
-    if accumulate_into is None:
-        return
-    if accumulate_into.shape != weight.shape or accumulate_into.dtype not in FLOATS:
-        raise ShapeError(
-            f"`accumulate_into` must be [V, H] = {list(weight.shape)} and of a float dtype, got "
-            f"{describe(accumulate_into)}; slice it as `weight` is sliced."
         )
 
 

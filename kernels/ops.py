@@ -1,8 +1,9 @@
-"""`torch.ops.vdr_db.project_pool` and its backward: one operator for all devices, with autograd.
+"""Operators of torch with autograd, the same for all devices: `torch.ops.vdr_db.*`.
 
-Saved for the gradient: inputs and the argmax `[B, V]` (int16 where the caller bounds the length),
-not the logits, let alone `[T, V]`. The operators are opaque to `torch.compile`, which traces
-through their fake kernels. `ops_kept` holds the operators of kept entries.
+`project_pool` saves for its gradient the inputs and the argmax `[B, V]` (int16 where the caller
+bounds the length), not the logits, let alone `[T, V]`. `gather_kept` saves the selection and nnz
+positions; its gradient knows of nnz entries only, 4 H nnz operations instead of 4 H B V. The
+operators are opaque to `torch.compile`, which traces through their fake kernels.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdr_db.kernels.activation import Activation
 from vdr_db.kernels.arguments import argmax_dtype
+from vdr_db.kernels.reference import text_of
 
-__all__ = ["project_pool", "project_pool_backward", "project_pool_backward_into"]
+__all__ = [
+    "backward_sparse",
+    "gather_kept",
+    "project_pool",
+    "project_pool_backward",
+    "select_topk",
+]
 
 
 def launchers(backend: str) -> ModuleType:
@@ -33,7 +42,7 @@ def launchers(backend: str) -> ModuleType:
     "vdr_db::project_pool",
     mutates_args=(),
     schema="(Tensor hidden, Tensor cu_seqlens, Tensor weight, Tensor? bias, bool need_argmax, "
-    "str backend, SymInt? max_length=None, Tensor? accumulate_into=None) -> (Tensor, Tensor)",
+    "str backend, SymInt? max_length=None) -> (Tensor, Tensor)",
 )
 def project_pool(
     hidden: Tensor,
@@ -43,12 +52,10 @@ def project_pool(
     need_argmax: bool,
     backend: str,
     max_length: int | None = None,
-    accumulate_into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits `[B, V]` and argmax `[B, V]` int16 or int32 (`[0, V]` if not needed).
 
-    A gradient can only be taken if the argmax was needed. With `accumulate_into` `[V, H]` the
-    backward pass adds the gradient of weight to that tensor, and weight itself gets none.
+    A gradient can only be taken if the argmax was needed.
     """
     logits, argmax = launchers(backend).forward(
         hidden, cu_seqlens, weight, bias, need_argmax, max_length=max_length
@@ -67,7 +74,6 @@ def _(
     need_argmax: bool,
     backend: str,
     max_length: int | None = None,
-    accumulate_into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     B, V = cu_seqlens.shape[0] - 1, weight.shape[0]
     is_double = torch.float64 in (hidden.dtype, weight.dtype)
@@ -97,11 +103,7 @@ def project_pool_backward(
     gradients = launchers(backend).backward(
         grad_logits, argmax, hidden, cu_seqlens, weight, need_hidden, need_weight, need_bias
     )
-    dtypes = hidden.dtype, weight.dtype, grad_logits.dtype
-    grad_hidden, grad_weight, grad_bias = (
-        present(grad, dtype, grad_logits) for grad, dtype in zip(gradients, dtypes, strict=True)
-    )
-    return grad_hidden, grad_weight, grad_bias
+    return present(gradients, hidden, weight, grad_logits)
 
 
 @project_pool_backward.register_fake
@@ -119,54 +121,16 @@ def _(
     return fake_gradients(grad_logits, hidden, weight, need_hidden, need_weight, need_bias)
 
 
-@torch.library.custom_op(
-    "vdr_db::project_pool_backward_into",
-    mutates_args=("accumulate_into",),
-    schema="(Tensor(a!) accumulate_into, Tensor grad_logits, Tensor argmax, Tensor hidden, "
-    "Tensor cu_seqlens, Tensor weight, bool need_hidden, bool need_bias, str backend) "
-    "-> (Tensor, Tensor)",
-)
-def project_pool_backward_into(
-    accumulate_into: Tensor,
-    grad_logits: Tensor,
-    argmax: Tensor,
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of weight to `accumulate_into`; returns those of hidden and bias."""
-    grad_hidden, _, grad_bias = launchers(backend).backward(
-        *(grad_logits, argmax, hidden, cu_seqlens, weight, need_hidden, True, need_bias),
-        accumulate_into=accumulate_into,
+def present(
+    gradients: tuple[Tensor | None, ...], hidden: Tensor, weight: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in their dtypes, `[0]` for those not needed: operators return no None."""
+    dtypes = hidden.dtype, weight.dtype, grad.dtype
+    grad_hidden, grad_weight, grad_bias = (
+        grad.new_empty(0) if gradient is None else gradient.to(dtype)
+        for gradient, dtype in zip(gradients, dtypes, strict=True)
     )
-    return (
-        present(grad_hidden, hidden.dtype, grad_logits),
-        present(grad_bias, grad_logits.dtype, grad_logits),
-    )
-
-
-@project_pool_backward_into.register_fake
-def _(
-    accumulate_into: Tensor,
-    grad_logits: Tensor,
-    argmax: Tensor,
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    grads = fake_gradients(grad_logits, hidden, weight, need_hidden, False, need_bias)
-    return grads[0], grads[2]
-
-
-def present(gradient: Tensor | None, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """A gradient in its dtype, or `[0]` for one that is not needed: operators return no None."""
-    return like.new_empty(0) if gradient is None else gradient.to(dtype)
+    return grad_hidden, grad_weight, grad_bias
 
 
 def fake_gradients(
@@ -185,11 +149,23 @@ def fake_gradients(
     )
 
 
+def _for_inputs(
+    ctx: Any, gradients: tuple[Tensor, Tensor, Tensor], *needed: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the inputs hidden, cu_seqlens, weight and bias."""
+    grad_hidden, grad_weight, grad_bias = gradients
+    need_hidden, need_weight, need_bias = needed
+    return (
+        grad_hidden if need_hidden else None,
+        None,
+        grad_weight if need_weight else None,
+        grad_bias.to(ctx.bias_dtype) if need_bias else None,
+    )
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, cu_seqlens, weight, bias, need_argmax, backend, _, accumulate_into = inputs
+    hidden, cu_seqlens, weight, bias, need_argmax, backend, _ = inputs
     ctx.save_for_backward(output[1], hidden, cu_seqlens, weight)
-    # Not among the saved: those must not be written between the passes, and a sum of gradients is.
-    ctx.accumulate_into = accumulate_into
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.need_argmax, ctx.backend = need_argmax, backend
 
@@ -201,23 +177,166 @@ def _differentiate(ctx: Any, grad_logits: Tensor, grad_argmax: None) -> tuple[Te
             "call `vdr_db.kernels.project_pool`, which asks for the argmax when it is needed."
         )
     need_hidden, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-    grad_weight: Tensor | None = None
-    if need_weight and ctx.accumulate_into is not None:
-        grad_hidden, grad_bias = project_pool_backward_into(
-            *(ctx.accumulate_into, grad_logits, *ctx.saved_tensors),
-            *(need_hidden, need_bias, ctx.backend),
-        )
-    else:
-        grad_hidden, grad_weight, grad_bias = project_pool_backward(
-            grad_logits, *ctx.saved_tensors, need_hidden, need_weight, need_bias, ctx.backend
-        )
-    return (
-        grad_hidden if need_hidden else None,
-        None,
-        grad_weight if need_weight else None,
-        grad_bias.to(ctx.bias_dtype) if need_bias else None,
-        *(None,) * 4,
+    gradients = project_pool_backward(
+        grad_logits, *ctx.saved_tensors, need_hidden, need_weight, need_bias, ctx.backend
     )
+    return (*_for_inputs(ctx, gradients, need_hidden, need_weight, need_bias), *(None,) * 3)
 
 
 project_pool.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op(
+    "vdr_db::gather_kept",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor argmax, Tensor indptr, Tensor columns, Tensor hidden, "
+    "Tensor cu_seqlens, Tensor weight, Tensor? bias, str backend) -> (Tensor, Tensor)",
+)
+def gather_kept(
+    logits: Tensor,
+    argmax: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Logits `[nnz]` and positions `[nnz]` of kept entries.
+
+    Differentiable in hidden, weight and bias; `logits` and `argmax` count as known.
+    """
+    return take(logits, argmax, indptr, columns)
+
+
+def take(logits: Tensor, argmax: Tensor, indptr: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and positions `[nnz]` of kept entries."""
+    texts, columns = text_of(indptr, columns.shape[0]), columns.long()
+    return logits[texts, columns], argmax[texts, columns]
+
+
+@gather_kept.register_fake
+def _(
+    logits: Tensor,
+    argmax: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(columns.shape), argmax.new_empty(columns.shape)
+
+
+@torch.library.custom_op(
+    "vdr_db::backward_sparse",
+    mutates_args=(),
+    schema="(Tensor grad_values, Tensor indptr, Tensor columns, Tensor argmax_at_kept, "
+    "Tensor hidden, Tensor cu_seqlens, Tensor weight, bool need_hidden, bool need_weight, "
+    "bool need_bias, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def backward_sparse(
+    grad_values: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    argmax_at_kept: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden `[T, H]`, weight `[V, H]` and bias `[V]`; `[0]` where not needed."""
+    gradients = launchers(backend).backward_sparse(
+        *(grad_values, indptr, columns, argmax_at_kept, hidden, cu_seqlens, weight),
+        *(need_hidden, need_weight, need_bias),
+    )
+    return present(gradients, hidden, weight, grad_values)
+
+
+@backward_sparse.register_fake
+def _(
+    grad_values: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    argmax_at_kept: Tensor,
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad_values, hidden, weight, need_hidden, need_weight, need_bias)
+
+
+def _save_kept(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, indptr, columns, hidden, cu_seqlens, weight, bias, backend = inputs
+    ctx.save_for_backward(indptr, columns, output[1], hidden, cu_seqlens, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.backend = backend
+
+
+def _differentiate_kept(
+    ctx: Any, grad_values: Tensor, grad_positions: None
+) -> tuple[Tensor | None, ...]:
+    need_hidden, _, need_weight, need_bias = ctx.needs_input_grad[4:8]
+    gradients = backward_sparse(
+        grad_values, *ctx.saved_tensors, need_hidden, need_weight, need_bias, ctx.backend
+    )
+    return (*(None,) * 4, *_for_inputs(ctx, gradients, need_hidden, need_weight, need_bias), None)
+
+
+gather_kept.register_autograd(_differentiate_kept, setup_context=_save_kept)
+
+
+@torch.library.custom_op(
+    "vdr_db::select_topk",
+    mutates_args=(),
+    schema="(Tensor logits, SymInt? k, str activation, Tensor? lexical_indptr, "
+    "Tensor? lexical_columns, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def select_topk(
+    logits: Tensor,
+    k: int | None,
+    activation: Activation,
+    lexical_indptr: Tensor | None,
+    lexical_columns: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A selection: indptr `[B + 1]`, columns `[nnz]` and weights `[nnz]`; no gradient."""
+    lexical = None
+    if lexical_indptr is not None and lexical_columns is not None:
+        lexical = (lexical_indptr, lexical_columns)
+    if backend == "cpu":
+        from vdr_db.kernels.cpu import pooling as cpu
+
+        kept = cpu.select_topk(logits, k, activation=activation, lexical=lexical)
+        return kept.indptr, kept.columns, kept.weights
+    from vdr_db.kernels.cuda import topk
+
+    kept = topk.select_topk(logits, k, activation=activation, lexical=lexical)
+    return kept.indptr, kept.columns, kept.weights
+
+
+@select_topk.register_fake
+def _(
+    logits: Tensor,
+    k: int | None,
+    activation: Activation,
+    lexical_indptr: Tensor | None,
+    lexical_columns: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    return (
+        logits.new_empty(logits.shape[0] + 1, dtype=torch.int64),
+        logits.new_empty(nnz, dtype=torch.int32),
+        logits.new_empty(nnz, dtype=torch.float32),
+    )
