@@ -12,7 +12,8 @@ from strategies import bounds_of
 
 from vdr_db import kernels
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels import choose_backend, dispatch, ops, project_pool, select_topk
+from vdr_db.kernels import choose_backend, dispatch, project_pool, select_topk
+from vdr_db.kernels.dispatch import ops
 
 
 def inputs(dtype=torch.float32, requires_grad=False):

@@ -25,11 +25,11 @@ from vdr_db.errors import ShapeError
 from vdr_db.kernels import (
     Pooled,
     gather_kept,
-    ops,
     project_pool,
     reference,
     select_topk,
 )
+from vdr_db.kernels.dispatch import ops
 
 LOSSES = pytest.mark.parametrize("loss", [dense_loss, kept_loss])
 

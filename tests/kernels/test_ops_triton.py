@@ -18,11 +18,11 @@ from triton_runs import (  # noqa: F401 - fixtures
 from vdr_db.kernels import (
     activate,
     gather_kept,
-    ops,
     project_pool,
     reference,
     select_topk,
 )
+from vdr_db.kernels.dispatch import ops
 
 pytestmark = MARKS
 

@@ -85,7 +85,7 @@ def project_pool(
                 return_argmax=return_argmax,
                 max_length=max_length,
             )
-        from vdr_db.kernels import ops
+        from vdr_db.kernels.dispatch import ops
 
         if not needs_gradient and not torch.compiler.is_compiling():
             # The first call of a torch operator loads the whole compiler: seconds, and 130 MB.
@@ -141,7 +141,7 @@ def gather_kept(
         if chosen == "reference":
             return reference.gather_kept(pooled, indptr, columns, hidden, cu_seqlens, weight, bias)
         argmax = reference.kept_argmax(pooled, indptr, columns, cu_seqlens, weight)
-        from vdr_db.kernels import ops
+        from vdr_db.kernels.dispatch import ops
 
         logits = pooled.logits.detach()
         if not needs_gradient and not torch.compiler.is_compiling():
@@ -189,7 +189,7 @@ def select_topk(
     if chosen == "reference":
         return reference.select_topk(logits, k, activation=activation, lexical=lexical)
     if torch.compiler.is_compiling():
-        from vdr_db.kernels import ops
+        from vdr_db.kernels.dispatch import ops
 
         given = (None, None) if lexical is None else lexical
         return Selection(*ops.select_topk(logits.detach(), k, activation, *given, chosen))
