@@ -35,7 +35,7 @@ from vdr_db.kernels.cuda import backward_kernels as pooling_backward_kernels
 from vdr_db.kernels.cuda import entry_lists, topk_kernels
 from vdr_db.kernels.cuda import forward_kernels as pooling_forward
 from vdr_db.kernels.cuda.configs import BACKWARD_TILES, POOL_TILES, SELECT_TILES, PoolTile
-from vdr_db.kernels.cuda.entry_orders import PLACE_BLOCK
+from vdr_db.kernels.cuda.entry_lists import PLACE_BLOCK
 
 RESULTS = Path(__file__).parent / "results"
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

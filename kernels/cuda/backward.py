@@ -33,7 +33,7 @@ from vdr_db.kernels.cuda.backward_launches import (
     launch_weight_onehot,
 )
 from vdr_db.kernels.cuda.configs import BackwardTiles, backward_tiles
-from vdr_db.kernels.cuda.entry_orders import entries_by_column, text_of_each
+from vdr_db.kernels.cuda.entry_lists import entries_by_column, text_of_each
 from vdr_db.kernels.cuda.primitives import compute_capability, on_device, short_rows
 
 __all__ = ["backward", "backward_sparse"]

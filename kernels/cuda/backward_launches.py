@@ -21,7 +21,7 @@ from vdr_db.kernels.cuda.backward_kernels import (
     weight_onehot_kernel,
 )
 from vdr_db.kernels.cuda.configs import BackwardTiles
-from vdr_db.kernels.cuda.entry_orders import BLOCK, entries_by_token, text_of_each
+from vdr_db.kernels.cuda.entry_lists import BLOCK, entries_by_token, text_of_each
 from vdr_db.kernels.cuda.primitives import is_interpreted
 
 __all__ = [

@@ -26,7 +26,6 @@ __all__ = [
     "SelectTiles",
     "backward_tiles",
     "pool_tile",
-    "select_tiles",
 ]
 
 ANY = 2**62
@@ -196,8 +195,4 @@ class SelectTiles:
 
 
 SELECT_TILES = SelectTiles()
-
-
-def select_tiles() -> SelectTiles:
-    """Tiles of the selection; the same on every device so far."""
-    return SELECT_TILES
+"""Tiles of the selection; the same on every device so far."""

@@ -44,7 +44,7 @@ from vdr_db.kernels.cuda.primitives import (
     short_rows,
 )
 
-__all__ = ["argmax_dtype", "backward", "backward_sparse", "forward"]
+__all__ = ["backward", "backward_sparse", "forward"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from vdr_db.errors import ShapeError
 from vdr_db.kernels.activation import Activation, check_activation
 from vdr_db.kernels.arguments import Lexical, check_selection
-from vdr_db.kernels.cuda.configs import SelectTiles, select_tiles
+from vdr_db.kernels.cuda.configs import SELECT_TILES, SelectTiles
 from vdr_db.kernels.cuda.primitives import on_device
 from vdr_db.kernels.cuda.topk_kernels import (
     count_kept_kernel,
@@ -48,7 +48,7 @@ def select_topk(
     activation: Activation,
     lexical: Lexical | None = None,
     trim: bool = True,
-    tiles: SelectTiles | None = None,
+    tiles: SelectTiles = SELECT_TILES,
 ) -> Selection:
     """The k largest columns of each row, joined with given columns, and their weights.
 
@@ -75,7 +75,6 @@ def select_topk(
     logits = logits.detach()
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    tiles = tiles or select_tiles()
     B, V = logits.shape
     device = logits.device
     n_chunks = triton.cdiv(V, tiles.chunk)

@@ -107,18 +107,8 @@ def project_pool_backward(
 
 
 @project_pool_backward.register_fake
-def _(
-    grad_logits: Tensor,
-    argmax: Tensor,
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad_logits, hidden, weight, need_hidden, need_weight, need_bias)
+def _(grad_logits: Tensor, *rest: Tensor | bool | str) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad_logits, *rest)
 
 
 def present(
@@ -133,15 +123,15 @@ def present(
     return grad_hidden, grad_weight, grad_bias
 
 
-def fake_gradients(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and dtypes of the gradients of hidden, weight and bias."""
+def fake_gradients(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the gradients of hidden, weight and bias.
+
+    Args:
+        grad: First argument of a backward operator.
+        *rest: Its other arguments, which end in hidden, cu_seqlens, weight, need_hidden,
+            need_weight, need_bias and the backend.
+    """
+    hidden, _, weight, need_hidden, need_weight, need_bias, _ = rest[-7:]
     return (
         hidden.new_empty(hidden.shape) if need_hidden else grad.new_empty(0),
         weight.new_empty(weight.shape) if need_weight else grad.new_empty(0),
@@ -260,20 +250,8 @@ def backward_sparse(
 
 
 @backward_sparse.register_fake
-def _(
-    grad_values: Tensor,
-    indptr: Tensor,
-    columns: Tensor,
-    argmax_at_kept: Tensor,
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad_values, hidden, weight, need_hidden, need_weight, need_bias)
+def _(grad_values: Tensor, *rest: Tensor | bool | str) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad_values, *rest)
 
 
 def _save_kept(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

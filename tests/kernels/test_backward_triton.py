@@ -23,7 +23,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import project_pool, reference
 from vdr_db.kernels.cuda import backward as pooling_backward
-from vdr_db.kernels.cuda import entry_orders, pooling
+from vdr_db.kernels.cuda import entry_lists, pooling
 from vdr_db.kernels.cuda.configs import BackwardTiles
 
 pytestmark = MARKS
@@ -111,7 +111,7 @@ def kept(argmax, V, per_row):
 @pytest.mark.parametrize(("lengths", "V", "H"), SHAPES)
 def test_kept_entries_match_float64(monkeypatch, lengths, V, H, marked, dtype):
     if not marked:
-        monkeypatch.setattr(entry_orders, "MARKED_TEXTS", 0)
+        monkeypatch.setattr(entry_lists, "MARKED_TEXTS", 0)
     hidden, weight = random(0, sum(lengths), H, dtype=dtype), random(1, V, H, dtype=dtype)
     cu_seqlens = bounds(lengths)
     pooled = reference.project_pool(
