@@ -61,20 +61,41 @@ def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor 
             f"`bias` must be [V] = [{V}] and of a float dtype, got {describe(bias)}; "
             "slice it together with `weight`."
         )
-    given = (hidden, cu_seqlens, weight, bias)
-    devices = {str(tensor.device) for tensor in given if tensor is not None}
+    check_devices(hidden, cu_seqlens, weight, bias)
+
+
+def check_devices(*tensors: Tensor | None) -> None:
+    """Refuses tensors that lie on several devices.
+
+    Raises:
+        ShapeError: They do.
+    """
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
     if len(devices) > 1:
         raise ShapeError(
             f"all tensors must be on one device, got {sorted(devices)}; move them first."
         )
 
 
-def check_kept(argmax: Tensor, indptr: Tensor, columns: Tensor, B: int, V: int) -> None:
-    """Refuses a selection that does not belong to pooled logits `[B, V]`.
+def check_kept(
+    logits: Tensor,
+    argmax: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+) -> None:
+    """Refuses a selection that does not belong to what was pooled.
 
     Raises:
-        ShapeError: Sizes or dtypes disagree.
+        ShapeError: Sizes, dtypes or devices disagree.
     """
+    B, V = cu_seqlens.shape[0] - 1, weight.shape[0]
+    if logits.shape != (B, V) or logits.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"pooled logits must be [B, V] = [{B}, {V}] and float32 or float64, got "
+            f"{describe(logits)}; pass them as they were pooled."
+        )
     if argmax.shape != (B, V) or argmax.dtype not in (torch.int16, torch.int32):
         raise ShapeError(
             f"the argmax must be [B, V] = [{B}, {V}] and int16 or int32, got {describe(argmax)}; "
@@ -86,6 +107,7 @@ def check_kept(argmax: Tensor, indptr: Tensor, columns: Tensor, B: int, V: int) 
             f"`indptr` must be [B + 1] = [{B + 1}] and `columns` [nnz], both int32 or int64, "
             f"got {describe(indptr)} and {describe(columns)}; take them of one selection."
         )
+    check_devices(logits, argmax, indptr, columns, weight)
 
 
 def document_bounds(cu_seqlens: Tensor, T: int, max_length: int | None = None) -> list[int]:

@@ -93,6 +93,7 @@ def backward(
         return _zeroed(outputs)
     grad, argmax = grad_logits.to(torch.float32).contiguous(), argmax.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
+    cu_seqlens = cu_seqlens.contiguous()
     use_onehot = method == "onehot" or (method is None and tiles.onehot_length >= T / B)
     with on_device(hidden):
         if use_onehot and (need_hidden or need_weight):
@@ -163,6 +164,7 @@ def backward_sparse(
         return _zeroed(outputs)
     grad, argmax = grad_values.to(torch.float32).contiguous(), argmax_at_kept.contiguous()
     columns = columns.to(torch.int32).contiguous()
+    cu_seqlens, indptr = cu_seqlens.contiguous(), indptr.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
     with on_device(hidden):
         if grad_weight is not None or grad_bias is not None:

@@ -53,7 +53,7 @@ def select_topk(
     """The k largest columns of each row, joined with given columns, and their weights.
 
     Args:
-        logits: `[B, V]` float32, unit stride within a row.
+        logits: `[B, V]` float32, any strides; copied unless a row's is 1.
         k: How many columns to take from each row, 1 to V; None takes all.
         activation: Turns kept logits into weights.
         lexical: (indptr `[B + 1]`, columns `[n]`): columns to keep in any case, in any order.
@@ -164,13 +164,13 @@ def _limits(logits: Tensor, k: int, tiles: SelectTiles) -> Tensor:
 
 def _marks(lexical: Lexical, B: int, V: int) -> Tensor:
     """Bits `[B, ceil(V / 32)]` int32 of the columns to keep in any case."""
-    indptr, columns = lexical
+    indptr, columns = lexical[0].contiguous(), lexical[1].contiguous()
     n = columns.shape[0]
     entries = torch.arange(n, device=columns.device, dtype=indptr.dtype)
     texts = torch.searchsorted(indptr[1:], entries, right=True, out_int32=True)
     bits = torch.zeros((B, triton.cdiv(V, 32)), dtype=torch.int32, device=columns.device)
     mark_lexical_kernel[(triton.cdiv(n, MARK_BLOCK),)](
-        columns.contiguous(),
+        columns,
         texts,
         bits,
         n,
