@@ -26,6 +26,9 @@ __all__ = ["BACKENDS", "Backend", "choose_backend", "gather_kept", "project_pool
 Backend = Literal["auto", "reference", "cpu", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
+OLDEST_TRITON = (3, 4)
+"""First version with tensor descriptors made on the host; torch 2.8 comes with it."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -264,11 +267,25 @@ def triton_obstacle(device: str, dtype: torch.dtype) -> str:
     """Why the Triton kernels cannot run; empty if they can."""
     if dtype == torch.float64:
         return "they have no float64"
-    if find_spec("triton") is None:
+    version = triton_version()
+    if version is None:
         return "the package `triton` is not installed"
+    if version < OLDEST_TRITON:
+        oldest, found = ".".join(map(str, OLDEST_TRITON)), ".".join(map(str, version))
+        return f"they need the package `triton` {oldest} or later, got {found}"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors are on {device}, not on CUDA, and Triton's interpreter is off"
     return ""
+
+
+@cache
+def triton_version() -> tuple[int, ...] | None:
+    """Major and minor version of Triton, whatever its package is called; None without it."""
+    if find_spec("triton") is None:
+        return None
+    from triton import __version__
+
+    return tuple(int(part) for part in __version__.split(".")[:2])
 
 
 @cache
