@@ -41,6 +41,7 @@ from vdr_db.kernels.cuda.primitives import (
     fits_descriptor,
     is_interpreted,
     on_device,
+    shared_memory,
     short_rows,
 )
 
@@ -141,6 +142,7 @@ def _tile(hidden: Tensor, weight: Tensor, B: int, precision: str) -> PoolTile:
         weight.shape[0],
         hidden.shape[0] / B,
         descriptors=fits_descriptor(hidden) and fits_descriptor(weight),
+        shared_memory=shared_memory(hidden),
     )
 
 
