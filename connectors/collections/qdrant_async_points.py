@@ -130,7 +130,8 @@ class AsyncPoints:
                     if len(batch.points) == 1:
                         upload.refused[batch.ids[0]] = str(refusal)
                     else:
-                        waiting += reversed(batch.halves())
+                        middle = len(batch) // 2
+                        waiting += [batch[middle:], batch[:middle]]
 
     async def _asked(self, action: str, call: Awaitable[_Answer], **options: bool) -> _Answer:
         with translated(self._where, action, self._secret, **options):

@@ -26,8 +26,9 @@ from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, Versioned
 from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_index
 from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
 from vdr_db.connectors.elasticsearch.search import Fusion, Searcher, as_query
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy, Wire, connect
+from vdr_db.connectors.elasticsearch.transport import Transport, connect
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.connectors.validation import checked_query, prepare
 from vdr_db.errors import ConfigError, RejectedRows, StoreError
 from vdr_db.filters import Filter
@@ -129,13 +130,13 @@ class ElasticsearchStore(IndexLifecycle):
                 basic_auth=basic_auth,
                 options=client_options or {},
             )
-        self.wire = Wire(client, policy=retry, secrets=secrets)
+        self.transport = Transport(client, Retrier(retry), secrets=secrets)
         self.query_top_k = query_top_k
         self.limits = BatchLimits(rows=max_docs, bytes=max_bytes, row_bytes=max_bytes)
-        self._writer = BulkWriter(self.wire, max_docs=max_docs, max_bytes=max_bytes)
+        self._writer = BulkWriter(self.transport, max_docs=max_docs, max_bytes=max_bytes)
         self._is_closed = False
         try:
-            self._index = VersionedIndex(self.wire, index, new)
+            self._index = VersionedIndex(self.transport, index, new)
             self._index.meta()
         except BaseException:
             self.close()
@@ -257,13 +258,13 @@ class ElasticsearchStore(IndexLifecycle):
     def flush(self) -> None:
         """Makes everything written visible, and durable under any translog setting."""
         self._made()
-        refresh_index(self.wire, self.name)
-        self.wire.call("POST", f"/{self._index.path}/_flush")
+        refresh_index(self.transport, self.name)
+        self.transport.call("POST", f"/{self._index.path}/_flush")
 
     def optimize(self) -> None:
         """Merges the index to one segment, for faster searches; not while writing goes on."""
         self._made()
-        merge_segments(self.wire, self.name)
+        merge_segments(self.transport, self.name)
 
     # Reading
 
@@ -360,13 +361,15 @@ class ElasticsearchStore(IndexLifecycle):
             return 0
         tree = as_query(filter)
         body = {"query": {"bool": {"filter": [tree]}}} if tree is not None else None
-        return int(self.wire.call("POST", f"/{self._index.path}/_count", body).body["count"])
+        return int(self.transport.call("POST", f"/{self._index.path}/_count", body).body["count"])
 
     def close(self) -> None:
         """Closes the connections, unless the client was given; a second call does nothing."""
-        if not self._is_closed and self._owns_client:
-            self.wire.close()
-        self._is_closed = True
+        if not self._is_closed:
+            self._is_closed = True
+            self.transport.retrier.stop.set()
+            if self._owns_client:
+                self.transport.close()
 
     def __enter__(self) -> ElasticsearchStore:
         """The store itself."""
@@ -392,8 +395,8 @@ class ElasticsearchStore(IndexLifecycle):
         return self._index.made()
 
     def _searcher(self) -> Searcher:
-        return Searcher(self.wire, self._index, self.query_top_k)
+        return Searcher(self.transport, self._index, self.query_top_k)
 
     def _refresh(self) -> None:
         if not self._index.is_loading:
-            refresh_index(self.wire, self.name)
+            refresh_index(self.transport, self.name)

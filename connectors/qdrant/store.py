@@ -23,6 +23,7 @@ from vdr_db.connectors.base import (
     check_stamp,
     checked_page,
 )
+from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_ids
 from vdr_db.connectors.qdrant.documents import (
     ID_FIELD,
@@ -42,7 +43,6 @@ from vdr_db.connectors.qdrant.engine import (
     IndexKind,
     Manifest,
     PointId,
-    RefusedBatch,
     Stored,
     checked_dense,
     checked_indexes,
@@ -57,6 +57,7 @@ from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
     from vdr_db.connectors.qdrant.requests import IndexMemory
+    from vdr_db.connectors.retry import RetryPolicy
 
 __all__ = ["QdrantStore"]
 
@@ -74,6 +75,8 @@ class QdrantStore(CollectionLifecycle):
         api_key: For `url`.
         prefer_grpc: Speak gRPC to the server, several times smaller than REST for sparse vectors.
         timeout: Seconds for one request to a server.
+        retry: When and how long to try again what a server fails to do for a passing reason. The
+            first look at a server is not repeated, so that a wrong address is told at once.
         datatype: How the index keeps weights: `"float32"` (the default), or `"float16"`, `"uint8"`
             for less memory and other scores. Vectors read back are float32 in any case.
         payload_indexes: Payload key → `"keyword"`, `"integer"`, `"float"`, `"bool"`, `"datetime"`,
@@ -109,6 +112,7 @@ class QdrantStore(CollectionLifecycle):
         api_key: str | None = None,
         prefer_grpc: bool = True,
         timeout: int = 60,
+        retry: RetryPolicy | None = None,
         datatype: Datatype | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
         full_scan_threshold: int = 500,
@@ -130,6 +134,7 @@ class QdrantStore(CollectionLifecycle):
         for name, option, place, fits in (
             ("api_key", api_key, "url", url is not None),
             ("client_options", client_options, "url", url is not None),
+            ("retry", retry, "url` or `client", path is None),
             ("collection_options", collection_options, "url` or `client", path is None),
             ("index_memory", index_memory, "url` or `client", path is None),
             ("vector_name", vector_name, "url` or `client", path is None),
@@ -168,6 +173,7 @@ class QdrantStore(CollectionLifecycle):
                 api_key=api_key,
                 prefer_grpc=prefer_grpc,
                 timeout=timeout,
+                retry=retry,
                 index_memory=index_memory,
                 client_options=client_options,
                 collection_options=collection_options,
@@ -311,8 +317,12 @@ class QdrantStore(CollectionLifecycle):
             empty=empty,
             where=self._engine.where,
         )
+
+        def refuse(one: Batch, error: Exception) -> None:
+            upload.refused[one.ids[0]] = str(error)
+
         for batch in upload.batches():
-            upload.refused.update(self._write(batch))
+            deliver(batch, self._write, refuse)
         if upload.refused:
             raise RejectedRows(list(upload.refused), list(upload.refused.values()))
         return upload.written
@@ -472,19 +482,11 @@ class QdrantStore(CollectionLifecycle):
             )
         return self._manifest
 
-    def _write(self, batch: Batch) -> dict[Id, str]:
-        """Writes a batch, halving it around what a server refuses; id → reason."""
+    def _write(self, batch: Batch) -> None:
         arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]
         if batch.dense:
             arguments.append(batch.dense)
-        try:
-            self._engine.upsert(*arguments)
-        except RefusedBatch as refusal:
-            if len(batch.points) == 1:
-                return {batch.ids[0]: str(refusal)}
-            first, second = batch.halves()
-            return {**self._write(first), **self._write(second)}
-        return {}
+        self._engine.upsert(*arguments)
 
     def _search(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         results: list[list[Hit]] = [[] for _ in range(len(queries))]

@@ -10,7 +10,7 @@ from store_samples import WORDS, WordEncoder
 from vdr_db.connectors.base import Store
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import StoreMismatch
 
 TEXTS = ["Einstein published the theory", "a theory of chess", "chess is a game", ""]

@@ -326,7 +326,7 @@ def test_a_lost_index_is_not_made_anew_with_guessed_types(made):
     remove_indices(store)
     with pytest.raises(StoreError, match="cannot write there"):
         store.upsert(ROWS[:1], [1])
-    reply = store.wire.call("GET", f"/{store.name}", allow=(404,))
+    reply = store.transport.call("GET", f"/{store.name}", allow=(404,))
     assert reply.status == 404
 
 
@@ -353,12 +353,14 @@ def test_an_index_is_opened_with_what_it_was_made_for_only(made, open_store):
 def test_a_foreign_index_is_left_alone(made, open_store):
     store = made()
     foreign = services.unique_name()
-    store.wire.call("PUT", f"/{foreign}", {"mappings": {"properties": {"a": {"type": "long"}}}})
+    store.transport.call(
+        "PUT", f"/{foreign}", {"mappings": {"properties": {"a": {"type": "long"}}}}
+    )
     try:
         with pytest.raises(StoreMismatch, match="not made by this version"):
             open_store(foreign)
     finally:
-        store.wire.call("DELETE", f"/{foreign}")
+        store.transport.call("DELETE", f"/{foreign}")
 
 
 def test_two_processes_may_create_at_once(open_store):
@@ -394,7 +396,7 @@ def test_without_stored_vectors_what_needs_them_says_so(made):
 
 def flat_settings(store):
     path = f"/{store._index.state().backing}/_settings"
-    answer = store.wire.call("GET", path, params={"flat_settings": "true"}).body
+    answer = store.transport.call("GET", path, params={"flat_settings": "true"}).body
     settings = next(iter(answer.values()))["settings"]
     names = ("index.refresh_interval", "index.number_of_replicas")
     return tuple(settings.get(name) for name in names)
@@ -441,7 +443,7 @@ def test_a_rebuild_replaces_everything_in_one_step(made, proxy, open_store):
     assert flat_settings(store) == ("7s", "0")
     assert len(proxy.seen("_aliases")) == 1
     assert len(store.search_hybrid(row({}), "pear", "body")) == 3
-    old = store.wire.call("GET", f"/{store.name}-000001", allow=(404,))
+    old = store.transport.call("GET", f"/{store.name}-000001", allow=(404,))
     assert old.status == 404
 
 
@@ -456,7 +458,7 @@ def test_a_failed_rebuild_changes_nothing(made):
     with pytest.raises(KeyError), store.rebuild():
         raise KeyError
     assert store.count() == 5
-    names = store.wire.call("GET", f"/{store.name}-*/_alias").body
+    names = store.transport.call("GET", f"/{store.name}-*/_alias").body
     assert list(names) == [f"{store.name}-000001"]
 
 
@@ -470,7 +472,9 @@ def test_a_rollover_copies_everything_and_blocks_writes_meanwhile(made, proxy):
     blocks = [r.body for r in proxy.requests if "_settings" in r.path and b"blocks" in r.body]
     assert [b"true" in body for body in blocks] == [True, False]
     assert store.rollover(keep_old=True) == f"{store.name}-000003"
-    kept = ElasticsearchStore(f"{store.name}-000002", url=proxy.url, retry=store.wire.policy)
+    kept = ElasticsearchStore(
+        f"{store.name}-000002", url=proxy.url, retry=store.transport.retrier.policy
+    )
     with kept:
         assert kept.count() == 20
         assert kept.upsert(ROWS[:1], ["more"]).count == 1
@@ -481,12 +485,12 @@ def test_a_rollover_copies_everything_and_blocks_writes_meanwhile(made, proxy):
 def test_a_template_carries_the_mapping(made):
     store = made()
     template = store.create_template()
-    reply = store.wire.call("GET", f"/_index_template/{template}").body
+    reply = store.transport.call("GET", f"/_index_template/{template}").body
     body = reply["index_templates"][0]["index_template"]
     assert body["index_patterns"] == [f"{store.name}-*"]
     assert body["template"]["mappings"]["properties"]["vdr"] == {"type": "rank_features"}
-    store.wire.call("PUT", f"/{store.name}-000007")
-    made_by_cluster = store.wire.call("GET", f"/{store.name}-000007/_mapping").body
+    store.transport.call("PUT", f"/{store.name}-000007")
+    made_by_cluster = store.transport.call("GET", f"/{store.name}-000007/_mapping").body
     mapping = made_by_cluster[f"{store.name}-000007"]["mappings"]
     assert mapping["_meta"] == store._index.state().mapping["_meta"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_samples import WIDTH, rows
 
 from vdr_db.connectors import AsyncVDRQdrant, QdrantStore
-from vdr_db.connectors.qdrant.engine import RefusedBatch
+from vdr_db.connectors.halving import RefusedBatch
 from vdr_db.connectors.qdrant.messages import PointMessages
 from vdr_db.connectors.qdrant.requests import Requests
 from vdr_db.errors import RejectedRows

@@ -324,7 +324,7 @@ def say_truncated(count: int) -> None:
 
 def _resume_command() -> str:
     """This command without --restart, which would begin again, and without secrets."""
-    from vdr_db.ingest.retry import redact
+    from vdr_db.connectors.failures import redact
 
     words = [word for word in sys.argv[1:] if word != "--restart"]
     return redact(shlex.join(["vdr-db", *words]))
