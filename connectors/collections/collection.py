@@ -3,58 +3,37 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
+from vdr_db.connectors.collections.encoding import Encoder, Mode, checked_mode, text_encoder
+from vdr_db.connectors.feed import Batch, refuse_string
 from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.images import add_images, encode_query_image
-from vdr_db.connectors.texts import refuse_string, text_batches
+from vdr_db.connectors.images import (
+    EncodedImages,
+    encode_query_image,
+    image_batches,
+    image_encoding,
+)
+from vdr_db.connectors.texts import text_batches
 from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Collection", "Encoder", "Mode", "needed_encoder", "query_rows"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-Mode: TypeAlias = Literal["full", "alpha", "beta"]
-"""How query and documents are represented.
+__all__ = ["STOP", "Collection", "Encoder", "Mode"]
 
-| mode  | query            | documents        | model is needed            |
-|-------|------------------|------------------|----------------------------|
-| full  | encoded          | encoded          | for queries and documents  |
-| alpha | bag of tokens    | encoded          | for documents only         |
-| beta  | encoded          | bags of tokens   | for queries only           |
-"""
-
-
-class _Tokens(Protocol):
-    @property
-    def size(self) -> int: ...
-
-    def token(self, token_id: int, /) -> str: ...
-
-
-class Encoder(Protocol):
-    """What a collection needs of an encoder; `vdr_db.SparseEncoder` is one."""
-
-    @property
-    def vocabulary(self) -> _Tokens:
-        """Names of the token ids."""
-
-    def stamp(self) -> EncoderStamp:
-        """Identity of the encoder."""
-
-    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of documents."""
-
-    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of queries."""
-
-    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
-        """Token sets with weight 1."""
+STOP: ContextVar[threading.Event | None] = ContextVar("vdr_db_stop", default=None)
+"""An event that ends what is written in this context, after the batch at hand."""
 
 
 class Collection:
@@ -97,6 +76,8 @@ class Collection:
         self.store_text = store_text
         self.text_key = text_key
         self._known_stamp: EncoderStamp | None = None
+        # Encoders expect one call at a time, and stores are made once.
+        self._turn = threading.RLock()
         if store.width is not None:
             width = store.width if encoder is None else encoder.vocabulary.size
             store.create(width, self._stamp(), documents=documents or store.documents)
@@ -163,22 +144,36 @@ class Collection:
         """`add_texts` with a store's `upsert`, to which a child class may add arguments."""
         encoder = self._need_encoder("add_texts")
         encode = encoder.bag_of_tokens if self._documents == "tokens" else encoder.encode_documents
-        key = self.text_key if self.store_text else None
-        batches = text_batches(texts, ids, payloads, size=batch_size, text_key=key)
+        batches = text_batches(
+            lambda batch: self._encoded(encode, batch),
+            texts,
+            ids,
+            payloads,
+            size=batch_size,
+            text_key=self.text_key if self.store_text else None,
+        )
         self._create(encoder.vocabulary.size)
+        return self._write(batches, upsert, empty)
+
+    def _write(
+        self, batches: Iterable[Batch], upsert: Callable[..., Written], empty: EmptyRows
+    ) -> list[Id]:
+        """Writes all batches; returns the ids of what is there then, in order."""
+        stop = STOP.get()
         written: list[Id] = []
         refused: dict[Id, str] = {}
         for batch in batches:
             refused.update(batch.refused)
             skipped: set[Id] = set()
-            if batch.texts:
-                rows = encode(batch.texts)
+            if batch.rows is not None:
                 try:
-                    report = upsert(rows, batch.fresh_ids, batch.payloads, empty=empty)
+                    report = upsert(batch.rows, batch.fresh, batch.payloads, empty=empty)
                     skipped.update(report.skipped)
                 except RejectedRows as rejection:
                     refused.update(zip(rejection.ids, rejection.reasons, strict=True))
             written += [id for id in batch.ids if id not in skipped]
+            if stop is not None and stop.is_set():
+                raise CancelledError
         if refused:
             raise RejectedRows(list(refused), list(refused.values()))
         return written
@@ -266,15 +261,22 @@ class Collection:
             RejectedRows: Some images could not be read or stored, with reasons; all others are
                 written.
         """
-        return add_images(
-            self,
-            images,
-            ids,
-            payloads,
-            batch_size=batch_size,
-            empty=empty,
-            thumbnail_px=thumbnail_px,
+        encode = image_encoding(self.encoder, "add_images")
+        if self._documents == "tokens":
+            raise ConfigError(
+                "a collection of bags of tokens takes no images, which have no tokens; build one "
+                "with documents='encoded'."
+            )
+
+        def in_turn(batch: list[Any], **options: int) -> EncodedImages:
+            with self._turn:
+                return encode(batch, **options)
+
+        batches = image_batches(
+            in_turn, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
         )
+        self._create(self.encoder.vocabulary.size)  # type: ignore[union-attr]
+        return self._write(batches, self.store.upsert, empty)
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
@@ -307,7 +309,7 @@ class Collection:
         Raises:
             ConfigError: The mode does not fit the collection, or a number is impossible.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        row = self._query_rows(query, mode)
         if rerank is None:
             return self.store.search(row, limit, filter, offset)
         if rerank < limit + offset:
@@ -332,7 +334,9 @@ class Collection:
             ConfigError: The encoder reads no images.
             InputError: The image cannot be read.
         """
-        return self.search(encode_query_image(self, image), limit, filter, offset=offset)
+        with self._turn:
+            row = encode_query_image(self.encoder, image)
+        return self.search(row, limit, filter, offset=offset)
 
     def search_batch(
         self,
@@ -371,7 +375,7 @@ class Collection:
         Raises:
             InputError: There is no document with this id.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        row = self._query_rows(query, mode)
         if len(row) != 1:
             raise ShapeError(f"`explain` takes one query, got {len(row)} rows.")
         records = self.store.get([id], with_rows=True)
@@ -406,7 +410,7 @@ class Collection:
         """Closes the store; a second call does nothing."""
         self.store.close()
 
-    def __enter__(self) -> Collection:
+    def __enter__(self) -> Self:
         """The collection itself."""
         return self
 
@@ -426,14 +430,40 @@ class Collection:
         return self._known_stamp
 
     def _create(self, width: int) -> None:
-        if self.store.width is None:
-            self.store.create(width, self._stamp(), documents=self._documents)
+        with self._turn:
+            if self.store.width is None:
+                self.store.create(width, self._stamp(), documents=self._documents)
 
     def _need_encoder(self, what: str) -> Encoder:
-        return needed_encoder(self.encoder, what)
+        return text_encoder(self.encoder, what)
 
-    def _query_rows(self, queries: Sequence[str] | SparseRows, mode: Mode | None) -> SparseRows:
-        return query_rows(queries, mode, self._documents, self.encoder)
+    def _encoded(
+        self, encode: Callable[[Sequence[str]], SparseRows], texts: Sequence[str]
+    ) -> SparseRows:
+        with self._turn:
+            return encode(texts)
+
+    def _query_rows(
+        self, queries: str | Sequence[str] | SparseRows, mode: Mode | None
+    ) -> SparseRows:
+        """Queries as rows; rows stay as they are.
+
+        Raises:
+            ConfigError: The mode does not fit the documents, or there is no encoder.
+            TypeError: A query is no text.
+        """
+        mode = checked_mode(mode, self._documents)
+        if isinstance(queries, SparseRows):
+            return queries
+        encoder = self._need_encoder("search")
+        texts = [queries] if isinstance(queries, str) else queries
+        if not isinstance(texts, Sequence):
+            raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
+        encode = encoder.bag_of_tokens if mode == "alpha" else encoder.encode_queries
+        return self._encoded(encode, texts)
 
     def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
         encoder = self._need_encoder("rerank")
@@ -447,69 +477,9 @@ class Collection:
                 f"{len(texts) - len(known)} of {len(texts)} have none; add texts with "
                 "store_text=True."
             )
-        scores = encoder.encode_documents(known).dot(query)[:, 0].tolist()
+        scores = self._encoded(encoder.encode_documents, known).dot(query)[:, 0].tolist()
         fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
         return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))
 
     def _token(self, token_id: int) -> str:
         return str(token_id) if self.encoder is None else self.encoder.vocabulary.token(token_id)
-
-
-def needed_encoder(encoder: Encoder | None, what: str) -> Encoder:
-    """The encoder.
-
-    Raises:
-        ConfigError: There is none, or it reads images only.
-    """
-    if encoder is None:
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
-            "use SparseRows."
-        )
-    if not hasattr(encoder, "encode_queries"):
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder that reads texts, got "
-            f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
-        )
-    return encoder
-
-
-def query_rows(
-    queries: Sequence[str] | SparseRows,
-    mode: Mode | None,
-    documents: Documents,
-    encoder: Encoder | None,
-) -> SparseRows:
-    """Queries as rows.
-
-    Args:
-        queries: Texts, or rows, which stay as they are.
-        mode: How queries are represented, `None` for what is usual with such documents.
-        documents: What the document side is.
-        encoder: Makes rows of texts.
-
-    Raises:
-        ConfigError: The mode does not fit the documents, or there is no encoder.
-        TypeError: A query is neither.
-    """
-    usual: Mode = "beta" if documents == "tokens" else "full"
-    mode = usual if mode is None else mode
-    if mode not in ("full", "alpha", "beta"):
-        raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
-    if (mode == "beta") != (documents == "tokens"):
-        held = "bags of tokens" if documents == "tokens" else "encoded documents"
-        raise ConfigError(
-            f"mode {mode!r} cannot be searched in a collection of {held}; "
-            f"use mode {usual!r}, or build a collection with another `documents`."
-        )
-    if isinstance(queries, SparseRows):
-        return queries
-    encoder = needed_encoder(encoder, "search")
-    if not isinstance(queries, Sequence):
-        raise TypeError(f"queries must be strings or SparseRows, got {type(queries).__name__}")
-    for query in queries:
-        if not isinstance(query, str):
-            raise TypeError(f"queries must be strings, got {type(query).__name__}: {query!r}")
-    if mode == "alpha":
-        return encoder.bag_of_tokens(queries)
-    return encoder.encode_queries(queries)

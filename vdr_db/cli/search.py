@@ -208,7 +208,7 @@ def _query_row(
     if isinstance(query, Path):
         from vdr_db.connectors.images import encode_query_image
 
-        return encode_query_image(collection, query)
+        return encode_query_image(collection.encoder, query)
     return encoder.bag_of_tokens([query]) if mode == "alpha" else encoder.encode_queries([query])
 
 
