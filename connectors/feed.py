@@ -6,7 +6,7 @@ at once where it can be, and in any case before the batch concerned is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -90,8 +90,8 @@ class Feed(Generic[Item]):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(f"`batch_size` must be an integer of at least 1, got {size!r}.")
         self._one, self._several = one, f"{one.split()[-1]}s"
-        named = {self._several: items, "ids": ids, "payloads": payloads}
-        sizes = {name: len(some) for name, some in named.items() if hasattr(some, "__len__")}
+        named: dict[str, object] = {self._several: items, "ids": ids, "payloads": payloads}
+        sizes = {name: len(some) for name, some in named.items() if isinstance(some, Sized)}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{size} {name}" for name, size in sizes.items())
             raise ShapeError(f"{self._several}, ids and payloads must be equally many, got {told}.")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
-from vdr_db.connectors.collections.encoding import Encoder, Mode, checked_mode, text_encoder
+from vdr_db.connectors.collections.encoding import (
+    Encoder,
+    Mode,
+    checked_mode,
+    query_rows,
+    text_encoder,
+)
+from vdr_db.connectors.collections.scores import shared_terms, texts_of
 from vdr_db.connectors.feed import Batch, refuse_string
 from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.images import (
@@ -23,7 +30,7 @@ from vdr_db.connectors.images import (
     image_encoding,
 )
 from vdr_db.connectors.texts import text_batches
-from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreError
+from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -381,20 +388,7 @@ class Collection:
         records = self.store.get([id], with_rows=True)
         if not records or records[0].row is None:
             raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
-        query_ids, query_weights = row.row(0)
-        document_ids, document_weights = records[0].row.row(0)
-        shared, in_query, in_document = np.intersect1d(
-            query_ids, document_ids, assume_unique=True, return_indices=True
-        )
-        left = query_weights[in_query].astype(np.float64)
-        right = document_weights[in_document].astype(np.float64)
-        terms = [
-            Term(self._token(token), token, weight, other, weight * other)
-            for token, weight, other in zip(
-                shared.tolist(), left.tolist(), right.tolist(), strict=True
-            )
-        ]
-        return sorted(terms, key=lambda term: (-term.product, term.id))
+        return shared_terms(row, records[0].row, self._token)
 
     # Life
 
@@ -409,6 +403,25 @@ class Collection:
     def close(self) -> None:
         """Closes the store; a second call does nothing."""
         self.store.close()
+
+    @contextmanager
+    def _rebuilt(
+        self,
+        rebuild: Callable[..., AbstractContextManager[Store]],
+        encoder: Encoder | None,
+        **options: object,
+    ) -> Iterator[Self]:
+        """A collection like this one in what `rebuild` of the store gives, for a new encoder."""
+        used = encoder or self.encoder
+        stamp = None if used is None else used.stamp()
+        width = None if used is None else used.vocabulary.size
+        with rebuild(width=width, stamp=stamp, **options) as target:
+            fresh = copy.copy(self)
+            Collection.__init__(
+                fresh, target, used, store_text=self.store_text, text_key=self.text_key
+            )
+            yield fresh
+        self.encoder, self._known_stamp = used, stamp
 
     def __enter__(self) -> Self:
         """The collection itself."""
@@ -446,38 +459,15 @@ class Collection:
     def _query_rows(
         self, queries: str | Sequence[str] | SparseRows, mode: Mode | None
     ) -> SparseRows:
-        """Queries as rows; rows stay as they are.
-
-        Raises:
-            ConfigError: The mode does not fit the documents, or there is no encoder.
-            TypeError: A query is no text.
-        """
-        mode = checked_mode(mode, self._documents)
-        if isinstance(queries, SparseRows):
-            return queries
-        encoder = self._need_encoder("search")
-        texts = [queries] if isinstance(queries, str) else queries
-        if not isinstance(texts, Sequence):
-            raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
-        encode = encoder.bag_of_tokens if mode == "alpha" else encoder.encode_queries
-        return self._encoded(encode, texts)
+        with self._turn:
+            return query_rows(self.encoder, queries, checked_mode(mode, self._documents))
 
     def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
         encoder = self._need_encoder("rerank")
         if not hits:
             return []
-        texts = [hit.payload.get(self.text_key) for hit in hits]
-        known = [text for text in texts if isinstance(text, str)]
-        if len(known) < len(texts):
-            raise StoreError(
-                f"`rerank` needs the text of every hit in the payload field {self.text_key!r}, "
-                f"{len(texts) - len(known)} of {len(texts)} have none; add texts with "
-                "store_text=True."
-            )
-        scores = self._encoded(encoder.encode_documents, known).dot(query)[:, 0].tolist()
+        texts = texts_of(hits, self.text_key)
+        scores = self._encoded(encoder.encode_documents, texts).dot(query)[:, 0].tolist()
         fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
         return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))
 

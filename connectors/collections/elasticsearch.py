@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from vdr_db.connectors.base import Documents, Hit
-from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.collections.collection import Collection
+from vdr_db.connectors.collections.encoding import Encoder, Mode
+from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
-__all__ = ["VDRElasticsearch"]
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from vdr_db.connectors.elasticsearch.bodies import FieldKind
+    from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+
+__all__ = ["ElasticsearchOptions", "VDRElasticsearch"]
+
+
+class ElasticsearchOptions(TypedDict, total=False):
+    """Options of `ElasticsearchStore` that `VDRElasticsearch` takes as they are."""
+
+    client: Any
+    url: str | Sequence[str] | None
+    cloud_id: str | None
+    api_key: str | tuple[str, str] | None
+    basic_auth: tuple[str, str] | None
+    kind: FieldKind
+    vector_field: str
+    store_vectors: bool
+    query_top_k: int | None
+    text_fields: Sequence[str]
+    payload_types: Mapping[str, Mapping[str, Any] | str] | None
+    shards: int
+    replicas: int
+    settings: Mapping[str, Any] | None
+    max_docs: int
+    max_bytes: int
+    retry: RetryPolicy | None
+
+
+class ElasticsearchTextOptions(ElasticsearchOptions, total=False):
+    """`ElasticsearchOptions`, TLS, and how texts are kept."""
+
+    ca_certs: str | None
+    ssl_assert_fingerprint: str | None
+    verify_certs: bool | None
+    client_options: Mapping[str, Any] | None
+    store_text: bool
+    text_key: str
 
 
 class VDRElasticsearch(Collection):
@@ -57,19 +98,14 @@ class VDRElasticsearch(Collection):
         index: str,
         encoder: Encoder | None = None,
         *,
-        client: Any = None,
-        url: str | Sequence[str] | None = None,
-        cloud_id: str | None = None,
-        api_key: str | tuple[str, str] | None = None,
-        basic_auth: tuple[str, str] | None = None,
         ca_certs: str | None = None,
         ssl_assert_fingerprint: str | None = None,
         verify_certs: bool | None = None,
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
-        client_options: dict[str, Any] | None = None,
-        **options: Any,
+        client_options: Mapping[str, Any] | None = None,
+        **options: Unpack[ElasticsearchOptions],
     ) -> None:
         tls = {
             "ca_certs": ca_certs,
@@ -78,17 +114,7 @@ class VDRElasticsearch(Collection):
         }
         given = {name: value for name, value in tls.items() if value is not None}
         merged = {**given, **(client_options or {})} or None
-        store = ElasticsearchStore(
-            index,
-            client=client,
-            url=url,
-            cloud_id=cloud_id,
-            api_key=api_key,
-            basic_auth=basic_auth,
-            client_options=merged,
-            **options,
-        )
-        self._elastic = store
+        store = ElasticsearchStore(index, client_options=merged, **options)
         try:
             super().__init__(
                 store, encoder, documents=documents, store_text=store_text, text_key=text_key
@@ -97,7 +123,9 @@ class VDRElasticsearch(Collection):
             store.close()
             raise
 
-    def search_hybrid(
+    store: ElasticsearchStore
+
+    def search_with_text(
         self,
         query: str,
         limit: int = 10,
@@ -124,7 +152,8 @@ class VDRElasticsearch(Collection):
             depth: Hits of each side that fusion by ranks looks at.
             rank_constant: Larger values give the first ranks less weight.
         """
-        return self._elastic.search_hybrid(
+        search = self.store.search_hybrid
+        return search(
             self._query_rows([query], mode),
             query,
             text_field or self.text_key,
@@ -136,13 +165,15 @@ class VDRElasticsearch(Collection):
             rank_constant=rank_constant,
         )
 
+    search_hybrid = renamed("search_hybrid", search_with_text)
+
     @contextmanager
-    def loading(self) -> Iterator[VDRElasticsearch]:
+    def loading(self) -> Iterator[Self]:
         """Faster writes inside the block; see `ElasticsearchStore.loading`.
 
         The collection must be there: add a document first, or call `create`.
         """
-        with self._elastic.loading():
+        with self.store.loading():
             yield self
 
     def create(self, width: int | None = None) -> None:
@@ -151,10 +182,9 @@ class VDRElasticsearch(Collection):
             width = self._need_encoder("create").vocabulary.size
         self._create(width)
 
-    @contextmanager
     def rebuild(
         self, encoder: Encoder | None = None, *, expected: int | None = None, keep_old: bool = False
-    ) -> Iterator[Collection]:
+    ) -> AbstractContextManager[Self]:
         """Fills a new index inside the block; the name moves to it at the end, in one step.
 
         ```python
@@ -167,23 +197,13 @@ class VDRElasticsearch(Collection):
             expected: Documents the new index must have; with another number nothing changes.
             keep_old: Leaves the old index, without the name.
         """
-        used = encoder or self.encoder
-        stamp = None if used is None else used.stamp()
-        width = None if used is None else used.vocabulary.size
-        with self._elastic.rebuild(
-            width=width, stamp=stamp, expected=expected, keep_old=keep_old
-        ) as target:
-            yield Collection(target, used, store_text=self.store_text, text_key=self.text_key)
-        self.encoder, self._known_stamp = used, stamp
+        options = {"expected": expected, "keep_old": keep_old}
+        return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False) -> str:
         """Copies everything into a new index on the server; see `ElasticsearchStore.rollover`."""
-        return self._elastic.rollover(keep_old=keep_old)
+        return self.store.rollover(keep_old=keep_old)
 
     def create_template(self) -> str:
         """Writes a composable template; see `ElasticsearchStore.create_template`."""
-        return self._elastic.create_template()
-
-    def __enter__(self) -> VDRElasticsearch:
-        """The collection itself."""
-        return self
+        return self.store.create_template()

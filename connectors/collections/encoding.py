@@ -10,7 +10,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Encoder", "Mode", "checked_mode", "text_encoder"]
+__all__ = ["Encoder", "Mode", "checked_mode", "query_rows", "text_encoder"]
 
 Mode: TypeAlias = Literal["full", "alpha", "beta"]
 """How query and documents are represented.
@@ -86,3 +86,24 @@ def checked_mode(mode: Mode | None, documents: Documents) -> Mode:
             f"use mode {usual!r}, or build a collection with another `documents`."
         )
     return mode
+
+
+def query_rows(
+    encoder: Encoder | None, queries: str | Sequence[str] | SparseRows, mode: Mode
+) -> SparseRows:
+    """Queries as rows; rows stay as they are.
+
+    Raises:
+        ConfigError: There is no encoder for texts.
+        TypeError: A query is neither.
+    """
+    if isinstance(queries, SparseRows):
+        return queries
+    encoder = text_encoder(encoder, "search")
+    texts = [queries] if isinstance(queries, str) else queries
+    if not isinstance(texts, Sequence):
+        raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
+    return encoder.bag_of_tokens(texts) if mode == "alpha" else encoder.encode_queries(texts)

@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
-from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.collections.collection import Collection
+from vdr_db.connectors.collections.encoding import Encoder, Mode
+from vdr_db.connectors.collections.renamed import renamed
+from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
-from vdr_db.connectors.texts import refuse_string
 from vdr_db.errors import ShapeError
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.qdrant.engine import Datatype, IndexKind
+    from typing_extensions import Self, Unpack
 
-__all__ = ["VDRQdrant"]
+    from vdr_db.connectors.qdrant.engine import Datatype, DenseVector, IndexKind
+    from vdr_db.connectors.qdrant.requests import IndexMemory
+
+__all__ = ["QdrantOptions", "VDRQdrant"]
+
+
+class QdrantChanges(TypedDict, total=False):
+    """What a rebuild may change; see `QdrantStore.rebuild`."""
+
+    datatype: Datatype | None
+    payload_indexes: Mapping[str, IndexKind] | None
+    collection_options: Mapping[str, Any] | None
+
+
+class QdrantOptions(QdrantChanges, total=False):
+    """Options of `VDRQdrant` beside collection, encoder and documents; see `QdrantStore`."""
+
+    path: str | os.PathLike[str] | None
+    url: str | None
+    client: Any
+    api_key: str | None
+    prefer_grpc: bool
+    timeout: int
+    full_scan_threshold: int
+    index_memory: IndexMemory | None
+    client_options: Mapping[str, Any] | None
+    dense: Mapping[str, DenseVector | int] | None
+    vector_name: str | None
+    versioned: bool
+    existing: Existing | None
+
+
+class QdrantTextOptions(QdrantOptions, total=False):
+    """`QdrantOptions`, and how texts are kept."""
+
+    store_text: bool
+    text_key: str
 
 
 class VDRQdrant(Collection):
@@ -57,28 +96,12 @@ class VDRQdrant(Collection):
         collection: str,
         encoder: Encoder | None = None,
         *,
-        path: str | os.PathLike[str] | None = None,
-        url: str | None = None,
-        client: Any = None,
-        api_key: str | None = None,
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
-        datatype: Datatype | None = None,
-        payload_indexes: Mapping[str, IndexKind] | None = None,
-        **options: Any,
+        **options: Unpack[QdrantOptions],
     ) -> None:
-        store = QdrantStore(
-            collection,
-            path=path,
-            url=url,
-            client=client,
-            api_key=api_key,
-            datatype=datatype,
-            payload_indexes=payload_indexes,
-            **options,
-        )
-        self._qdrant = store
+        store = QdrantStore(collection, **options)
         try:
             super().__init__(
                 store, encoder, documents=documents, store_text=store_text, text_key=text_key
@@ -87,18 +110,19 @@ class VDRQdrant(Collection):
             store.close()
             raise
 
+    store: QdrantStore
+
     @classmethod
     def from_existing(
         cls,
         collection: str,
         encoder: Encoder | None = None,
         *,
-        vector_name: str | None = None,
         adopt: bool = False,
         width: int | None = None,
         documents: Documents | None = None,
-        **options: Any,
-    ) -> VDRQdrant:
+        **options: Unpack[QdrantTextOptions],
+    ) -> Self:
         """Opens a collection that is on a server already, and neither makes nor changes it.
 
         One that this library made is checked against the encoder. One that others made does not
@@ -117,11 +141,11 @@ class VDRQdrant(Collection):
         Args:
             collection: Its name, or an alias.
             encoder: The model that made its vectors.
-            vector_name: Its sparse vector; needed when it has several.
             adopt: Take one that this library did not make.
             width: Vocabulary size, for one that is adopted without an encoder.
             documents: What its document side is, by default `"encoded"`.
-            options: `url` or `client`, and more options of `VDRQdrant`.
+            options: `url` or `client`, `vector_name` when it has several sparse vectors, and more
+                options of `VDRQdrant`.
 
         Raises:
             StoreError: There is no such collection.
@@ -132,15 +156,8 @@ class VDRQdrant(Collection):
         """
         if width is None and encoder is not None:
             width = encoder.vocabulary.size
-        existing = Existing(adopt=adopt, width=width, documents=documents or "encoded")
-        return cls(
-            collection,
-            encoder,
-            documents=documents,
-            vector_name=vector_name,
-            existing=existing,
-            **options,
-        )
+        options["existing"] = Existing(adopt, width, documents or "encoded")
+        return cls(collection, encoder, documents=documents, **options)
 
     def add_texts(
         self,
@@ -181,7 +198,7 @@ class VDRQdrant(Collection):
         def upsert(rows: SparseRows, part: Sequence[Id], *rest: Any, **options: Any) -> Written:
             taken = [place[id] for id in part]
             picked = {name: column[taken] for name, column in columns.items()}
-            return self._qdrant.upsert(rows, part, *rest, dense=picked, **options)
+            return self.store.upsert(rows, part, *rest, dense=picked, **options)
 
         return self._add_texts(upsert, texts, given, payloads, batch_size, empty)
 
@@ -203,13 +220,13 @@ class VDRQdrant(Collection):
             empty: What becomes of rows without entries.
             dense: Name → `[N, size]` dense vectors of the same documents.
         """
-        upsert = partial(self._qdrant.upsert, dense=dense)
+        upsert = partial(self.store.upsert, dense=dense)
         return self._add_rows(upsert, rows, ids, payloads, empty)
 
-    def search_hybrid(
+    def search_with_dense(
         self,
         query: str | SparseRows,
-        vector: Any,
+        vector: npt.ArrayLike,
         limit: int = 10,
         filter: Any = None,
         *,
@@ -232,8 +249,9 @@ class VDRQdrant(Collection):
             depth: Hits of each side that the fusion looks at.
             rank_constant: Larger values give the first ranks less weight.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
-        return self._qdrant.search_hybrid(
+        row = self._query_rows(query, mode)
+        search = self.store.search_hybrid
+        return search(
             row,
             vector,
             limit,
@@ -244,15 +262,16 @@ class VDRQdrant(Collection):
             rank_constant=rank_constant,
         )
 
-    @contextmanager
+    search_hybrid = renamed("search_hybrid", search_with_dense)
+
     def rebuild(
         self,
         encoder: Encoder | None = None,
         *,
         expected: int | None = None,
         keep_old: bool = False,
-        **changes: Any,
-    ) -> Iterator[VDRQdrant]:
+        **changes: Unpack[QdrantChanges],
+    ) -> AbstractContextManager[Self]:
         """Fills a new collection inside the block; the name moves to it at the end, in one step.
 
         ```python
@@ -272,27 +291,9 @@ class VDRQdrant(Collection):
         Raises:
             StoreError: See `QdrantStore.rebuild`, as for the rest.
         """
-        used = encoder or self.encoder
-        stamp = None if used is None else used.stamp()
-        width = None if used is None else used.vocabulary.size
-        with self._qdrant.rebuild(
-            width=width, stamp=stamp, expected=expected, keep_old=keep_old, **changes
-        ) as target:
-            yield self._with_store(target, used)
-        self.encoder, self._known_stamp = used, stamp
+        options = {"expected": expected, "keep_old": keep_old, **changes}
+        return self._rebuilt(self.store.rebuild, encoder, **options)
 
-    def rollover(self, *, keep_old: bool = False, **changes: Any) -> str:
+    def rollover(self, *, keep_old: bool = False, **changes: Unpack[QdrantChanges]) -> str:
         """Copies everything into a new collection; see `QdrantStore.rollover`."""
-        return self._qdrant.rollover(keep_old=keep_old, **changes)
-
-    def _with_store(self, store: QdrantStore, encoder: Encoder | None) -> VDRQdrant:
-        fresh = VDRQdrant.__new__(VDRQdrant)
-        Collection.__init__(
-            fresh, store, encoder, store_text=self.store_text, text_key=self.text_key
-        )
-        fresh._qdrant = store
-        return fresh
-
-    def __enter__(self) -> VDRQdrant:
-        """The collection itself."""
-        return self
+        return self.store.rollover(keep_old=keep_old, **changes)

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
-from vdr_db.connectors.collections.qdrant_blocking import BlockingClient
 from vdr_db.connectors.qdrant.engine import DenseRows, Found, Manifest, PointId, Stored
 from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
 from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
@@ -87,9 +86,7 @@ class ServerEngine:
         self._owns_client = client is None
         if client is not None:
             self._where = f"collection {collection!r} of the given client"
-            if isinstance(client, BlockingClient):
-                self._where, self._secret = client.where, client.secret
-            elif not isinstance(client, module.QdrantClient):
+            if not isinstance(client, module.QdrantClient):
                 raise ConfigError(
                     f"`client` must be a qdrant_client.QdrantClient, got {type(client).__name__}."
                 )

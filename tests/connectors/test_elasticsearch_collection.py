@@ -32,7 +32,7 @@ def open_collection(proxy):
 
     yield open_one
     for collection in opened:
-        remove_indices(collection._elastic)
+        remove_indices(collection.store)
         collection.close()
 
 
@@ -59,9 +59,9 @@ def test_text_and_vector_together(open_collection):
     articles.create()
     with articles.loading():
         articles.add_texts(TEXTS, ids=IDS)
-    found = articles.search_hybrid("Einstein published", 3)
+    found = articles.search_with_text("Einstein published", 3)
     assert found[0].id == "einstein"
-    assert articles.search_hybrid("chess", 3, {"text": TEXTS[2]}, fusion="sum")[0].id == "1"
+    assert articles.search_with_text("chess", 3, {"text": TEXTS[2]}, fusion="sum")[0].id == "1"
 
 
 def test_a_rebuild_may_change_the_encoder(open_collection):

@@ -66,7 +66,7 @@ def opened_in(request, kind, encoder):
         name = services.unique_name()
         with VDRElasticsearch(name, encoder, url=proxy.url, replicas=0) as opened:
             yield opened
-            remove_indices(opened._elastic)
+            remove_indices(opened.store)
 
 
 @pytest.fixture(params=STORES)
