@@ -29,6 +29,7 @@ __all__ = [
     "IMAGE_KEY",
     "MODALITY_KEY",
     "THUMBNAIL_KEY",
+    "EncodeImages",
     "EncodedImages",
     "encode_query_image",
     "image_batches",
@@ -94,14 +95,13 @@ def image_encoding(encoder: object, what: str) -> EncodeImages:
     return found
 
 
-def encode_query_image(encoder: object, image: Any) -> SparseRows:
+def encode_query_image(encode: EncodeImages, image: Any) -> SparseRows:
     """The vector of one image as a query.
 
     Raises:
-        ConfigError: The encoder reads no images.
         InputError: It cannot be read.
     """
-    encoded = image_encoding(encoder, "search_by_image")([image])
+    encoded = encode([image])
     if encoded.refused:
         raise InputError(f"{encoded.names[0]} cannot be searched for: {encoded.refused[0]}.")
     return encoded.rows

@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from vdr_db.connectors.base import Documents, Id
-from vdr_db.connectors.collections.collection import STOP, Collection
+from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
-from vdr_db.connectors.collections.encoding import Encoder
+from vdr_db.connectors.collections.encoding import AnyEncoder
 from vdr_db.connectors.collections.renamed import renamed
-from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant
-from vdr_db.connectors.qdrant.existing import Existing
+from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
+from vdr_db.connectors.collections.writing import STOP
 from vdr_db.errors import ConfigError, StoreError, require
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class AsyncVDRQdrant(AsyncCollection):
 
     Args:
         collection: Name of the collection, or an alias of one.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: An encoder, or the name or folder of a model; see `VDRQdrant`.
         client: A `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options
             (address, key, TLS, prefix, timeout), and yours is neither used nor closed.
         documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
@@ -191,15 +191,15 @@ class AsyncVDRQdrant(AsyncCollection):
 
     Raises:
         TypeError: An option is unknown.
-        ConfigError: Not exactly one of `path`, `url` and `client` is given, or the client is
-            another kind, or cannot be made again.
+        ConfigError: Several of `path`, `url` and `client` are given, or the client is another
+            kind, or cannot be made again.
         MissingExtraError: `qdrant-client` is not installed.
     """
 
     def __init__(
         self,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         documents: Documents | None = None,
         threads: int = _THREADS,
@@ -208,20 +208,22 @@ class AsyncVDRQdrant(AsyncCollection):
         unknown = sorted(set(options) - QdrantTextOptions.__optional_keys__)
         if unknown:
             raise TypeError(f"unknown options {unknown}; AsyncVDRQdrant takes those of VDRQdrant")
-        if sum(options.get(place) is not None for place in ("path", "url", "client")) != 1:
-            raise ConfigError("exactly one of `path`, `url` and `client` is needed; pass one.")
+        choose_place(collection, options)
+        client = options.get("client")
+        if client is not None:
+            options["client"] = _blocking_client(client)
+        self._options = options
         super().__init__(
             lambda: VDRQdrant(collection, encoder, documents=documents, **options), threads=threads
         )
-        if options.get("client") is not None:
-            options["client"] = _blocking_client(options["client"])
+        if client is not None:
             self._resources.callback(options["client"].close)
 
     @classmethod
     def from_existing(
         cls,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         adopt: bool = False,
         width: int | None = None,
@@ -234,10 +236,12 @@ class AsyncVDRQdrant(AsyncCollection):
         What is missing or does not fit is told by the first awaited call. Arguments and errors are
         those of `VDRQdrant.from_existing`.
         """
-        if width is None and encoder is not None:
-            width = encoder.vocabulary.size
-        options["existing"] = Existing(adopt, width, documents or "encoded")
-        return cls(collection, encoder, documents=documents, threads=threads, **options)
+        made = cls(collection, encoder, documents=documents, threads=threads, **options)
+        # The encoder may have to be loaded first, which is work for a thread.
+        made._open = lambda: VDRQdrant.from_existing(
+            collection, encoder, adopt=adopt, width=width, documents=documents, **made._options
+        )
+        return made
 
     add_texts = _awaited(VDRQdrant.add_texts)
     add_rows = _awaited(VDRQdrant.add_rows)
@@ -250,7 +254,7 @@ class AsyncVDRElasticsearch(AsyncCollection):
 
     Args:
         index: Name of the alias.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: An encoder, or the name or folder of a model; see `VDRElasticsearch`.
         documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         threads: Calls at once.
         options: `url` or a ready synchronous `client`, and more options of `VDRElasticsearch`.
@@ -259,7 +263,7 @@ class AsyncVDRElasticsearch(AsyncCollection):
     def __init__(
         self,
         index: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         documents: Documents | None = None,
         threads: int = _THREADS,

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
 from vdr_db.connectors.collections.encoding import (
+    AnyEncoder,
     Encoder,
+    Encoding,
     Mode,
     checked_mode,
-    query_rows,
-    text_encoder,
+    load_encoder,
 )
-from vdr_db.connectors.collections.scores import shared_terms, texts_of
-from vdr_db.connectors.feed import Batch, refuse_string
-from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.images import (
-    EncodedImages,
-    encode_query_image,
-    image_batches,
-    image_encoding,
-)
+from vdr_db.connectors.collections.scores import reranked, shared_terms
+from vdr_db.connectors.collections.writing import write
+from vdr_db.connectors.feed import refuse_string
+from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.images import encode_query_image, image_batches
 from vdr_db.connectors.texts import text_batches
-from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError
+from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["STOP", "Collection", "Encoder", "Mode"]
-
-STOP: ContextVar[threading.Event | None] = ContextVar("vdr_db_stop", default=None)
-"""An event that ends what is written in this context, after the batch at hand."""
+__all__ = ["Collection", "Encoder", "Mode"]
 
 
 class Collection:
@@ -58,19 +48,23 @@ class Collection:
 
     Args:
         store: Where vectors are kept; it is closed with the collection.
-        encoder: Makes vectors of texts. Without one, `add_rows` and searches by row still work.
+        encoder: Makes vectors of texts; the name or folder of a model is loaded when it is first
+            needed. Without one, `add_rows` and searches by row still work.
         documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         store_text: Keep each text in its payload.
         text_key: Payload field of the text.
 
     Raises:
-        StoreMismatch: The store was made for another encoder or kind of documents.
+        StoreMismatch: The store was made for another encoder or kind of documents. An encoder that
+            is only named is compared when it is loaded.
     """
+
+    _has_default_model = False
 
     def __init__(
         self,
         store: Store,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         documents: Documents | None = None,
         store_text: bool = True,
@@ -79,16 +73,16 @@ class Collection:
         if documents not in (None, "encoded", "tokens"):
             raise ConfigError(f"`documents` must be 'encoded' or 'tokens', got {documents!r}.")
         self.store = store
-        self.encoder = encoder
         self.store_text = store_text
         self.text_key = text_key
-        self._known_stamp: EncoderStamp | None = None
-        # Encoders expect one call at a time, and stores are made once.
-        self._turn = threading.RLock()
-        if store.width is not None:
-            width = store.width if encoder is None else encoder.vocabulary.size
-            store.create(width, self._stamp(), documents=documents or store.documents)
         self._documents: Documents = documents or store.documents
+        self._encoding = Encoding(encoder, default=self._has_default_model, check=self._check_fit)
+        self._check_fit()
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """Makes vectors of texts; one that is only named is loaded now."""
+        return self._encoding.get()
 
     @property
     def documents(self) -> Documents:
@@ -97,9 +91,7 @@ class Collection:
 
     def __repr__(self) -> str:
         """Store and model, without secrets."""
-        stamp = self._stamp()
-        model = "no encoder" if stamp is None else stamp.model
-        return f"{type(self).__name__}({self.store!r}, {model})"
+        return f"{type(self).__name__}({self.store!r}, {self._encoding.model})"
 
     # Writing
 
@@ -149,41 +141,17 @@ class Collection:
         empty: EmptyRows,
     ) -> list[Id]:
         """`add_texts` with a store's `upsert`, to which a child class may add arguments."""
-        encoder = self._need_encoder("add_texts")
-        encode = encoder.bag_of_tokens if self._documents == "tokens" else encoder.encode_documents
+        self._encoding.need("add_texts")
         batches = text_batches(
-            lambda batch: self._encoded(encode, batch),
+            lambda batch: self._encoding.documents(batch, self._documents),
             texts,
             ids,
             payloads,
             size=batch_size,
             text_key=self.text_key if self.store_text else None,
         )
-        self._create(encoder.vocabulary.size)
-        return self._write(batches, upsert, empty)
-
-    def _write(
-        self, batches: Iterable[Batch], upsert: Callable[..., Written], empty: EmptyRows
-    ) -> list[Id]:
-        """Writes all batches; returns the ids of what is there then, in order."""
-        stop = STOP.get()
-        written: list[Id] = []
-        refused: dict[Id, str] = {}
-        for batch in batches:
-            refused.update(batch.refused)
-            skipped: set[Id] = set()
-            if batch.rows is not None:
-                try:
-                    report = upsert(batch.rows, batch.fresh, batch.payloads, empty=empty)
-                    skipped.update(report.skipped)
-                except RejectedRows as rejection:
-                    refused.update(zip(rejection.ids, rejection.reasons, strict=True))
-            written += [id for id in batch.ids if id not in skipped]
-            if stop is not None and stop.is_set():
-                raise CancelledError
-        if refused:
-            raise RejectedRows(list(refused), list(refused.values()))
-        return written
+        self._create(self._encoding.width)
+        return write(batches, upsert, empty)
 
     def add_rows(
         self,
@@ -226,7 +194,8 @@ class Collection:
                 "make them with SparseRows.from_dicts, from_scipy or from_torch"
             )
         checked = checked_ids(ids)
-        self._create(rows.width if self.encoder is None else self.encoder.vocabulary.size)
+        encoder = self._encoding.named
+        self._create(rows.width if encoder is None else encoder.vocabulary.size)
         left_out = set(upsert(rows, checked, payloads, empty=empty).skipped)
         return [id for id in checked if id not in left_out]
 
@@ -268,22 +237,18 @@ class Collection:
             RejectedRows: Some images could not be read or stored, with reasons; all others are
                 written.
         """
-        encode = image_encoding(self.encoder, "add_images")
+        encode = self._encoding.images("add_images")
         if self._documents == "tokens":
             raise ConfigError(
                 "a collection of bags of tokens takes no images, which have no tokens; build one "
                 "with documents='encoded'."
             )
 
-        def in_turn(batch: list[Any], **options: int) -> EncodedImages:
-            with self._turn:
-                return encode(batch, **options)
-
         batches = image_batches(
-            in_turn, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
+            encode, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
         )
-        self._create(self.encoder.vocabulary.size)  # type: ignore[union-attr]
-        return self._write(batches, self.store.upsert, empty)
+        self._create(self._encoding.width)
+        return write(batches, self.store.upsert, empty)
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
@@ -323,7 +288,9 @@ class Collection:
             raise ConfigError(
                 f"`rerank` must be at least limit + offset = {limit + offset}, got {rerank}."
             )
-        best = self._rerank(row, self.store.search(row, rerank, filter))
+        self._encoding.need("rerank")
+        hits = self.store.search(row, rerank, filter)
+        best = reranked(hits, row, self._encoding.documents, self.text_key)
         return best[offset : offset + limit]
 
     def search_by_image(
@@ -341,9 +308,11 @@ class Collection:
             ConfigError: The encoder reads no images.
             InputError: The image cannot be read.
         """
-        with self._turn:
-            row = encode_query_image(self.encoder, image)
-        return self.search(row, limit, filter, offset=offset)
+        return self.search(self.encode_query_image(image), limit, filter, offset=offset)
+
+    def encode_query_image(self, image: Any) -> SparseRows:
+        """The vector of an image as a query, one row; errors as in `search_by_image`."""
+        return encode_query_image(self._encoding.images("search_by_image"), image)
 
     def search_batch(
         self,
@@ -388,7 +357,7 @@ class Collection:
         records = self.store.get([id], with_rows=True)
         if not records or records[0].row is None:
             raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
-        return shared_terms(row, records[0].row, self._token)
+        return shared_terms(row, records[0].row, self._encoding.token)
 
     # Life
 
@@ -408,20 +377,17 @@ class Collection:
     def _rebuilt(
         self,
         rebuild: Callable[..., AbstractContextManager[Store]],
-        encoder: Encoder | None,
+        encoder: AnyEncoder | None,
         **options: object,
     ) -> Iterator[Self]:
         """A collection like this one in what `rebuild` of the store gives, for a new encoder."""
-        used = encoder or self.encoder
-        stamp = None if used is None else used.stamp()
-        width = None if used is None else used.vocabulary.size
-        with rebuild(width=width, stamp=stamp, **options) as target:
-            fresh = copy.copy(self)
-            Collection.__init__(
-                fresh, target, used, store_text=self.store_text, text_key=self.text_key
-            )
+        fresh = copy.copy(self)
+        if encoder is not None:
+            fresh._encoding = Encoding(load_encoder(encoder))
+        width, stamp = fresh._encoding.width, fresh._encoding.stamp()
+        with rebuild(width=width, stamp=stamp, **options) as fresh.store:
             yield fresh
-        self.encoder, self._known_stamp = used, stamp
+        self._encoding = fresh._encoding
 
     def __enter__(self) -> Self:
         """The collection itself."""
@@ -436,40 +402,19 @@ class Collection:
         """Closes the store."""
         self.close()
 
-    def _stamp(self) -> EncoderStamp | None:
-        # Kept, because a stamp may cost a pass over the weights.
-        if self._known_stamp is None and self.encoder is not None:
-            self._known_stamp = self.encoder.stamp()
-        return self._known_stamp
+    def _check_fit(self) -> None:
+        """Compares a store that is made already with the encoder and the kind of documents."""
+        if self.store.width is not None:
+            width = self._encoding.width or self.store.width
+            self.store.create(width, self._encoding.stamp(), documents=self._documents)
 
-    def _create(self, width: int) -> None:
-        with self._turn:
+    def _create(self, width: int | None) -> None:
+        with self._encoding.turn:
             if self.store.width is None:
-                self.store.create(width, self._stamp(), documents=self._documents)
-
-    def _need_encoder(self, what: str) -> Encoder:
-        return text_encoder(self.encoder, what)
-
-    def _encoded(
-        self, encode: Callable[[Sequence[str]], SparseRows], texts: Sequence[str]
-    ) -> SparseRows:
-        with self._turn:
-            return encode(texts)
+                assert width is not None
+                self.store.create(width, self._encoding.stamp(), documents=self._documents)
 
     def _query_rows(
         self, queries: str | Sequence[str] | SparseRows, mode: Mode | None
     ) -> SparseRows:
-        with self._turn:
-            return query_rows(self.encoder, queries, checked_mode(mode, self._documents))
-
-    def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
-        encoder = self._need_encoder("rerank")
-        if not hits:
-            return []
-        texts = texts_of(hits, self.text_key)
-        scores = self._encoded(encoder.encode_documents, texts).dot(query)[:, 0].tolist()
-        fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
-        return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))
-
-    def _token(self, token_id: int) -> str:
-        return str(token_id) if self.encoder is None else self.encoder.vocabulary.token(token_id)
+        return self._encoding.queries(queries, checked_mode(mode, self._documents))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
-from vdr_db.connectors.collections.encoding import Encoder, Mode
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode
 from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+from vdr_db.connectors.qdrant.errors import shown_url
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -58,7 +60,8 @@ class ElasticsearchTextOptions(ElasticsearchOptions, total=False):
 class VDRElasticsearch(Collection):
     """A `Collection` in Elasticsearch (8.11 to 9.x), or in OpenSearch through a ready client.
 
-    Exactly one of `url`, `cloud_id` and `client` is needed.
+    Without `url`, `cloud_id` and `client` it is on the server of `$VDR_DB_ELASTICSEARCH_URL` (key:
+    `$VDR_DB_ELASTICSEARCH_API_KEY`), else at http://localhost:9200.
 
     ```python
     articles = VDRElasticsearch(
@@ -70,7 +73,9 @@ class VDRElasticsearch(Collection):
 
     Args:
         index: Name of the alias; the index behind it is called `index-000001` and so on.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
+            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
+            shipped one.
         client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch`.
         url: Address of one node, or of several of one cluster.
         cloud_id: Name of a hosted deployment.
@@ -88,15 +93,19 @@ class VDRElasticsearch(Collection):
 
     Raises:
         ConfigError: The options contradict each other, or client and server do not fit.
-        StoreMismatch: The name holds something else, or the collection is of another encoder.
+        StoreMismatch: The name holds something else, or the collection is of another encoder; a
+            model that is loaded later is compared then.
         StoreUnavailable: The server cannot be reached.
         StoreError: The server does not accept the credentials.
     """
 
+    store: ElasticsearchStore
+    _has_default_model = True
+
     def __init__(
         self,
         index: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         ca_certs: str | None = None,
         ssl_assert_fingerprint: str | None = None,
@@ -114,6 +123,14 @@ class VDRElasticsearch(Collection):
         }
         given = {name: value for name, value in tls.items() if value is not None}
         merged = {**given, **(client_options or {})} or None
+        if all(options.get(place) is None for place in ("url", "cloud_id", "client")):
+            options["url"] = os.environ.get("VDR_DB_ELASTICSEARCH_URL") or "http://localhost:9200"
+            key = os.environ.get("VDR_DB_ELASTICSEARCH_API_KEY")
+            if key and options.get("api_key") is None and options.get("basic_auth") is None:
+                options["api_key"] = key
+        urls, name = options.get("url") or [], (options.get("cloud_id") or "").partition(":")[0]
+        nodes = ", ".join(map(shown_url, [urls] if isinstance(urls, str) else urls))
+        self._place = nodes or name or "the given client"
         store = ElasticsearchStore(index, client_options=merged, **options)
         try:
             super().__init__(
@@ -123,7 +140,9 @@ class VDRElasticsearch(Collection):
             store.close()
             raise
 
-    store: ElasticsearchStore
+    def __repr__(self) -> str:
+        """Index, place and model, without secrets."""
+        return f"VDRElasticsearch({self.store.name!r} at {self._place}, {self._encoding.model})"
 
     def search_with_text(
         self,
@@ -179,11 +198,15 @@ class VDRElasticsearch(Collection):
     def create(self, width: int | None = None) -> None:
         """Makes the index before anything is added; `width` is needed without an encoder only."""
         if width is None:
-            width = self._need_encoder("create").vocabulary.size
+            width = self._encoding.need("create").vocabulary.size
         self._create(width)
 
     def rebuild(
-        self, encoder: Encoder | None = None, *, expected: int | None = None, keep_old: bool = False
+        self,
+        encoder: AnyEncoder | None = None,
+        *,
+        expected: int | None = None,
+        keep_old: bool = False,
     ) -> AbstractContextManager[Self]:
         """Fills a new index inside the block; the name moves to it at the end, in one step.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
 
+from vdr_db.checkpoints.assets import DEFAULT_MODEL
 from vdr_db.connectors.base import Documents
-from vdr_db.errors import ConfigError
+from vdr_db.connectors.images import EncodedImages, EncodeImages, image_encoding
+from vdr_db.errors import ConfigError, require
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Encoder", "Mode", "checked_mode", "query_rows", "text_encoder"]
+__all__ = ["AnyEncoder", "Encoder", "Encoding", "Mode", "checked_mode", "load_encoder"]
 
 Mode: TypeAlias = Literal["full", "alpha", "beta"]
 """How query and documents are represented.
@@ -50,23 +55,163 @@ class Encoder(Protocol):
         """Token sets with weight 1."""
 
 
-def text_encoder(encoder: Encoder | None, what: str) -> Encoder:
-    """The encoder, for work with texts.
+AnyEncoder: TypeAlias = Encoder | str | os.PathLike[str]
+"""An encoder, or the name or folder of a model."""
+
+
+class Encoding:
+    """An encoder as a collection uses it: loaded when first needed, one call at a time.
+
+    Args:
+        encoder: An encoder, or the name or folder of a model.
+        default: Where `encoder` is `None`, use the model of `$VDR_DB_MODEL`, else the shipped one,
+            for what needs a model.
+        check: Called when a model was loaded, before it is used.
+
+    Attributes:
+        turn: Whoever has it may use the encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: AnyEncoder | None,
+        *,
+        default: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name: str | None = None
+        self._encoder: Encoder | None = None
+        self._is_default = encoder is None and default
+        if self._is_default:
+            self._name = os.environ.get("VDR_DB_MODEL") or DEFAULT_MODEL
+        elif isinstance(encoder, (str, os.PathLike)):
+            self._name = os.fspath(encoder)
+        else:
+            self._encoder = encoder
+        self._check = check
+        self._stamp: EncoderStamp | None = None
+        self.turn = threading.RLock()
+
+    @property
+    def model(self) -> str:
+        """Name of the model, for messages."""
+        stamp = self.stamp()
+        return (self._name or "no encoder") if stamp is None else stamp.model
+
+    @property
+    def named(self) -> Encoder | None:
+        """The encoder that the caller gave or named, or that is loaded already; see `get`."""
+        return self._encoder if self._is_default else self.get()
+
+    @property
+    def width(self) -> int | None:
+        """Size of its vocabulary, `None` while it is not loaded."""
+        return None if self._encoder is None else self._encoder.vocabulary.size
+
+    def get(self) -> Encoder | None:
+        """The encoder.
+
+        Raises:
+            ConfigError: The model of that name cannot be found or is damaged.
+            MissingExtraError: A package that it needs is not installed.
+        """
+        with self.turn:
+            if self._encoder is None and self._name is not None:
+                self._encoder = load_encoder(self._name)
+                try:
+                    self._check()
+                except BaseException:
+                    self._encoder = self._stamp = None
+                    raise
+            return self._encoder
+
+    def need(self, what: str) -> Encoder:
+        """The encoder, for work with texts.
+
+        Raises:
+            ConfigError: There is none, or it reads images only.
+        """
+        encoder = self.get()
+        if encoder is None:
+            raise ConfigError(
+                f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
+                "use SparseRows."
+            )
+        if not hasattr(encoder, "encode_queries"):
+            raise ConfigError(
+                f"`{what}` with texts needs an encoder that reads texts, got "
+                f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
+            )
+        return encoder
+
+    def stamp(self) -> EncoderStamp | None:
+        """Identity of the encoder, kept because it may cost a pass over the weights."""
+        if self._stamp is None and self._encoder is not None:
+            self._stamp = self._encoder.stamp()
+        return self._stamp
+
+    def queries(self, queries: str | Sequence[str] | SparseRows, mode: Mode) -> SparseRows:
+        """Queries as rows; rows stay as they are.
+
+        Raises:
+            ConfigError: There is no encoder for texts.
+            TypeError: A query is neither.
+        """
+        if isinstance(queries, SparseRows):
+            return queries
+        encoder = self.need("search")
+        texts = [queries] if isinstance(queries, str) else queries
+        if not isinstance(texts, Sequence):
+            raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
+        with self.turn:
+            return (encoder.bag_of_tokens if mode == "alpha" else encoder.encode_queries)(texts)
+
+    def documents(self, texts: Sequence[str], documents: Documents = "encoded") -> SparseRows:
+        """Documents as rows."""
+        encoder = self.need("add_texts")
+        encode = encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents
+        with self.turn:
+            return encode(texts)
+
+    def images(self, what: str) -> EncodeImages:
+        """`encode_images`, one call at a time; `what` needs it, for messages."""
+        encode = image_encoding(self.get(), what)
+
+        def in_turn(images: Any, **options: int) -> EncodedImages:
+            with self.turn:
+                return encode(images, **options)
+
+        return in_turn
+
+    def token(self, token_id: int) -> str:
+        """Text of a token, its id where there is no encoder."""
+        encoder = self.named
+        return str(token_id) if encoder is None else encoder.vocabulary.token(token_id)
+
+
+def load_encoder(encoder: AnyEncoder) -> Encoder:
+    """The model of a name or folder, of texts or of texts and images; an encoder as it is.
 
     Raises:
-        ConfigError: There is none, or it reads images only.
+        ConfigError: It cannot be found or is damaged.
+        MissingExtraError: A package that it needs is not installed.
     """
-    if encoder is None:
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
-            "use SparseRows."
-        )
-    if not hasattr(encoder, "encode_queries"):
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder that reads texts, got "
-            f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
-        )
-    return encoder
+    if not isinstance(encoder, (str, os.PathLike)):
+        return encoder
+    for package in ("torch", "tokenizers", "safetensors"):
+        require(package, "encode")
+    from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
+
+    if (Path(encoder) / CROSS_MODAL_FILE).is_file():
+        from vdr_db.encoders.cross_modal import CrossModalEncoder
+
+        return CrossModalEncoder.from_pretrained(encoder)
+    from vdr_db.encoders.text import SparseEncoder
+
+    return SparseEncoder.from_pretrained(encoder)
 
 
 def checked_mode(mode: Mode | None, documents: Documents) -> Mode:
@@ -86,24 +231,3 @@ def checked_mode(mode: Mode | None, documents: Documents) -> Mode:
             f"use mode {usual!r}, or build a collection with another `documents`."
         )
     return mode
-
-
-def query_rows(
-    encoder: Encoder | None, queries: str | Sequence[str] | SparseRows, mode: Mode
-) -> SparseRows:
-    """Queries as rows; rows stay as they are.
-
-    Raises:
-        ConfigError: There is no encoder for texts.
-        TypeError: A query is neither.
-    """
-    if isinstance(queries, SparseRows):
-        return queries
-    encoder = text_encoder(encoder, "search")
-    texts = [queries] if isinstance(queries, str) else queries
-    if not isinstance(texts, Sequence):
-        raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
-    return encoder.bag_of_tokens(texts) if mode == "alpha" else encoder.encode_queries(texts)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vdr_db.connectors.base import Hit, Term
+from vdr_db.connectors.ids import id_order
 from vdr_db.errors import StoreError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["shared_terms", "texts_of"]
+__all__ = ["reranked", "shared_terms"]
 
 
 def shared_terms(
@@ -37,16 +38,22 @@ def shared_terms(
     return sorted(terms, key=lambda term: (-term.product, term.id))
 
 
-def texts_of(hits: Sequence[Hit], key: str) -> list[str]:
-    """The texts that were stored with hits.
+def reranked(
+    hits: Sequence[Hit], query: SparseRows, encode: Callable[[list[str]], SparseRows], key: str
+) -> list[Hit]:
+    """Hits with the full score of their texts, best first.
 
     Args:
         hits: What a search found.
+        query: One row.
+        encode: Makes a row of each text.
         key: Payload field of the texts.
 
     Raises:
-        StoreError: A hit has none.
+        StoreError: A hit has no text.
     """
+    if not hits:
+        return []
     texts = [hit.payload.get(key) for hit in hits]
     known = [text for text in texts if isinstance(text, str)]
     if len(known) < len(texts):
@@ -54,4 +61,6 @@ def texts_of(hits: Sequence[Hit], key: str) -> list[str]:
             f"`rerank` needs the text of every hit in the payload field {key!r}, "
             f"{len(texts) - len(known)} of {len(texts)} have none; add texts with store_text=True."
         )
-    return known
+    scores = encode(known).dot(query)[:, 0].tolist()
+    fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
+    return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
 from vdr_db.connectors.collections.collection import Collection
-from vdr_db.connectors.collections.encoding import Encoder, Mode
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, load_encoder
 from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
-from vdr_db.errors import ShapeError
+from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from vdr_db.connectors.qdrant.engine import Datatype, DenseVector, IndexKind
     from vdr_db.connectors.qdrant.requests import IndexMemory
 
-__all__ = ["QdrantOptions", "VDRQdrant"]
+__all__ = ["QdrantOptions", "QdrantTextOptions", "VDRQdrant", "choose_place"]
+
+# A name of a folder is letters and digits of any script, "_", "." and "-".
+_UNSAFE = re.compile(r"[^\w.-]")
 
 
 class QdrantChanges(TypedDict, total=False):
@@ -64,15 +70,40 @@ class QdrantTextOptions(QdrantOptions, total=False):
     text_key: str
 
 
+def choose_place(collection: str, options: QdrantOptions) -> None:
+    """Adds a place to options without one: the server of the environment, else a folder.
+
+    Raises:
+        ConfigError: Several places are given.
+    """
+    given = [place for place in ("path", "url", "client") if options.get(place) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"one of `path`, `url` and `client` is enough, got {given}; pass one.")
+    if given or not isinstance(collection, str):
+        return
+    if url := os.environ.get("VDR_DB_QDRANT_URL"):
+        options["url"] = url
+        options["api_key"] = options.get("api_key") or os.environ.get("VDR_DB_QDRANT_API_KEY")
+    else:
+        options["path"] = Path.cwd() / f"{_UNSAFE.sub(_quoted, collection)}.qdrant"
+
+
+def _quoted(unsafe: re.Match[str]) -> str:
+    return quote(unsafe[0], safe="", errors="surrogatepass")
+
+
 class VDRQdrant(Collection):
     """A `Collection` in Qdrant: embedded in a folder, in memory, or on a server.
 
-    Exactly one of `path`, `url` and `client` is needed. For `AsyncQdrantClient` there is
-    `AsyncVDRQdrant`.
+    Without `path`, `url` and `client` it is on the server that `$VDR_DB_QDRANT_URL` names (key:
+    `$VDR_DB_QDRANT_API_KEY`), else embedded in the folder `COLLECTION.qdrant` of the working
+    directory. `AsyncVDRQdrant` is the same in an event loop.
 
     Args:
         collection: Name of the collection, or an alias of one.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
+            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
+            shipped one.
         path: Folder of its own for the collection, or `":memory:"`.
         url: Address of a server.
         client: A ready `qdrant_client.QdrantClient`.
@@ -87,20 +118,25 @@ class VDRQdrant(Collection):
 
     Raises:
         ConfigError: The options contradict each other.
-        StoreMismatch: The place holds something else, or the collection is of another encoder.
+        StoreMismatch: The place holds something else, or the collection is of another encoder; a
+            model that is loaded later is compared then.
         StoreUnavailable: It cannot be reached, or another process has it open.
     """
+
+    store: QdrantStore
+    _has_default_model = True
 
     def __init__(
         self,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
         **options: Unpack[QdrantOptions],
     ) -> None:
+        choose_place(collection, options)
         store = QdrantStore(collection, **options)
         try:
             super().__init__(
@@ -110,13 +146,11 @@ class VDRQdrant(Collection):
             store.close()
             raise
 
-    store: QdrantStore
-
     @classmethod
     def from_existing(
         cls,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         adopt: bool = False,
         width: int | None = None,
@@ -155,6 +189,7 @@ class VDRQdrant(Collection):
             ConfigError: It is to be adopted without encoder and width.
         """
         if width is None and encoder is not None:
+            encoder = load_encoder(encoder)
             width = encoder.vocabulary.size
         options["existing"] = Existing(adopt, width, documents or "encoded")
         return cls(collection, encoder, documents=documents, **options)
@@ -266,7 +301,7 @@ class VDRQdrant(Collection):
 
     def rebuild(
         self,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         expected: int | None = None,
         keep_old: bool = False,

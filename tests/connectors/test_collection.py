@@ -309,9 +309,11 @@ def test_the_encoder_of_a_collection_is_remembered(tmp_path, encoder):
         assert {t.token for t in articles.explain(encoder.encode_queries(["theory"]), 3)} <= {
             str(i) for i in range(len(WORDS))
         }
-        with pytest.raises(ConfigError, match="needs an encoder"):
-            articles.search(QUESTION)
-        with pytest.raises(ConfigError, match="needs an encoder"):
+        # The default model is another one, which is told when it is needed.
+        for _ in range(2):
+            with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
+                articles.search(QUESTION)
+        with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
             articles.add_texts(TEXTS)
 
 
@@ -321,6 +323,15 @@ def test_without_an_encoder(tmp_path):
         assert rows.store.width == 7
         assert rows.search(row({1: 2.0}, width=7)) == [Hit("a", 2.0, {})]
         assert rows.explain(row({1: 2.0}, width=7), "a") == [Term("1", 1, 2.0, 1.0, 2.0)]
+
+
+def test_a_plain_collection_has_no_model_by_default():
+    with Collection(MemoryStore()) as rows:
+        rows.add_rows(row({1: 1.0}, width=7), ["a"])
+        for use in (lambda: rows.search(QUESTION), lambda: rows.add_texts(TEXTS)):
+            with pytest.raises(ConfigError, match="needs an encoder"):
+                use()
+        assert repr(rows).endswith("no encoder)")
 
 
 def test_a_collection_never_written_is_no_empty_answer(tmp_path, encoder):
@@ -351,7 +362,7 @@ def test_close(encoder):
 
 
 def test_options(encoder):
-    with pytest.raises(ConfigError, match="exactly one"):
-        VDRQdrant("articles", encoder)
+    with pytest.raises(ConfigError, match=r"is enough, got \['path', 'url'\]"):
+        VDRQdrant("articles", encoder, path=":memory:", url="http://x")
     with pytest.raises(ConfigError, match="'images'"):
         VDRQdrant("articles", encoder, path=":memory:", documents="images")
