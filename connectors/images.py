@@ -20,7 +20,7 @@ import numpy as np
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.feed import Batch, Feed
 from vdr_db.connectors.ids import checked_id
-from vdr_db.errors import ConfigError, InputError
+from vdr_db.errors import InputError
 from vdr_db.images.files import list_images
 from vdr_db.sparse import SparseRows
 
@@ -31,9 +31,7 @@ __all__ = [
     "THUMBNAIL_KEY",
     "EncodeImages",
     "EncodedImages",
-    "encode_query_image",
     "image_batches",
-    "image_encoding",
 ]
 
 MODALITY_KEY = "modality"
@@ -77,34 +75,6 @@ class EncodedImages(Protocol):
 
 EncodeImages: TypeAlias = Callable[..., EncodedImages]
 """`encode_images` of an encoder: images, and `thumbnail_px` where it is wanted."""
-
-
-def image_encoding(encoder: object, what: str) -> EncodeImages:
-    """`encode_images` of an encoder.
-
-    Raises:
-        ConfigError: There is no encoder, or it reads no images.
-    """
-    found: EncodeImages | None = getattr(encoder, "encode_images", None)
-    if found is None:
-        has = "no encoder" if encoder is None else type(encoder).__name__
-        raise ConfigError(
-            f"`{what}` needs an encoder that reads images, got {has}; open the collection with a "
-            "vdr_db.CrossModalEncoder."
-        )
-    return found
-
-
-def encode_query_image(encode: EncodeImages, image: Any) -> SparseRows:
-    """The vector of one image as a query.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    encoded = encode([image])
-    if encoded.refused:
-        raise InputError(f"{encoded.names[0]} cannot be searched for: {encoded.refused[0]}.")
-    return encoded.rows
 
 
 def image_batches(

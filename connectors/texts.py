@@ -12,7 +12,7 @@ from vdr_db.connectors.validation import clean_payload
 from vdr_db.errors import InputError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["refuse_string", "text_batches"]
+__all__ = ["text_batches"]
 
 
 def text_batches(

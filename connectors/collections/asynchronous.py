@@ -14,7 +14,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from vdr_db.connectors.base import Documents, Id
+from vdr_db.connectors.base import Id
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 from vdr_db.connectors.collections.encoding import AnyEncoder
@@ -185,7 +185,6 @@ class AsyncVDRQdrant(AsyncCollection):
         encoder: An encoder, or the name or folder of a model; see `VDRQdrant`.
         client: A `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options
             (address, key, TLS, prefix, timeout), and yours is neither used nor closed.
-        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         threads: Calls at once.
         options: `path`, `url` and more options of `VDRQdrant`.
 
@@ -201,7 +200,6 @@ class AsyncVDRQdrant(AsyncCollection):
         collection: str,
         encoder: AnyEncoder | None = None,
         *,
-        documents: Documents | None = None,
         threads: int = _THREADS,
         **options: Unpack[QdrantTextOptions],
     ) -> None:
@@ -209,14 +207,10 @@ class AsyncVDRQdrant(AsyncCollection):
         if unknown:
             raise TypeError(f"unknown options {unknown}; AsyncVDRQdrant takes those of VDRQdrant")
         choose_place(collection, options)
-        client = options.get("client")
-        if client is not None:
-            options["client"] = _blocking_client(client)
         self._options = options
-        super().__init__(
-            lambda: VDRQdrant(collection, encoder, documents=documents, **options), threads=threads
-        )
-        if client is not None:
+        super().__init__(lambda: VDRQdrant(collection, encoder, **options), threads=threads)
+        if (client := options.get("client")) is not None:
+            options["client"] = _blocking_client(client)
             self._resources.callback(options["client"].close)
 
     @classmethod
@@ -227,7 +221,6 @@ class AsyncVDRQdrant(AsyncCollection):
         *,
         adopt: bool = False,
         width: int | None = None,
-        documents: Documents | None = None,
         threads: int = _THREADS,
         **options: Unpack[QdrantTextOptions],
     ) -> Self:
@@ -236,10 +229,10 @@ class AsyncVDRQdrant(AsyncCollection):
         What is missing or does not fit is told by the first awaited call. Arguments and errors are
         those of `VDRQdrant.from_existing`.
         """
-        made = cls(collection, encoder, documents=documents, threads=threads, **options)
-        # The encoder may have to be loaded first, which is work for a thread.
+        made = cls(collection, encoder, threads=threads, **options)
+        options = made._options
         made._open = lambda: VDRQdrant.from_existing(
-            collection, encoder, adopt=adopt, width=width, documents=documents, **made._options
+            collection, encoder, adopt=adopt, width=width, **options
         )
         return made
 
@@ -255,7 +248,6 @@ class AsyncVDRElasticsearch(AsyncCollection):
     Args:
         index: Name of the alias.
         encoder: An encoder, or the name or folder of a model; see `VDRElasticsearch`.
-        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         threads: Calls at once.
         options: `url` or a ready synchronous `client`, and more options of `VDRElasticsearch`.
     """
@@ -265,14 +257,10 @@ class AsyncVDRElasticsearch(AsyncCollection):
         index: str,
         encoder: AnyEncoder | None = None,
         *,
-        documents: Documents | None = None,
         threads: int = _THREADS,
         **options: Unpack[ElasticsearchTextOptions],
     ) -> None:
-        super().__init__(
-            lambda: VDRElasticsearch(index, encoder, documents=documents, **options),
-            threads=threads,
-        )
+        super().__init__(lambda: VDRElasticsearch(index, encoder, **options), threads=threads)
 
     create = _awaited(VDRElasticsearch.create)
     search_with_text = _awaited(VDRElasticsearch.search_with_text)

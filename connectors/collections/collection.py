@@ -22,7 +22,7 @@ from vdr_db.connectors.collections.scores import reranked, shared_terms
 from vdr_db.connectors.collections.writing import write
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import checked_ids
-from vdr_db.connectors.images import encode_query_image, image_batches
+from vdr_db.connectors.images import image_batches
 from vdr_db.connectors.texts import text_batches
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
@@ -60,6 +60,8 @@ class Collection:
     """
 
     _has_default_model = False
+    # What writes documents with more than texts and rows tell, instead of the store's own.
+    _upsert: Callable[..., Written] | None = None
 
     def __init__(
         self,
@@ -129,18 +131,6 @@ class Collection:
                 id, or a payload has another value in the field of the text.
             RejectedRows: Some texts could not be stored; all others are written.
         """
-        return self._add_texts(self.store.upsert, texts, ids, payloads, batch_size, empty)
-
-    def _add_texts(
-        self,
-        upsert: Callable[..., Written],
-        texts: Iterable[str],
-        ids: Iterable[Id] | None,
-        payloads: Iterable[Mapping[str, Any] | None] | None,
-        batch_size: int,
-        empty: EmptyRows,
-    ) -> list[Id]:
-        """`add_texts` with a store's `upsert`, to which a child class may add arguments."""
         self._encoding.need("add_texts")
         batches = text_batches(
             lambda batch: self._encoding.documents(batch, self._documents),
@@ -151,7 +141,7 @@ class Collection:
             text_key=self.text_key if self.store_text else None,
         )
         self._create(self._encoding.width)
-        return write(batches, upsert, empty)
+        return write(batches, self._upsert or self.store.upsert, empty)
 
     def add_rows(
         self,
@@ -178,16 +168,6 @@ class Collection:
             InputError: An id is unusable or given twice, or the rows have another width.
             RejectedRows: Some rows could not be stored; all others are written.
         """
-        return self._add_rows(self.store.upsert, rows, ids, payloads, empty)
-
-    def _add_rows(
-        self,
-        upsert: Callable[..., Written],
-        rows: SparseRows,
-        ids: Sequence[Id],
-        payloads: Sequence[Mapping[str, Any] | None] | None,
-        empty: EmptyRows,
-    ) -> list[Id]:
         if not isinstance(rows, SparseRows):
             raise TypeError(
                 f"`rows` must be SparseRows, got {type(rows).__name__}; "
@@ -196,6 +176,7 @@ class Collection:
         checked = checked_ids(ids)
         encoder = self._encoding.named
         self._create(rows.width if encoder is None else encoder.vocabulary.size)
+        upsert = self._upsert or self.store.upsert
         left_out = set(upsert(rows, checked, payloads, empty=empty).skipped)
         return [id for id in checked if id not in left_out]
 
@@ -312,7 +293,10 @@ class Collection:
 
     def encode_query_image(self, image: Any) -> SparseRows:
         """The vector of an image as a query, one row; errors as in `search_by_image`."""
-        return encode_query_image(self._encoding.images("search_by_image"), image)
+        encoded = self._encoding.images("search_by_image")([image])
+        if encoded.refused:
+            raise InputError(f"{encoded.names[0]} cannot be searched for: {encoded.refused[0]}.")
+        return encoded.rows
 
     def search_batch(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
-from vdr_db.connectors.collections.encoding import AnyEncoder, Mode
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions
 from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
@@ -46,15 +46,13 @@ class ElasticsearchOptions(TypedDict, total=False):
     retry: RetryPolicy | None
 
 
-class ElasticsearchTextOptions(ElasticsearchOptions, total=False):
-    """`ElasticsearchOptions`, TLS, and how texts are kept."""
+class ElasticsearchTextOptions(ElasticsearchOptions, TextOptions, total=False):
+    """`ElasticsearchOptions`, TLS, and how documents are kept."""
 
     ca_certs: str | None
     ssl_assert_fingerprint: str | None
     verify_certs: bool | None
     client_options: Mapping[str, Any] | None
-    store_text: bool
-    text_key: str
 
 
 class VDRElasticsearch(Collection):

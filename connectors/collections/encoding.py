@@ -6,16 +6,24 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from vdr_db.checkpoints.assets import DEFAULT_MODEL
 from vdr_db.connectors.base import Documents
-from vdr_db.connectors.images import EncodedImages, EncodeImages, image_encoding
+from vdr_db.connectors.images import EncodedImages, EncodeImages
 from vdr_db.errors import ConfigError, require
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["AnyEncoder", "Encoder", "Encoding", "Mode", "checked_mode", "load_encoder"]
+__all__ = [
+    "AnyEncoder",
+    "Encoder",
+    "Encoding",
+    "Mode",
+    "TextOptions",
+    "checked_mode",
+    "load_encoder",
+]
 
 Mode: TypeAlias = Literal["full", "alpha", "beta"]
 """How query and documents are represented.
@@ -53,6 +61,14 @@ class Encoder(Protocol):
 
     def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
         """Token sets with weight 1."""
+
+
+class TextOptions(TypedDict, total=False):
+    """How a collection keeps documents; see `Collection`."""
+
+    documents: Documents | None
+    store_text: bool
+    text_key: str
 
 
 AnyEncoder: TypeAlias = Encoder | str | os.PathLike[str]
@@ -177,8 +193,20 @@ class Encoding:
             return encode(texts)
 
     def images(self, what: str) -> EncodeImages:
-        """`encode_images`, one call at a time; `what` needs it, for messages."""
-        encode = image_encoding(self.get(), what)
+        """`encode_images` of the encoder, one call at a time.
+
+        Raises:
+            ConfigError: There is no encoder, or it reads no images; the message says `what` it is
+                for.
+        """
+        encoder = self.get()
+        encode: EncodeImages | None = getattr(encoder, "encode_images", None)
+        if encode is None:
+            has = "no encoder" if encoder is None else type(encoder).__name__
+            raise ConfigError(
+                f"`{what}` needs an encoder that reads images, got {has}; open the collection with "
+                "a vdr_db.CrossModalEncoder."
+            )
 
         def in_turn(images: Any, **options: int) -> EncodedImages:
             with self.turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
 from vdr_db.connectors.collections.collection import Collection
-from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, load_encoder
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
 from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
@@ -63,11 +64,8 @@ class QdrantOptions(QdrantChanges, total=False):
     existing: Existing | None
 
 
-class QdrantTextOptions(QdrantOptions, total=False):
-    """`QdrantOptions`, and how texts are kept."""
-
-    store_text: bool
-    text_key: str
+class QdrantTextOptions(QdrantOptions, TextOptions, total=False):
+    """`QdrantOptions`, and how documents are kept."""
 
 
 def choose_place(collection: str, options: QdrantOptions) -> None:
@@ -154,7 +152,6 @@ class VDRQdrant(Collection):
         *,
         adopt: bool = False,
         width: int | None = None,
-        documents: Documents | None = None,
         **options: Unpack[QdrantTextOptions],
     ) -> Self:
         """Opens a collection that is on a server already, and neither makes nor changes it.
@@ -177,7 +174,6 @@ class VDRQdrant(Collection):
             encoder: The model that made its vectors.
             adopt: Take one that this library did not make.
             width: Vocabulary size, for one that is adopted without an encoder.
-            documents: What its document side is, by default `"encoded"`.
             options: `url` or `client`, `vector_name` when it has several sparse vectors, and more
                 options of `VDRQdrant`.
 
@@ -191,8 +187,8 @@ class VDRQdrant(Collection):
         if width is None and encoder is not None:
             encoder = load_encoder(encoder)
             width = encoder.vocabulary.size
-        options["existing"] = Existing(adopt, width, documents or "encoded")
-        return cls(collection, encoder, documents=documents, **options)
+        options["existing"] = Existing(adopt, width, options.get("documents") or "encoded")
+        return cls(collection, encoder, **options)
 
     def add_texts(
         self,
@@ -235,7 +231,9 @@ class VDRQdrant(Collection):
             picked = {name: column[taken] for name, column in columns.items()}
             return self.store.upsert(rows, part, *rest, dense=picked, **options)
 
-        return self._add_texts(upsert, texts, given, payloads, batch_size, empty)
+        beside = copy.copy(self)
+        beside._upsert = upsert
+        return beside.add_texts(texts, given, payloads, batch_size=batch_size, empty=empty)
 
     def add_rows(
         self,
@@ -255,8 +253,11 @@ class VDRQdrant(Collection):
             empty: What becomes of rows without entries.
             dense: Name → `[N, size]` dense vectors of the same documents.
         """
-        upsert = partial(self.store.upsert, dense=dense)
-        return self._add_rows(upsert, rows, ids, payloads, empty)
+        if dense is None:
+            return super().add_rows(rows, ids, payloads, empty=empty)
+        beside = copy.copy(self)
+        beside._upsert = partial(self.store.upsert, dense=dense)
+        return beside.add_rows(rows, ids, payloads, empty=empty)
 
     def search_with_dense(
         self,
