@@ -113,9 +113,9 @@ class AsyncCollection:
     flush = _awaited(Collection.flush)
     optimize = _awaited(Collection.optimize)
 
-    async def ids(self) -> AsyncIterator[Id]:
-        """All ids, in the order of the store."""
-        walk = await self._run(lambda collection: collection.ids())
+    async def ids(self, filter: Any = None) -> AsyncIterator[Id]:
+        """All ids, of documents the filter keeps when one is given, in the order of the store."""
+        walk = await self._run(lambda collection: collection.ids(filter))
         while page := await self._run(lambda _: list(islice(walk, _PAGE))):
             for id in page:
                 yield id

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Collection", "Encoder", "Mode"]
 
+_PAGE = 10_000
+
 
 class Collection:
     """Texts in a store, found by what an encoder makes of them.
@@ -231,9 +233,33 @@ class Collection:
         self._create(self._encoding.width)
         return write(batches, self.store.upsert, empty)
 
-    def delete(self, ids: Sequence[Id]) -> int:
-        """Removes documents; returns how many were there."""
-        return self.store.delete(ids)
+    def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
+        """Removes documents; returns how many were there.
+
+        Args:
+            ids: Their ids.
+            filter: Removes all documents that it keeps, instead of ids; see `vdr_db.filters`.
+
+        Raises:
+            TypeError: One id or condition came instead of ids, or not exactly one of `ids` and
+                `filter`.
+            ConfigError: The filter is empty, which would remove everything.
+        """
+        if isinstance(ids, (str, bytes, Mapping)) or (ids is None) == (filter is None):
+            raise TypeError(
+                f"`delete` takes a sequence of ids or one condition, got ids={ids!r} and "
+                f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
+            )
+        if ids is not None:
+            return self.store.delete(ids)
+        if filter == {}:
+            raise ConfigError(
+                "an empty filter keeps every document, so nothing is deleted by it; pass "
+                "delete(list(collection.ids())) to remove all."
+            )
+        found = list(self.store.ids(filter))
+        pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
+        return sum(map(self.store.delete, pages))
 
     # Reading
 
@@ -319,9 +345,9 @@ class Collection:
         """The documents of these ids in this order; unknown ids are left out."""
         return self.store.get(ids, with_rows)
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the store."""
-        return self.store.ids()
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, of documents the filter keeps when one is given, in the order of the store."""
+        return self.store.ids(filter)
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

@@ -289,12 +289,14 @@ class ServerEngine:
         return [self._requests.stored(record, with_rows) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
+        native = self._requests.filter(filter)
+        options = {"offset": after, "limit": limit, "with_payload": list(fields)}
         with self._translated("be read"):
             records, following = self._client.scroll(
-                self._collection, offset=after, limit=limit, with_payload=list(fields)
+                self._collection, scroll_filter=native, **options
             )
         return [self._requests.stored(record, False) for record in records], following
 

@@ -67,6 +67,7 @@ def test_every_method_answers_as_the_collection_does(opened):
             with pytest.raises(RejectedRows, match=r"`n` holds a set"):
                 await articles.add_texts(["go", "light"], [7, 8], [{"n": {1, 2}}, None])
             assert await articles.delete([8, "nobody"]) == 1
+            assert [id async for id in articles.ids({"n": 1})] == [1]
             assert await articles.count() == made.count() == 3
             with pytest.raises(TypeError, match=r"pass \['theory'\]"):
                 await articles.search_batch("theory")

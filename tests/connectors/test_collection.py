@@ -199,6 +199,36 @@ def test_texts_without_tokens(collection):
     assert collection.count() == 1
 
 
+def test_deleting_by_a_condition(collection):
+    collection.add_texts(TEXTS, IDS, [{"n": 1, "s": "a"}, {"n": 2, "s": "a"}, {"n": 3}])
+    assert set(collection.ids({"s": "a"})) == {"einstein", "chess"}
+    assert collection.delete(filter={"s": "nowhere"}) == 0
+    assert collection.delete(filter={"s": "a", "n": {"gt": 1}}) == 1
+    assert set(collection.ids()) == {"einstein", 3}
+    # A condition where ids are expected once deleted nothing, silently.
+    for wrong in ({"s": "a"}, "einstein", b"einstein", None):
+        with pytest.raises(TypeError, match=r"delete\(filter=\{field: value\}\)"):
+            collection.delete(wrong)
+    with pytest.raises(TypeError, match="one condition"):
+        collection.delete(["einstein"], filter={"s": "a"})
+    with pytest.raises(ConfigError, match="keeps every document"):
+        collection.delete(filter={})
+    for read in (collection.get, collection.store.get, collection.store.delete):
+        with pytest.raises(TypeError, match=r"a condition goes where `filter` is"):
+            read({"s": "a"})
+    assert collection.count() == 2
+    assert collection.delete(filter={"not": {"n": 7}}) == 2
+
+
+def test_deleting_many_by_a_condition(encoder):
+    with VDRQdrant("rows", encoder, path=":memory:") as rows:
+        many = SparseRows.from_dicts([{i % 20: 1.0} for i in range(2500)], encoder.vocabulary.size)
+        rows.add_rows(many, range(2500), [{"even": i % 2 == 0} for i in range(2500)])
+        assert len(list(rows.ids({"even": False}))) == 1250
+        assert rows.delete(filter={"even": True}) == 1250
+        assert set(rows.ids()) == set(range(1, 2500, 2))
+
+
 def test_nothing_to_add(collection):
     assert collection.add_texts([]) == []
     assert collection.count() == 0

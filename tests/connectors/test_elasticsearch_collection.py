@@ -50,6 +50,8 @@ def test_texts_are_found_and_explained(open_collection):
     assert [term.product for term in terms] == sorted((t.product for t in terms), reverse=True)
     assert [hit.id for hit in articles.search("chess", filter={"n": 2})] == ["1"]
     assert [len(found) for found in articles.search_batch(["chess", "zzz"], 5)] == [2, 0]
+    assert list(articles.ids({"n": {"gte": 1}})) == [1, 4, "1"]
+    assert articles.delete(filter={"n": {"gt": 2}}) == 1
     assert articles.delete(["1"]) == 1
     assert [record.id for record in articles.get([1, "1"])] == [1]
 

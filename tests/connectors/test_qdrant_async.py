@@ -107,6 +107,8 @@ def test_the_same_answers_as_the_other_one(client, client_options, server):
             assert await collection.search_hybrid(queries[0], dense[3], 5) == fused
         assert await collection.get(["id 3", 5, "none"], True) == store.get(["id 3", 5], True)
         assert [id async for id in collection.ids()] == list(store.ids())
+        assert {id async for id in collection.ids({"n": 3})} == set(store.ids({"n": 3}))
+        assert {id async for id in collection.ids(native)} == set(store.ids({"n": 3}))
         assert await collection.delete(["id 3", 5, "none"]) == 2
         assert await collection.count() == store.count() == 298
 
