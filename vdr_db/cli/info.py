@@ -8,11 +8,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from vdr_db import __version__
 from vdr_db.checkpoints.assets import cache_folder
 from vdr_db.cli.options import add_model_options, add_store_options, load_model
 from vdr_db.cli.search import opened
 from vdr_db.cli.show import show_json
+from vdr_db.version import __version__
 
 __all__ = ["add_arguments", "run_command"]
 

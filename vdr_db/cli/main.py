@@ -16,9 +16,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from vdr_db import __version__
 from vdr_db.cli.show import say
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
+from vdr_db.version import __version__
 
 __all__ = ["main"]
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdr_db import __version__
 from vdr_db.errors import ConfigError
 from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg, picture_address, shares_svg
 from vdr_db.explain.cloud import cloud_svg
@@ -19,6 +18,7 @@ from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.portrait import Fired, Match, Portrait
 from vdr_db.explain.style import STYLE
 from vdr_db.explain.words import Reason, TermLike
+from vdr_db.version import __version__
 
 __all__ = ["match_html", "page_html", "portrait_html", "report_html", "save_html"]
 
