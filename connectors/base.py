@@ -180,8 +180,8 @@ class Store(Protocol):
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the store."""
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, of documents the filter keeps when one is given, in the order of the store."""
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

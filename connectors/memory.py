@@ -153,10 +153,11 @@ class MemoryStore:
             if id in self._rows
         ]
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order they were first written."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, in the order they were first written."""
         self._made()
-        return iter(list(self._rows))
+        ids = list(self._rows)
+        return iter([id for id, kept in zip(ids, self._mask(filter, ids), strict=True) if kept])
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

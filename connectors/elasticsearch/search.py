@@ -120,12 +120,14 @@ class Searcher:
                 records.append(Record(id, body.get("payload") or {}, row))
         return records
 
-    def ids(self) -> Iterator[Id]:
-        """All ids by pages, each page behind the last id of the one before."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, each page behind the last id of the one before."""
+        tree = as_query(filter)
+        query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
         after: list[Any] | None = None
         while True:
             body: dict[str, Any] = {
-                "query": {"match_all": {}},
+                "query": query,
                 "size": _PAGE,
                 "sort": [{"order": "asc"}],
                 "_source": False,

@@ -350,10 +350,10 @@ class ElasticsearchStore(IndexLifecycle):
             )
         return self._searcher().get(checked_ids(ids), with_rows)
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, integers first, each kind in ascending order."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, integers first, each kind in ascending order."""
         self._made()
-        return self._searcher().ids()
+        return self._searcher().ids(filter)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

@@ -300,9 +300,12 @@ class Engine(Protocol):
         """The points that are there, in any order."""
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
-        """A page of points from `after` on with these payload fields, and where the next starts."""
+        """A page of points from `after` on with these payload fields, and where the next starts.
+
+        The filter, in any of its forms, leaves points out.
+        """
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""

@@ -293,11 +293,16 @@ class ServerEngine:
         return [self._requests.stored(record, with_rows) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         records, following = self._asked(
-            "be read", self._client.scroll, offset=after, limit=limit, with_payload=list(fields)
+            "be read",
+            self._client.scroll,
+            scroll_filter=self._requests.filter(filter),
+            offset=after,
+            limit=limit,
+            with_payload=list(fields),
         )
         return [self._requests.stored(record, False) for record in records], following
 

@@ -411,13 +411,16 @@ class QdrantStore(CollectionLifecycle):
             if point in found
         ]
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the points; documents written meanwhile may be missed."""
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, in the order of the points.
+
+        Documents written meanwhile may be missed.
+        """
         self._made()
         after: PointId | None = None
         while True:
             self._check_open()
-            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD])
+            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD], filter)
             for stored in page:
                 yield stored.payload.get(ID_FIELD, stored.point)
             if after is None:

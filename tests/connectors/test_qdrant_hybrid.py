@@ -187,13 +187,13 @@ def test_texts_with_dense_vectors(connect):
         ids = articles.add_texts(texts, dense={"text": columns}, batch_size=1)
         assert ids[1] == ids[2]
         assert articles.count() == 2
-        hits = articles.search_hybrid("theory", columns[1], 2)
+        hits = articles.search_with_dense("theory", columns[1], 2)
         assert {hit.id for hit in hits} == set(ids)
         assert hits[0].payload["text"]
         articles.add_rows(
             WordEncoder().encode_documents(texts[:1]), ["e"], dense={"text": columns[:1]}
         )
-        assert articles.search_hybrid("theory", columns[0], 1)[0].id in ("e", ids[0])
+        assert articles.search_with_dense("theory", columns[0], 1)[0].id in ("e", ids[0])
         with pytest.raises(ShapeError, match="3 texts, 3 ids and 2 of 'text'"):
             articles.add_texts(texts, dense={"text": columns[:2]})
 

@@ -128,10 +128,9 @@ def _show_match(
     title: str,
 ) -> int:
     from vdr_db.cli.main import DONE, NOTHING_FOUND
-    from vdr_db.connectors.images import encode_query_image
     from vdr_db.explain import match_of, match_of_image
 
-    asked = query if isinstance(query, str) else encode_query_image(collection, query)
+    asked = query if isinstance(query, str) else collection.encode_query_image(query)
     terms = collection.explain(asked, id)
     if arguments.html or arguments.png:
         both: Any = collection.encoder

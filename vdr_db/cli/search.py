@@ -206,9 +206,7 @@ def _query_row(
     mode: Mode | None,
 ) -> SparseRows:
     if isinstance(query, Path):
-        from vdr_db.connectors.images import encode_query_image
-
-        return encode_query_image(collection, query)
+        return collection.encode_query_image(query)
     return encoder.bag_of_tokens([query]) if mode == "alpha" else encoder.encode_queries([query])
 
 
