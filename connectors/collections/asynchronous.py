@@ -18,9 +18,9 @@ from vdr_db.connectors.base import Id
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 from vdr_db.connectors.collections.encoding import AnyEncoder
-from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
 from vdr_db.connectors.collections.writing import STOP
+from vdr_db.connectors.renamed import renamed
 from vdr_db.errors import ConfigError, StoreError, require
 
 if TYPE_CHECKING:

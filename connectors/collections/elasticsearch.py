@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions
-from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 from vdr_db.connectors.qdrant.errors import shown_url
+from vdr_db.connectors.renamed import renamed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -155,7 +155,7 @@ class VDRElasticsearch(Collection):
         depth: int = 100,
         rank_constant: int = 60,
     ) -> list[Hit]:
-        """The best documents by vector and BM25 together; see `ElasticsearchStore.search_hybrid`.
+        """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`.
 
         Args:
             query: A text.
@@ -169,7 +169,7 @@ class VDRElasticsearch(Collection):
             depth: Hits of each side that fusion by ranks looks at.
             rank_constant: Larger values give the first ranks less weight.
         """
-        search = self.store.search_hybrid
+        search = self.store.search_with_text
         return search(
             self._query_rows([query], mode),
             query,

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
-from vdr_db.connectors.collections.renamed import renamed
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
+from vdr_db.connectors.renamed import renamed
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.sparse import SparseRows
 
@@ -286,7 +286,7 @@ class VDRQdrant(Collection):
             rank_constant: Larger values give the first ranks less weight.
         """
         row = self._query_rows(query, mode)
-        search = self.store.search_hybrid
+        search = self.store.search_with_dense
         return search(
             row,
             vector,

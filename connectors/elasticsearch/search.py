@@ -79,7 +79,7 @@ class Searcher:
         depth: int,
         rank_constant: int,
     ) -> list[Hit]:
-        """The best documents by vector and BM25; see `ElasticsearchStore.search_hybrid`."""
+        """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`."""
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")
         meta = self._index.made()

@@ -299,10 +299,10 @@ class ServerEngine:
         records, following = self._asked(
             "be read",
             self._client.scroll,
+            scroll_filter=self._requests.filter(filter),
             offset=after,
             limit=limit,
             with_payload=list(fields),
-            scroll_filter=self._requests.filter(filter),
         )
         return [self._requests.stored(record, False) for record in records], following
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from vdr_db.connectors.base import (
     Id,
     Record,
     Written,
-    check_stamp,
     checked_page,
 )
 from vdr_db.connectors.halving import deliver
@@ -36,24 +34,21 @@ from vdr_db.connectors.qdrant.documents import (
 )
 from vdr_db.connectors.qdrant.engine import (
     DATATYPES,
-    VECTOR_NAME,
     Datatype,
     DenseVector,
     Engine,
     IndexKind,
-    Manifest,
     PointId,
     Stored,
     checked_dense,
     checked_indexes,
 )
-from vdr_db.connectors.qdrant.errors import NameTaken
 from vdr_db.connectors.qdrant.existing import Existing, point_of
 from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.validation import checked_query
-from vdr_db.errors import ConfigError, RejectedRows, StoreError
+from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
     from vdr_db.connectors.qdrant.requests import IndexMemory
@@ -157,7 +152,6 @@ class QdrantStore(CollectionLifecycle):
         self._full_scan_threshold = full_scan_threshold
         # An embedded engine writes one batch at a time; a server takes several streams.
         self.concurrent_writers = 1 if path is not None else 2
-        self._closed = False
         self._engine: Engine
         if path is not None:
             from vdr_db.connectors.qdrant.edge import EdgeEngine
@@ -185,7 +179,7 @@ class QdrantStore(CollectionLifecycle):
             self._manifest = self._engine.open()
             if self._manifest is not None:
                 self._manifest.check_options(
-                    self._engine.where, self._datatype, self._payload_indexes, self._dense
+                    self._where, self._datatype, self._payload_indexes, self._dense
                 )
         except BaseException:
             self._engine.close()
@@ -222,71 +216,10 @@ class QdrantStore(CollectionLifecycle):
         existing = Existing(adopt=adopt, width=width, documents=documents)
         return cls(collection, vector_name=vector_name, existing=existing, **options)
 
-    @property
-    def width(self) -> int | None:
-        """Width of all rows, `None` while the collection is not made."""
-        return None if self._manifest is None else self._manifest.width
-
-    @property
-    def stamp(self) -> EncoderStamp | None:
-        """The encoder the collection was made for, as far as known."""
-        return None if self._manifest is None else self._manifest.stamp
-
-    @property
-    def documents(self) -> Documents:
-        """What the document side is."""
-        return "encoded" if self._manifest is None else self._manifest.documents
-
-    @property
-    def datatype(self) -> Datatype:
-        """How the index keeps weights."""
-        kept = self._datatype if self._manifest is None else self._manifest.datatype
-        return kept or "float32"
-
-    @property
-    def dense(self) -> dict[str, DenseVector]:
-        """The dense vectors beside the sparse one; `""` is one without a name."""
-        return self._dense if self._manifest is None else dict(self._manifest.dense)
-
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""
-        state = ", closed" if self._closed else ""
-        return f"QdrantStore({self._engine.where}{state})"
-
-    def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
-    ) -> None:
-        """Makes the collection, or checks the one that is there; see `Store.create`."""
-        self._check_open()
-        if self._manifest is not None:
-            kept = (self._manifest.width, self._manifest.stamp, self._manifest.documents)
-            check_stamp(self._engine.where, kept, (width, stamp, documents))
-            return
-        SparseRows.empty(0, width)  # checks the width
-        manifest = Manifest(
-            collection=self.name,
-            width=width,
-            stamp=stamp,
-            documents=documents,
-            datatype=self.datatype,
-            full_scan_threshold=self._full_scan_threshold,
-            payload_indexes=self._payload_indexes,
-            dense=self._dense,
-            vector=self._vector_name or VECTOR_NAME,
-        )
-        try:
-            self._engine.create(manifest)
-        except NameTaken:
-            # Another process was faster; what it made must be what was asked for.
-            self._manifest = self._engine.open()
-            if self._manifest is None:
-                raise
-            self._manifest.check_options(
-                self._engine.where, self._datatype, self._payload_indexes, self._dense
-            )
-            self.create(width, stamp, documents=documents)
-            return
-        self._manifest = manifest
+        state = ", closed" if self._is_closed else ""
+        return f"QdrantStore({self._where}{state})"
 
     def upsert(
         self,
@@ -315,7 +248,7 @@ class QdrantStore(CollectionLifecycle):
             made=self._made(),
             limits=self._engine.limits,
             empty=empty,
-            where=self._engine.where,
+            where=self._where,
         )
 
         def refuse(one: Batch, error: Exception) -> None:
@@ -339,7 +272,7 @@ class QdrantStore(CollectionLifecycle):
             offset: Hits to leave out at the start.
         """
         checked_page(limit, offset)
-        query = checked_query(row, self._made().width, self._engine.where, single=True)
+        query = checked_query(row, self._made().width, self._where, single=True)
         return self._search(query, limit, offset, filter)[0]
 
     def search_batch(
@@ -347,10 +280,10 @@ class QdrantStore(CollectionLifecycle):
     ) -> list[list[Hit]]:
         """`search` for each row, in as few requests as possible."""
         checked_page(limit, 0)
-        queries = checked_query(rows, self._made().width, self._engine.where)
+        queries = checked_query(rows, self._made().width, self._where)
         return self._search(queries, limit, 0, filter)
 
-    def search_hybrid(
+    def search_with_dense(
         self,
         row: SparseRows,
         vector: Any,
@@ -382,8 +315,8 @@ class QdrantStore(CollectionLifecycle):
         checked_page(limit, offset)
         checked_fusion(depth, rank_constant)
         made = self._made()
-        query = checked_query(row, made.width, self._engine.where, single=True)
-        using, numbers = checked_nearest(vector, using, made.dense, self._engine.where)
+        query = checked_query(row, made.width, self._where, single=True)
+        using, numbers = checked_nearest(vector, using, made.dense, self._where)
         found = self._engine.hybrid(
             query,
             using,
@@ -395,6 +328,8 @@ class QdrantStore(CollectionLifecycle):
             rank_constant=rank_constant,
         )
         return hits_of(found)
+
+    search_hybrid = renamed("search_hybrid", search_with_dense)
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
@@ -455,35 +390,9 @@ class QdrantStore(CollectionLifecycle):
 
     def close(self) -> None:
         """Releases the store; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        if not self._is_closed:
+            self._is_closed = True
             self._engine.close()
-
-    def __enter__(self) -> QdrantStore:
-        """The store itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the store."""
-        self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"{self._engine.where} is closed; open it again to use it.")
-
-    def _made(self) -> Manifest:
-        self._check_open()
-        if self._manifest is None:
-            raise StoreError(
-                f"{self._engine.where} holds nothing yet; add documents first, or check its name "
-                "and place."
-            )
-        return self._manifest
 
     def _write(self, batch: Batch) -> None:
         arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]

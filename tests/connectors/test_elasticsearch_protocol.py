@@ -237,21 +237,23 @@ def test_vector_and_text_are_searched_together(made):
     texts = ["red apple", "green pear", "apple apple pie", "nothing"]
     rows = row({1: 1.0}, {1: 3.0}, {2: 1.0}, {1: 2.0})
     store.upsert(rows, list(range(4)), [{"body": text} for text in texts])
-    fused = store.search_hybrid(row({1: 1.0}), "apple", "body")
+    fused = store.search_with_text(row({1: 1.0}), "apple", "body")
     by_vector, by_text = [1, 3, 0], [2, 0]
     ranks = {id: 1 / (61 + place) for place, id in enumerate(by_vector)}
     for place, id in enumerate(by_text):
         ranks[id] = ranks.get(id, 0) + 1 / (61 + place)
     assert {hit.id: pytest.approx(hit.score) for hit in fused} == ranks
     assert fused[0].id == 0
-    summed = store.search_hybrid(row({1: 1.0}), "apple", "body", fusion="sum", text_weight=100.0)
+    with pytest.warns(DeprecationWarning, match="`search_hybrid` is called `search_with_text`"):
+        assert store.search_hybrid(row({1: 1.0}), "apple", "body") == fused
+    summed = store.search_with_text(row({1: 1.0}), "apple", "body", fusion="sum", text_weight=100.0)
     assert [hit.id for hit in summed][:2] == [2, 0] or [hit.id for hit in summed][:2] == [0, 2]
-    only = store.search_hybrid(row({}), "pear", "body", filter={"body": "green pear"})
+    only = store.search_with_text(row({}), "pear", "body", filter={"body": "green pear"})
     assert [hit.id for hit in only] == [1]
     with pytest.raises(ConfigError, match="no text field 'title'"):
-        store.search_hybrid(row({1: 1.0}), "x", "title")
+        store.search_with_text(row({1: 1.0}), "x", "title")
     with pytest.raises(ConfigError, match="fusion"):
-        store.search_hybrid(row({1: 1.0}), "x", "body", fusion="max")
+        store.search_with_text(row({1: 1.0}), "x", "body", fusion="max")
 
 
 # Refusals
@@ -442,7 +444,7 @@ def test_a_rebuild_replaces_everything_in_one_step(made, proxy, open_store):
     assert store.stamp == new_stamp
     assert flat_settings(store) == ("7s", "0")
     assert len(proxy.seen("_aliases")) == 1
-    assert len(store.search_hybrid(row({}), "pear", "body")) == 3
+    assert len(store.search_with_text(row({}), "pear", "body")) == 3
     old = store.transport.call("GET", f"/{store.name}-000001", allow=(404,))
     assert old.status == 404
 

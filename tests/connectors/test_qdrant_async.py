@@ -101,7 +101,7 @@ def test_the_same_answers_as_the_other_one(client, client_options, server):
         assert await collection.search(queries[0], 5, offset=5) == store.search(
             queries[0], 5, offset=5
         )
-        fused = store.search_hybrid(queries[0], dense[3], 5)
+        fused = store.search_with_dense(queries[0], dense[3], 5)
         assert await collection.search_with_dense(queries[0], dense[3], 5) == fused
         with pytest.warns(DeprecationWarning, match="called `search_with_dense` now"):
             assert await collection.search_hybrid(queries[0], dense[3], 5) == fused
