@@ -14,8 +14,8 @@ from broken_images import encoded
 from image_folders import pixels, write_cross_modal
 from PIL import Image
 
-from vdr_db.cli.ingest import _resume_command
 from vdr_db.cli.main import main
+from vdr_db.cli.outcome import _resume_command
 from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
 
 SECRET = "s3cr3t-value-42"

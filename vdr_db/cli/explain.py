@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vdr_db.cli.images import add_thumbnail_option, image_payload, show_picture
+from vdr_db.cli.exits import DONE, NOTHING_FOUND
+from vdr_db.cli.images import image_payload, show_image
 from vdr_db.cli.options import (
     DEFAULT_MODEL,
     add_model_options,
     add_store_options,
-    load_cross_modal,
-    load_model,
+    add_thumbnail_option,
 )
-from vdr_db.cli.search import open_with_model, opened
 from vdr_db.cli.show import say, show_explanation, show_json, show_patches, show_vectors
+from vdr_db.cli.stores import load_cross_modal, load_model, open_with_model, opened
 from vdr_db.errors import ConfigError, InputError, RejectedRows, require
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", help="write a report: words, weights, positions or patches"
     )
-    parser.add_argument("--png", metavar="FILE", help="write the same as a picture")
+    parser.add_argument("--png", metavar="FILE", help="write the same as an image")
     add_thumbnail_option(parser)
 
 
@@ -127,7 +127,6 @@ def _show_match(
     id: int | str,
     title: str,
 ) -> int:
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
     from vdr_db.explain import match_of, match_of_image
 
     asked = query if isinstance(query, str) else collection.encode_query_image(query)
@@ -146,8 +145,8 @@ def _show_match(
     else:
         if not arguments.no_thumbnails:
             if isinstance(query, Path):
-                show_picture(image_payload(query))
-            show_picture(collection.get([id])[0].payload)
+                show_image(image_payload(query))
+            show_image(collection.get([id])[0].payload)
         show_explanation(
             [(term.token, term.query_weight, term.document_weight) for term in terms],
             score,
@@ -158,7 +157,6 @@ def _show_match(
 
 def _explain_text(arguments: argparse.Namespace) -> int:
     """What a text says on its own, as a document of the collection's model or of the usual one."""
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
     from vdr_db.explain import portrait_of_text
 
     if arguments.store is None:
@@ -181,7 +179,6 @@ def _explain_text(arguments: argparse.Namespace) -> int:
 
 def _explain_image(arguments: argparse.Namespace) -> int:
     """What an image says on its own, as words and patch by patch."""
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
     from vdr_db.explain import image_portrait
 
     file = Path(arguments.image)
@@ -193,7 +190,7 @@ def _explain_image(arguments: argparse.Namespace) -> int:
         show_json({"image": str(file), "words": list(portrait.words), "patches": patches})
     else:
         if not arguments.no_thumbnails:
-            show_picture(image_payload(file))
+            show_image(image_payload(file))
         show_vectors([(file.name, portrait.words)], SHOWN_WORDS)
         show_patches([[patch["word"] for patch in row] for row in patches])
     return DONE if portrait.words else NOTHING_FOUND

@@ -198,6 +198,8 @@ class FileSource:
         slice: The part of this worker.
         digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
             and modification time. Slow, but copies count as the same input.
+        unique: Whether a second record of a file with the same id is an error. Holds every id in
+            memory; Parquet files are not looked at.
 
     Raises:
         ConfigError: There is no file.
@@ -213,12 +215,14 @@ class FileSource:
         fields: Fields | None = None,
         slice: Slice | None = None,
         digest: bool = False,
+        unique: bool = False,
     ) -> None:
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError(f"`paths` must be a sequence of paths, got one; write [{paths!r}]")
         self.slice = slice or Slice()
         self._format = format
         self._fields = fields
+        self._unique = unique
         self.paths = [part for path in paths for part in _expanded(os.fspath(path))]
         if not self.paths:
             raise ConfigError("`paths` must name at least one file, got none.")
@@ -250,7 +254,12 @@ class FileSource:
             from vdr_db.ingest.parquet import read_parquet
 
             return read_parquet(path, fields=self._fields)
-        return read_records(path, format=self._format, fields=self._fields)  # type: ignore[arg-type]
+        return read_records(
+            path,
+            format=self._format,  # type: ignore[arg-type]
+            fields=self._fields,
+            unique=self._unique,
+        )
 
     def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
         """Windows of the records that are not settled; see `Source`."""
