@@ -10,12 +10,10 @@ The reports are HTML and SVG without a script and need no package; `save_png` ne
 `images`. `docs/seeing.md` shows what is in them.
 """
 
+from vdr_db.explain.attribution import Evidence, position_weights, text_evidence
 from vdr_db.explain.charts import grid_svg, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
-from vdr_db.explain.evidence import Evidence, position_weights, text_evidence
-from vdr_db.explain.images import image_portrait, match_of_image
-from vdr_db.explain.pictures import save_png
-from vdr_db.explain.portrait import (
+from vdr_db.explain.explanation import (
     Match,
     Picture,
     Portrait,
@@ -24,6 +22,8 @@ from vdr_db.explain.portrait import (
     portrait_of_image,
     portrait_of_text,
 )
+from vdr_db.explain.items import image_portrait, match_of_image
+from vdr_db.explain.png import save_png
 from vdr_db.explain.records import is_image, portrait_of_record, thumbnail_of
 from vdr_db.explain.report import report_html, save_html
 from vdr_db.explain.words import Reason, matched_words, reasons, shared_words, shares_of

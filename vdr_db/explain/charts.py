@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vdr_db.explain.attribution import Evidence
 from vdr_db.explain.cloud import text_width
-from vdr_db.explain.evidence import Evidence
 from vdr_db.explain.markup import escaped
 from vdr_db.explain.numbers import decimals_for
 from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from vdr_db.explain.portrait import Picture
+    from vdr_db.explain.explanation import Picture
 
 __all__ = ["bar_svg", "grid_svg", "patches_svg", "picture_address", "shares_svg"]
 

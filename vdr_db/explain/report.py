@@ -14,9 +14,9 @@ from vdr_db import __version__
 from vdr_db.errors import ConfigError
 from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg, picture_address, shares_svg
 from vdr_db.explain.cloud import cloud_svg
+from vdr_db.explain.explanation import Fired, Match, Portrait
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Fired, Match, Portrait
 from vdr_db.explain.style import STYLE
 from vdr_db.explain.words import Reason, TermLike
 

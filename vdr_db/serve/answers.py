@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from vdr_db.explain.portrait import Match, Portrait
+from vdr_db.explain.explanation import Match, Portrait
 from vdr_db.serve.service import Found, HitView
 
 __all__ = [

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from vdr_db import __version__
 from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import InputError, VdrError
-from vdr_db.explain.portrait import Match, Portrait
+from vdr_db.explain.explanation import Match, Portrait
 from vdr_db.serve.answers import (
     ExplainAnswer,
     InfoAnswer,

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from vdr_db.explain.charts import bar_svg
+from vdr_db.explain.explanation import Match, Portrait
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Match, Portrait
 from vdr_db.explain.report import match_html, portrait_html
 from vdr_db.explain.style import STYLE
 from vdr_db.serve.facets import FacetCounts, values_of

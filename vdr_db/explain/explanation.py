@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vdr_db.errors import ConfigError
-from vdr_db.explain.evidence import Evidence, text_evidence
+from vdr_db.explain.attribution import Evidence, text_evidence
 from vdr_db.explain.spans import NOWHERE, Mark, marks, token_spans, word_groups
 from vdr_db.explain.words import Reason, TermLike, reasons, vector_words
 from vdr_db.sparse import SparseRows

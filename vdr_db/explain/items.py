@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.explain.evidence import MOST_DIMENSIONS, Evidence
-from vdr_db.explain.portrait import Match, Picture, Portrait, join_match, portrait_of_image
+from vdr_db.explain.attribution import MOST_DIMENSIONS, Evidence
+from vdr_db.explain.explanation import Match, Picture, Portrait, join_match, portrait_of_image
 from vdr_db.explain.records import portrait_of_record
 from vdr_db.sparse import SparseRows
 

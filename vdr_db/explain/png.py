@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.explain.explanation import Match, Portrait
 from vdr_db.explain.markup import clean
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Match, Portrait
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
