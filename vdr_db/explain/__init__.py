@@ -17,12 +17,10 @@ from vdr_db.explain.explanation import (
     Match,
     Picture,
     Portrait,
-    make_match,
-    match_of,
     portrait_of_image,
-    portrait_of_text,
 )
-from vdr_db.explain.items import image_portrait, match_of_image
+from vdr_db.explain.items import image_portrait, portrait_of_text
+from vdr_db.explain.matches import make_match, match_of, match_of_image
 from vdr_db.explain.png import save_png
 from vdr_db.explain.records import is_image, portrait_of_record, thumbnail_of
 from vdr_db.explain.report import report_html, save_html

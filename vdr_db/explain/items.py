@@ -1,27 +1,26 @@
-"""The portrait of an image through its encoder: which word fires on which patch."""
+"""The portraits of a text and of an image, through their encoders."""
 
 from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.explain.attribution import MOST_DIMENSIONS, Evidence
-from vdr_db.explain.explanation import Match, Picture, Portrait, join_match, portrait_of_image
-from vdr_db.explain.records import portrait_of_record
+from vdr_db.explain.attribution import MOST_DIMENSIONS, Evidence, text_evidence
+from vdr_db.explain.explanation import Picture, Portrait, portrait_of_image
+from vdr_db.explain.spans import token_spans
+from vdr_db.explain.words import vector_words
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.base import Id
-    from vdr_db.connectors.collections.collection import Collection
-    from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
+    from vdr_db.encoders.text import SparseEncoder
     from vdr_db.images.reading import ImageSource
 
-__all__ = ["image_portrait", "match_of_image"]
+__all__ = ["image_portrait", "portrait_of_text"]
 
 SAME_IMAGE = 0.98
 """Cosine from which a file counts as the image that was stored: room for an 8-bit index."""
@@ -83,43 +82,39 @@ def image_portrait(
     )
 
 
-def match_of_image(
-    collection: Collection,
-    encoder: CrossModalEncoder,
-    image: ImageSource,
-    id: Id,
-    *,
-    follow: bool = True,
-    open_files: bool = False,
-) -> Match:
-    """Why a document, a text or an image, matches an image.
-
-    Args:
-        collection: Holds the document.
-        encoder: The collection's.
-        image: The query: a path, the bytes of a file, a PIL image or an array.
-        id: Of the document.
-        follow: Whether to follow weights back to tokens and patches.
-        open_files: As in `match_of`.
-
-    Raises:
-        InputError: The image cannot be read, or there is no document with this id.
-    """
-    query = image_portrait(encoder.image, image, heading="query")
-    row = encoder.encode_images([image]).rows
-    terms = collection.explain(row, id)
-    (record,) = collection.get([id], with_rows=True)
-    document = portrait_of_record(
-        encoder.text,
-        record,
-        text_key=collection.text_key,
-        follow=follow and collection.documents != "tokens",
-        images=encoder.image,
-        open_files=open_files,
-    )
-    return join_match(encoder.text, query, document, terms, id)
-
-
 def _cosine(row: SparseRows, other: SparseRows) -> float:
     norms = [float(np.linalg.norm(one.values)) for one in (row, other)]
     return float(row.dot(other)[0, 0]) / (norms[0] * norms[1]) if min(norms) > 0 else 0.0
+
+
+def portrait_of_text(
+    encoder: SparseEncoder,
+    text: str,
+    *,
+    side: Literal["document", "query"] = "document",
+    heading: str = "",
+    row: SparseRows | None = None,
+    follow: bool = True,
+) -> Portrait:
+    """The portrait of a text.
+
+    Args:
+        encoder: What made, or makes, the vector.
+        text: The text.
+        side: Whether it is a document or a query.
+        heading: What it is called; by default the side.
+        row: Its vector, one row, when it is there already.
+        follow: Whether to follow weights back to tokens; that runs the model once more.
+    """
+    if row is None:
+        encode = encoder.encode_documents if side == "document" else encoder.encode_queries
+        row = encode([text])
+    own, _ = token_spans(encoder, text)
+    return Portrait(
+        heading or side,
+        text,
+        vector_words(encoder.vocabulary, own, row.to_dicts()[0]),
+        row.nnz,
+        encoder.vocabulary,
+        text_evidence(encoder, text, side=side, row=row) if follow else None,
+    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
-from vdr_db.explain.explanation import Portrait, portrait_of_text
+from vdr_db.explain.explanation import Portrait
+from vdr_db.explain.items import image_portrait, portrait_of_text
 from vdr_db.explain.words import vector_words
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def portrait_of_record(
 
 def _seen_again(images: ImageEncoder, path: str, row: SparseRows) -> Portrait | None:
     """The portrait out of the file, or None where that is not the stored image any more."""
-    from vdr_db.explain.items import image_portrait
-
     try:
         return image_portrait(images, path, expected=row)
     except InputError:

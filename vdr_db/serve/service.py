@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
-from vdr_db.explain.explanation import Match, Portrait, make_match, portrait_of_text
+from vdr_db.explain.explanation import Match, Portrait
+from vdr_db.explain.items import portrait_of_text
+from vdr_db.explain.matches import make_match
 from vdr_db.explain.records import thumbnail_of
 from vdr_db.explain.spans import Mark, marks, token_spans
 from vdr_db.explain.words import matched_words, shares_of, vector_words
