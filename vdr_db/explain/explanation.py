@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vdr_db.errors import ConfigError
-from vdr_db.explain.attribution import Evidence
+from vdr_db.explain.attribution import Attribution
 from vdr_db.explain.spans import NOWHERE, Mark, marks, word_groups
 from vdr_db.explain.words import Reason, vector_words
 from vdr_db.sparse import SparseRows
@@ -16,13 +16,13 @@ from vdr_db.text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Id
 
-__all__ = ["Fired", "Match", "Picture", "Portrait", "portrait_of_image"]
+__all__ = ["Explanation", "Fired", "Match", "ShownImage"]
 
 IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownImage:
     """An image as a browser shows it: what the patches were cut from, crop included.
 
     Attributes:
@@ -47,7 +47,7 @@ class Picture:
                 "save the image as PNG."
             )
         if self.width < 1 or self.height < 1:
-            raise ConfigError(f"a picture must have pixels, got {self.width} x {self.height}.")
+            raise ConfigError(f"an image must have pixels, got {self.width} x {self.height}.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Fired:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class Explanation:
     """What the vector of one text or image says.
 
     Attributes:
@@ -75,8 +75,8 @@ class Portrait:
         words: Words with weights, heaviest first.
         nonzeros: Weights in the vector.
         vocabulary: Names of token ids.
-        evidence: Which position fires which word, where that is known.
-        picture: The image, if it is one.
+        attribution: Which position fires which word, where that is known.
+        image: The image, if it is one.
         thumbnail: A `data:` address of a small copy, where the image itself is not at hand.
     """
 
@@ -85,27 +85,49 @@ class Portrait:
     words: Sequence[tuple[str, float]]
     nonzeros: int
     vocabulary: Vocabulary
-    evidence: Evidence | None = None
-    picture: Picture | None = None
+    attribution: Attribution | None = None
+    image: ShownImage | None = None
     thumbnail: str = ""
+
+    @classmethod
+    def of_image(
+        cls,
+        vocabulary: Vocabulary,
+        row: SparseRows,
+        image: ShownImage,
+        *,
+        attribution: Attribution | None = None,
+        heading: str = "image",
+    ) -> Explanation:
+        """The explanation of an image.
+
+        Args:
+            vocabulary: Of its encoder.
+            row: Its vector, one row.
+            image: What to show of it.
+            attribution: Weights per patch, see `Attribution.of_patches`.
+            heading: What it is called.
+        """
+        words = vector_words(vocabulary, [], row.to_dicts()[0])
+        return cls(heading, "", words, row.nnz, vocabulary, attribution, image)
 
     @property
     def is_image(self) -> bool:
         """Whether there is something to look at."""
-        return self.picture is not None or bool(self.thumbnail)
+        return self.image is not None or bool(self.thumbnail)
 
     def fired(self) -> list[Fired]:
-        """Every word of the text in order with what fires on it; empty without evidence."""
-        evidence = self.evidence
-        if evidence is None or not evidence.spans:
+        """Every word of the text in order with what fires on it; empty without attribution."""
+        attribution = self.attribution
+        if attribution is None or not attribution.spans:
             return []
         found = []
-        for group in word_groups(self.text, evidence.spans):
-            weights = dict(pair for position in group for pair in evidence.fired(position))
-            start, stop = evidence.spans[group[0]][0], evidence.spans[group[-1]][1]
-            is_special = evidence.spans[group[0]] == NOWHERE
-            label = evidence.positions[group[0]] if is_special else self.text[start:stop]
-            pieces = [] if is_special else self._ids(evidence, group)
+        for group in word_groups(self.text, attribution.spans):
+            weights = dict(pair for position in group for pair in attribution.fired(position))
+            start, stop = attribution.spans[group[0]][0], attribution.spans[group[-1]][1]
+            is_special = attribution.spans[group[0]] == NOWHERE
+            label = attribution.positions[group[0]] if is_special else self.text[start:stop]
+            pieces = [] if is_special else self._ids(attribution, group)
             words = self.vocabulary.merge_word_pieces(pieces, weights)
             found.append(Fired(label, words, is_special))
         return found
@@ -116,14 +138,14 @@ class Portrait:
         Args:
             shares: Token id -> how much it counts; None for the weights of the vector itself.
         """
-        evidence = self.evidence
-        if evidence is None or not evidence.spans:
+        attribution = self.attribution
+        if attribution is None or not attribution.spans:
             return []
-        totals = evidence.totals if shares is None else evidence.totals_of(shares)
-        return marks(self.text, evidence.spans, totals.tolist())
+        totals = attribution.totals if shares is None else attribution.totals_of(shares)
+        return marks(self.text, attribution.spans, totals.tolist())
 
-    def _ids(self, evidence: Evidence, group: Sequence[int]) -> list[int]:
-        return [self.vocabulary.id(evidence.positions[position]) for position in group]
+    def _ids(self, attribution: Attribution, group: Sequence[int]) -> list[int]:
+        return [self.vocabulary.id(attribution.positions[position]) for position in group]
 
 
 @dataclass(frozen=True)
@@ -131,15 +153,15 @@ class Match:
     """Why a document is a hit.
 
     Attributes:
-        query: The query's portrait.
+        query: The query's explanation.
         document: The document's.
         reasons: Each shared word with its share of the score, largest first.
         score: Their sum.
         id: Of the document.
     """
 
-    query: Portrait
-    document: Portrait
+    query: Explanation
+    document: Explanation
     reasons: Sequence[Reason]
     score: float
     id: Id
@@ -147,24 +169,3 @@ class Match:
     def shares(self) -> dict[int, float]:
         """Token id -> its share of the score."""
         return {term.id: term.product for reason in self.reasons for term in reason.terms}
-
-
-def portrait_of_image(
-    vocabulary: Vocabulary,
-    row: SparseRows,
-    picture: Picture,
-    *,
-    evidence: Evidence | None = None,
-    heading: str = "image",
-) -> Portrait:
-    """The portrait of an image.
-
-    Args:
-        vocabulary: Of its encoder.
-        row: Its vector, one row.
-        picture: The image.
-        evidence: Weights per patch, see `Evidence.of_patches`.
-        heading: What it is called.
-    """
-    words = vector_words(vocabulary, [], row.to_dicts()[0])
-    return Portrait(heading, "", words, row.nnz, vocabulary, evidence, picture)

@@ -1,4 +1,4 @@
-"""The portraits of a text and of an image, through their encoders."""
+"""The explanations of a text and of an image, through their encoders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.explain.attribution import MOST_DIMENSIONS, Evidence, text_evidence
-from vdr_db.explain.explanation import Picture, Portrait, portrait_of_image
+from vdr_db.explain.attribution import MOST_DIMENSIONS, Attribution, text_attribution
+from vdr_db.explain.explanation import Explanation, ShownImage
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import vector_words
 from vdr_db.sparse import SparseRows
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.images.reading import ImageSource
 
-__all__ = ["image_portrait", "portrait_of_text"]
+__all__ = ["explain_image", "explain_text"]
 
 SAME_IMAGE = 0.98
 """Cosine from which a file counts as the image that was stored: room for an 8-bit index."""
 
 
-def image_portrait(
+def explain_image(
     encoder: ImageEncoder,
     image: ImageSource,
     *,
     heading: str = "image",
     most: int = MOST_DIMENSIONS,
     expected: SparseRows | None = None,
-) -> Portrait:
+) -> Explanation:
     """What an image's vector says, and where on the image each word fires.
 
-    The picture in the portrait is what the model sees: cut to a square and scaled.
+    The image in the explanation is what the model sees: cut to a square and scaled.
 
     Args:
         encoder: What made, or makes, the vector.
         image: A path, the bytes of a file, a PIL image or an array.
         heading: What it is called.
         most: Dimensions to follow back to patches, the heaviest.
-        expected: The vector it was stored with, one row, which is then the portrait's; an image
+        expected: The vector it was stored with, one row, which is then the explanation's; an image
             whose vector is another one is refused.
 
     Raises:
@@ -68,16 +68,16 @@ def image_portrait(
     if side * side != per_patch.shape[0]:
         raise ConfigError(
             f"the patches of a model must form a square, got {per_patch.shape[0]} of them; use "
-            "`Evidence.of_patches` with the grid of this model."
+            "`Attribution.of_patches` with the grid of this model."
         )
     seen = encoder.preprocessing.square(read_picture(image, ImageLimits()).image)
     file = io.BytesIO()
     seen.save(file, "PNG")
-    return portrait_of_image(
+    return Explanation.of_image(
         encoder.vocabulary,
         row,
-        Picture(file.getvalue(), "image/png", *seen.size),
-        evidence=Evidence.of_patches(per_patch, heaviest, (side, side)),
+        ShownImage(file.getvalue(), "image/png", *seen.size),
+        attribution=Attribution.of_patches(per_patch, heaviest, (side, side)),
         heading=heading,
     )
 
@@ -87,7 +87,7 @@ def _cosine(row: SparseRows, other: SparseRows) -> float:
     return float(row.dot(other)[0, 0]) / (norms[0] * norms[1]) if min(norms) > 0 else 0.0
 
 
-def portrait_of_text(
+def explain_text(
     encoder: SparseEncoder,
     text: str,
     *,
@@ -95,8 +95,8 @@ def portrait_of_text(
     heading: str = "",
     row: SparseRows | None = None,
     follow: bool = True,
-) -> Portrait:
-    """The portrait of a text.
+) -> Explanation:
+    """The explanation of a text.
 
     Args:
         encoder: What made, or makes, the vector.
@@ -110,11 +110,11 @@ def portrait_of_text(
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries
         row = encode([text])
     own, _ = token_spans(encoder, text)
-    return Portrait(
+    return Explanation(
         heading or side,
         text,
         vector_words(encoder.vocabulary, own, row.to_dicts()[0]),
         row.nnz,
         encoder.vocabulary,
-        text_evidence(encoder, text, side=side, row=row) if follow else None,
+        text_attribution(encoder, text, side=side, row=row) if follow else None,
     )

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vdr_db.explain.explanation import Match, Portrait
-from vdr_db.explain.items import image_portrait, portrait_of_text
-from vdr_db.explain.records import portrait_of_record
+from vdr_db.explain.explanation import Explanation, Match
+from vdr_db.explain.items import explain_image, explain_text
+from vdr_db.explain.records import explain_record
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import TermLike, reasons
 from vdr_db.sparse import SparseRows
@@ -102,7 +102,7 @@ def make_match(
     Raises:
         InputError: The record came without its vector.
     """
-    document = portrait_of_record(
+    document = explain_record(
         encoder,
         record,
         text_key=text_key,
@@ -110,7 +110,7 @@ def make_match(
         images=images,
         open_files=open_files,
     )
-    asked = portrait_of_text(
+    asked = explain_text(
         encoder, query, side="query", row=query_row, follow=follow and not query_is_bag
     )
     return join_match(encoder, asked, document, terms, record.id)
@@ -118,16 +118,16 @@ def make_match(
 
 def join_match(
     encoder: SparseEncoder,
-    query: Portrait,
-    document: Portrait,
+    query: Explanation,
+    document: Explanation,
     terms: Sequence[TermLike],
     id: Id,
 ) -> Match:
-    """A match of two portraits.
+    """A match of two explanations.
 
     Args:
         encoder: Its tokens say which pieces of the texts are one word.
-        query: The query's portrait.
+        query: The query's explanation.
         document: The document's.
         terms: What each shared token adds to the score.
         id: Of the document.
@@ -161,11 +161,11 @@ def match_of_image(
     Raises:
         InputError: The image cannot be read, or there is no document with this id.
     """
-    query = image_portrait(encoder.image, image, heading="query")
+    query = explain_image(encoder.image, image, heading="query")
     row = encoder.encode_images([image]).rows
     terms = collection.explain(row, id)
     (record,) = collection.get([id], with_rows=True)
-    document = portrait_of_record(
+    document = explain_record(
         encoder.text,
         record,
         text_key=collection.text_key,
