@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: list[set[str]] = [
     {""},  # the files of vdr_db/ itself: errors, sparse, stamp, filters, readers, version
     {"text", "images"},
-    {"kernels", "kernels.cpu", "kernels.cuda"}
+    {"kernels", "kernels.cpu", "kernels.cuda", "kernels.dispatch"}
     | {"connectors", "connectors.qdrant", "connectors.elasticsearch"},
     {"towers", "ingest"},
     {"checkpoints"},

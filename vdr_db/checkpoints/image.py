@@ -43,8 +43,8 @@ from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.kernels import Backend
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import WeightNames
-from vdr_db.towers.image import ImageHead, ImageTower
-from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig, make_body
+from vdr_db.towers.image import ImageHead, ImageTower, make_body
+from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 
 if TYPE_CHECKING:
     from vdr_db.encoders.text import FromCheckpoint

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.explain import Match, Portrait
+    from vdr_db.explain import Explanation, Match
 
 __all__ = ["add_arguments", "run_command"]
 
@@ -127,10 +127,9 @@ def _show_match(
     id: int | str,
     title: str,
 ) -> int:
-    from vdr_db.connectors.images import encode_query_image
     from vdr_db.explain import match_of, match_of_image
 
-    asked = query if isinstance(query, str) else encode_query_image(collection, query)
+    asked = query if isinstance(query, str) else collection.encode_query_image(query)
     terms = collection.explain(asked, id)
     if arguments.html or arguments.png:
         both: Any = collection.encoder
@@ -158,14 +157,14 @@ def _show_match(
 
 def _explain_text(arguments: argparse.Namespace) -> int:
     """What a text says on its own, as a document of the collection's model or of the usual one."""
-    from vdr_db.explain import portrait_of_text
+    from vdr_db.explain import explain_text
 
     if arguments.store is None:
         encoder = load_model(arguments, name=DEFAULT_MODEL)
     else:
         collection, encoder = open_with_model(arguments)
         collection.close()
-    portrait = portrait_of_text(encoder, arguments.query, heading="text")
+    portrait = explain_text(encoder, arguments.query, heading="text")
     _write(arguments, [portrait], "What the vector says", encoder.model)
     if arguments.json:
         fired = [
@@ -180,11 +179,11 @@ def _explain_text(arguments: argparse.Namespace) -> int:
 
 def _explain_image(arguments: argparse.Namespace) -> int:
     """What an image says on its own, as words and patch by patch."""
-    from vdr_db.explain import image_portrait
+    from vdr_db.explain import explain_image
 
     file = Path(arguments.image)
     encoder = _load_image_encoder(arguments)
-    portrait = image_portrait(encoder, file)
+    portrait = explain_image(encoder, file)
     _write(arguments, [portrait], f"What {file.name} says", encoder.model)
     patches = _patches(portrait)
     if arguments.json:
@@ -197,9 +196,9 @@ def _explain_image(arguments: argparse.Namespace) -> int:
     return DONE if portrait.words else NOTHING_FOUND
 
 
-def _patches(portrait: Portrait) -> list[list[dict[str, Any]]]:
+def _patches(portrait: Explanation) -> list[list[dict[str, Any]]]:
     """Strongest word and its weight of each patch, row by row; no word where nothing fires."""
-    evidence = portrait.evidence
+    evidence = portrait.attribution
     if evidence is None or evidence.grid is None:
         return []
     rows, columns = evidence.grid
@@ -256,7 +255,7 @@ def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn
 
 
 def _write(
-    arguments: argparse.Namespace, shown: Match | Sequence[Portrait], title: str, model: str
+    arguments: argparse.Namespace, shown: Match | Sequence[Explanation], title: str, model: str
 ) -> None:
     """Writes what `--html` and `--png` ask for."""
     from vdr_db.explain import save_html, save_png

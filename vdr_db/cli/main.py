@@ -17,11 +17,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vdr_db import __version__
 from vdr_db.cli import demo, encode, evaluate, explain, info, ingest, search, serve, train
 from vdr_db.cli.exits import EXTRA_MISSING, INTERRUPTED, OUTPUT_CLOSED, STORE_FAILED, WRONG_INPUT
 from vdr_db.cli.show import say
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
+from vdr_db.version import __version__
 
 __all__ = ["COMMANDS", "main", "make_parser"]
 

@@ -54,7 +54,7 @@ def _what(arguments: argparse.Namespace) -> str:
 
 def _resume_command() -> str:
     """This command without --restart, which would begin again, and without secrets."""
-    from vdr_db.ingest.retry import redact
+    from vdr_db.connectors.failures import redact
 
     words = [word for word in sys.argv[1:] if word != "--restart"]
     return redact(shlex.join(["vdr-db", *words]))

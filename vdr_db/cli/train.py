@@ -52,22 +52,24 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from vdr_db.training.config import load_config
     from vdr_db.training.distributed import launched_rank
-    from vdr_db.training.images.settings import CrossModalConfig
-    from vdr_db.training.images.trainer import CrossModalTrainer
+    from vdr_db.training.image_settings import CrossModalConfig
+    from vdr_db.training.images.task import CrossModalTask
     from vdr_db.training.model_card import write_model_card
     from vdr_db.training.plots import plot_run
+    from vdr_db.training.task import TextTask
     from vdr_db.training.trainer import MODEL_FOLDER, Trainer
     from vdr_db.training.watch import LOG_FILE, read_log
 
     config = load_config(arguments.config, _overrides(arguments.set))
     device = torch.device(arguments.device) if arguments.device else None
     if isinstance(config, CrossModalConfig):
-        pictures = CrossModalTrainer(config, arguments.out, device=device)
         prepare = _Progress("prepare", "files of pictures")
-        pictures.on_states = lambda done, total: prepare(done, total, {})
-        trainer: Trainer = pictures
+        task: CrossModalTask | TextTask = CrossModalTask(
+            config, lambda done, total: prepare(done, total, {})
+        )
     else:
-        trainer = Trainer(config, arguments.out, device=device)
+        task = TextTask(config)
+    trainer = Trainer(task, arguments.out, device=device)
     if launched_rank():
         trainer.run()
         return DONE

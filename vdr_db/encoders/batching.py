@@ -14,21 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.text.tokenization import TokenizedTexts
-from vdr_db.towers.text_body import Run
+from vdr_db.towers.packing import ROW_MULTIPLE, Run
 
 __all__ = ["ROW_MULTIPLE", "Frame", "PackedBatch", "pack", "plan_batches", "upstream_batches"]
 
 IntArray = npt.NDArray[np.int64]
-
-ROW_MULTIPLE = 16
-"""Packed rows come in multiples of this.
-
-A float32 matrix product on the CPU sums along its inner axis in one fixed order for every row, as
-long as its rows fill the tiles of the library's inner loop. The last 1 to 3 rows of a thread's
-share do not, and get other bits. With whole multiples of 16 rows there is no such rest, whatever
-the number of texts (measured: see ADR 0004). The rest is filled with a text of padding that is
-thrown away.
-"""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.image import ImageHead, ImageTower
 from vdr_db.towers.image_body import TransformersBody
+from vdr_db.version import __version__
 
 if TYPE_CHECKING:
     from vdr_db.encoders.text import FromCheckpoint
@@ -294,8 +295,6 @@ class ImageEncoder:
 
     def stamp(self) -> EncoderStamp:
         """Identity of this encoder, for stores. The first call reads all weights once."""
-        from vdr_db import __version__
-
         return EncoderStamp(
             model=self.model,
             revision=self.revision,

@@ -22,16 +22,18 @@ from torch import Tensor
 from vdr_db.checkpoints.plan import Entry
 from vdr_db.checkpoints.weights import digest
 from vdr_db.encoders.batching import Frame, PackedBatch, pack, plan_batches, upstream_batches
+from vdr_db.encoders.checks import checked_texts
 from vdr_db.encoders.selection import to_sparse_rows
 from vdr_db.encoders.text_cuda import DeviceQueue, Outcome, QueryGraphs, encode_batches, score_batch
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
-from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts, checked_texts
+from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
 from vdr_db.towers.text_body import packing_is_exact
+from vdr_db.version import __version__
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -285,8 +287,6 @@ class SparseEncoder:
 
     def stamp(self) -> EncoderStamp:
         """Identity of this encoder, for stores. The first call reads all weights once."""
-        from vdr_db import __version__
-
         return EncoderStamp(
             model=self.model,
             revision=self.revision,

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.ledger import Ranges
+from vdr_db.ingest.quarantine import Refusal
 from vdr_db.readers import Fields, Format, Record, read_records
 from vdr_db.sparse import SparseRows
 
@@ -42,6 +43,10 @@ class Block:
     records: Sequence[Record]
     rows: SparseRows | None = None
     resumed: int = 0
+
+    def refusal(self, i: int, reason: str) -> Refusal:
+        """The refusal of record `i`."""
+        return Refusal(self.numbers[i], self.records[i].id, reason, self.records[i].source)
 
 
 @dataclass

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vdr_db.kernels import Backend, Pooled
-from vdr_db.towers.text_body import Body, Padding, Ragged, Run
+from vdr_db.towers.packing import Run
+from vdr_db.towers.text_body import Body, Padding, Ragged
 from vdr_db.towers.text_head import Head
 
 __all__ = ["Tower"]
