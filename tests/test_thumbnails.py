@@ -288,4 +288,4 @@ def test_the_command_keeps_thumbnails_when_asked(tmp_path, model, pictures, caps
     texts = tmp_path / "texts.txt"
     texts.write_text("a text\n")
     assert main(["index", str(texts), "--store", str(tmp_path / "t"), "--thumbnails"]) == 2
-    assert "a text has no picture" in capsys.readouterr().err
+    assert "a text has no image" in capsys.readouterr().err

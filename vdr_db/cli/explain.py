@@ -164,17 +164,17 @@ def _explain_text(arguments: argparse.Namespace) -> int:
     else:
         collection, encoder = open_with_model(arguments)
         collection.close()
-    portrait = explain_text(encoder, arguments.query, heading="text")
-    _write(arguments, [portrait], "What the vector says", encoder.model)
+    explanation = explain_text(encoder, arguments.query, heading="text")
+    _write(arguments, [explanation], "What the vector says", encoder.model)
     if arguments.json:
         fired = [
             {"word": place.label, "special": place.is_special, "fires": list(place.words)}
-            for place in portrait.fired()
+            for place in explanation.fired()
         ]
-        show_json({"text": portrait.text, "words": list(portrait.words), "positions": fired})
+        show_json({"text": explanation.text, "words": list(explanation.words), "positions": fired})
     else:
-        show_vectors([(portrait.text, portrait.words)], SHOWN_WORDS)
-    return DONE if portrait.words else NOTHING_FOUND
+        show_vectors([(explanation.text, explanation.words)], SHOWN_WORDS)
+    return DONE if explanation.words else NOTHING_FOUND
 
 
 def _explain_image(arguments: argparse.Namespace) -> int:
@@ -183,27 +183,27 @@ def _explain_image(arguments: argparse.Namespace) -> int:
 
     file = Path(arguments.image)
     encoder = _load_image_encoder(arguments)
-    portrait = explain_image(encoder, file)
-    _write(arguments, [portrait], f"What {file.name} says", encoder.model)
-    patches = _patches(portrait)
+    explanation = explain_image(encoder, file)
+    _write(arguments, [explanation], f"What {file.name} says", encoder.model)
+    patches = _patches(explanation)
     if arguments.json:
-        show_json({"image": str(file), "words": list(portrait.words), "patches": patches})
+        show_json({"image": str(file), "words": list(explanation.words), "patches": patches})
     else:
         if not arguments.no_thumbnails:
             show_image(image_payload(file))
-        show_vectors([(file.name, portrait.words)], SHOWN_WORDS)
+        show_vectors([(file.name, explanation.words)], SHOWN_WORDS)
         show_patches([[patch["word"] for patch in row] for row in patches])
-    return DONE if portrait.words else NOTHING_FOUND
+    return DONE if explanation.words else NOTHING_FOUND
 
 
-def _patches(portrait: Explanation) -> list[list[dict[str, Any]]]:
+def _patches(explanation: Explanation) -> list[list[dict[str, Any]]]:
     """Strongest word and its weight of each patch, row by row; no word where nothing fires."""
-    evidence = portrait.attribution
-    if evidence is None or evidence.grid is None:
+    attribution = explanation.attribution
+    if attribution is None or attribution.grid is None:
         return []
-    rows, columns = evidence.grid
-    strongest = evidence.strongest()
-    token = portrait.vocabulary.token
+    rows, columns = attribution.grid
+    strongest = attribution.strongest()
+    token = explanation.vocabulary.token
     named = [
         {"word": token(strongest[p][0]), "weight": strongest[p][1]}
         if p in strongest

@@ -145,7 +145,7 @@ def open_source(
         images = ImageFolderSource(arguments.images, slice=slice, thumbnail_px=px, digest=digest)
         return images, load_cross_modal(arguments)
     if arguments.thumbnails:
-        raise ConfigError("--thumbnails is for --images FOLDER: a text has no picture.")
+        raise ConfigError("--thumbnails is for --images FOLDER: a text has no image.")
     files = FileSource(
         paths,
         format=arguments.format,
