@@ -212,7 +212,8 @@ def text_evidence(
     entry = encoder.document_entry if is_document else encoder.query_entry
     frame = encoder.frame(side)
     tokens = encoder.tokenizer.encode([entry.prompt + text])
-    padded_to = frame.max_length if encoder.pool_padding == "max_length" else None
+    mode = encoder.compatibility
+    padded_to = frame.max_length if mode and mode.padded_to == "max_length" else None
     batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
     names, spans = _positions(encoder, entry.prompt, text, side)
     with torch.inference_mode(), _evaluating(tower):
