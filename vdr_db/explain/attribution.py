@@ -250,7 +250,8 @@ def _read(
 
     tower = encoder.document_tower if side == "document" else encoder.query_tower
     frame, device = encoder.frame(side), encoder.device
-    padded_to = frame.max_length if encoder.pool_padding == "max_length" else None
+    mode = encoder.compatibility
+    padded_to = frame.max_length if mode and mode.padded_to == "max_length" else None
     tokens = encoder.tokenizer.encode([text])
     batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
     was_training = tower.training
