@@ -152,7 +152,8 @@ class BackwardTiles:
         gather_h: Hidden dimensions per gathering program.
         rows: Rows gathered per step of the hidden gradient.
         split: Entries of one token summed by one program; longer lists are split and summed again.
-        chunk: Entries of one text ordered by one group of programs.
+        chunk: Entries that one program orders.
+        place_warps: Warps of that program: one entry a thread keeps the way through the sort short.
         onehot_m: Owned rows (weight rows or tokens) per matrix-unit program.
         onehot_h: Hidden dimensions per matrix-unit program.
         onehot_k: Summed entries per matrix-unit step.
@@ -167,6 +168,7 @@ class BackwardTiles:
     rows: int = 16
     split: int = 1024
     chunk: int = 512
+    place_warps: int = 16
     onehot_m: int = 128
     onehot_h: int = 128
     onehot_k: int = 64
