@@ -179,6 +179,7 @@ class BackwardTiles:
 
 # The crossover is where L * 2H FLOP on the matrix unit cost as much as one gathered row of H.
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
+    (100, 16): BackwardTiles(onehot_length=128, rows=8),
     (90, 16): BackwardTiles(onehot_length=128),
     (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64, onehot_k=32),
     (80, 16): BackwardTiles(onehot_length=96, onehot_k=32),
@@ -189,7 +190,12 @@ BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
 def backward_tiles(sm: int, bits: int) -> BackwardTiles:
     """Tiles of the gradients for a compute capability and an input width in bits."""
     # From 120 on cards multiply by warps again, as those of 80 do.
-    return BACKWARD_TILES[90 if 90 <= sm < 120 else 80, bits]
+    generation = sm if sm < 120 else 80
+    return next(
+        tiles
+        for (least, width), tiles in BACKWARD_TILES.items()
+        if width == bits and least <= max(generation, 80)
+    )
 
 
 @dataclass(frozen=True)
