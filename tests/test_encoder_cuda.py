@@ -18,6 +18,7 @@ from fake_cuda import Event, FakeCuda, Stream
 from model_folders import write_bert
 from without_cuda import load, looped_attention, texts_of
 
+from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders import text_cuda as encoder_cuda
 from vdr_db.encoders.batching import pack
 from vdr_db.encoders.text import SparseEncoder

@@ -17,6 +17,7 @@ from model_folders import UPSTREAM_SCHEMAS, bert_tokenizer, bert_tokens, write_u
 from safetensors.torch import load_file, save_file
 
 from vdr_db.checkpoints import text as pretrained
+from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import FAMILIES
@@ -173,7 +174,7 @@ def test_the_text_side_of_a_cross_modal_checkpoint(tmp_path, schema):
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
-@pytest.mark.parametrize("asked", [True, "max_length"])
+@pytest.mark.parametrize("asked", ["max_length", Compatibility("max_length")])
 def test_pool_padding_to_the_maximal_length(tmp_path, asked):
     folder = write_upstream(tmp_path / "m")
     encoder = SparseEncoder.from_pretrained(folder, compatibility=asked)

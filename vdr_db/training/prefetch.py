@@ -24,7 +24,7 @@ class TokenBatch:
     number: int
 
 
-def ahead(stream: Iterator[TokenBatch], size: int) -> Iterator[TokenBatch]:
+def ahead(stream: Iterator[TaskBatch], size: int) -> Iterator[TokenBatch]:
     """The same items, made by a thread up to `size` ahead; its errors are raised here."""
     if not size:
         yield from stream
