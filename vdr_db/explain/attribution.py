@@ -159,12 +159,14 @@ def weights_by_position(
     Returns:
         `[P, D]` float32, before any norm.
     """
-    logits = states @ rows.T if bias is None else states @ rows.T + bias
+    logits: npt.NDArray[np.float32] = states @ rows.T if bias is None else states @ rows.T + bias
     if activation == "none":
         return logits
+    weights: npt.NDArray[np.float32]
     if activation == "elu1p":
-        return np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
-    weights: npt.NDArray[np.float32] = np.log1p(np.maximum(logits, 0))
+        weights = np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
+        return weights
+    weights = np.log1p(np.maximum(logits, 0))
     return np.log1p(weights) if activation == "double_log1p_relu" else weights
 
 
