@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -29,6 +30,7 @@ __all__ = [
     "check_stamp",
     "check_width",
     "checked_page",
+    "next_version",
 ]
 
 Id: TypeAlias = int | str
@@ -280,6 +282,13 @@ def check_stamp(
         f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; "
         "use the model it was made for, or another collection."
     )
+
+
+def next_version(name: str, taken: Iterable[str]) -> str:
+    """The name `name-000001` of the next index or collection behind the alias `name`."""
+    pattern = re.compile(re.escape(name) + r"-(\d{6})")
+    numbers = [int(match[1]) for one in taken if (match := pattern.fullmatch(one))]
+    return f"{name}-{max(numbers, default=0) + 1:06d}"
 
 
 def checked_page(limit: int, offset: int) -> None:

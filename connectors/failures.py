@@ -26,8 +26,6 @@ from typing import Any
 
 from vdr_db.errors import (
     ConfigError,
-    Failure,
-    FailureKind,
     InputError,
     MissingExtraError,
     RejectedRows,
@@ -36,6 +34,7 @@ from vdr_db.errors import (
     StoreMismatch,
     StoreUnavailable,
 )
+from vdr_db.failure import Failure, FailureKind
 
 __all__ = ["BUSY", "classify", "failure_of_status", "one_line", "redact", "told", "wait_asked_for"]
 

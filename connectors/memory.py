@@ -206,5 +206,5 @@ class MemoryStore(OpenStore):
     ) -> npt.NDArray[np.bool_]:
         if filter is None:
             return np.ones(len(ids), np.bool_)
-        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
+        tree = parse_filter(filter)
         return np.array([tree.matches(self._payloads[id]) for id in ids], np.bool_)

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from vdr_db.connectors.failures import classify
 from vdr_db.connectors.halving import RefusedBatch
-from vdr_db.errors import ConfigError, Failure, StoreError, StoreUnavailable
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable
+from vdr_db.failure import Failure
 
 __all__ = ["Allowance", "Retrier", "RetryPolicy", "Stopped"]
 

@@ -217,12 +217,14 @@ class Negation(Filter):
         return not self.part.matches(payload)
 
 
-def parse_filter(conditions: Mapping[str, Any]) -> Filter:
-    """The tree of a filter dictionary; see the table at the top of this module.
+def parse_filter(conditions: Filter | Mapping[str, Any]) -> Filter:
+    """The tree of a filter dictionary; see the table at the top of this module. A tree stays one.
 
     Raises:
         InputError: A key, an operator or a value is not understood; the message names it.
     """
+    if isinstance(conditions, Filter):
+        return conditions
     if not isinstance(conditions, Mapping):
         raise InputError(
             f"a filter must be a dictionary such as {{'topic': 'games'}}, got {conditions!r}."

@@ -30,7 +30,7 @@ from typing import IO, Any, Literal, cast, get_args
 
 from vdr_db.errors import ConfigError, InputError
 
-__all__ = ["BeirFolder", "Fields", "Format", "Record", "read_records"]
+__all__ = ["BeirFolder", "Fields", "Format", "Record", "read_records", "record_of"]
 
 Format = Literal["jsonl", "csv", "tsv", "text", "beir"]
 
@@ -116,7 +116,7 @@ def read_records(
         records = _text_records(path)
     else:
         rows = _json_rows(path) if chosen == "jsonl" else _table_rows(path, chosen)
-        records = (_record(row, fields, source) for row, source in rows)
+        records = (record_of(row, fields, source) for row, source in rows)
     return _unique(records) if unique else iter(records)
 
 
@@ -193,7 +193,7 @@ class BeirFolder:
     def _records(self, name: str, fields: Fields) -> Iterator[Record]:
         # Judgement files know text ids only, so a number is read as its digits.
         for row, source in _json_rows(self._file(name)):
-            record = _record(row, fields, source)
+            record = record_of(row, fields, source)
             yield Record(str(record.id), record.text, record.payload, record.source)
 
     def _file(self, name: str) -> Path:
@@ -357,11 +357,19 @@ def _text_records(path: str | os.PathLike[str]) -> Iterator[Record]:
             yield Record(source, line.rstrip("\r\n"), {}, source)
 
 
-def _record(row: dict[str, Any], fields: Fields, source: str) -> Record:
+def record_of(
+    row: dict[str, Any], fields: Fields, source: str, *, missing: str = "missing"
+) -> Record:
+    """The record of one object, by the rules at the top; `missing` says what an absent field is.
+
+    Raises:
+        InputError: A field that is needed is not there, or is of another kind.
+    """
+
     def wanted(name: str, check: Callable[[Any], bool], meaning: str) -> Any:
         if name not in row:
             raise InputError(
-                f"{source}: the field {name!r} is missing; this record has "
+                f"{source}: the field {name!r} is {missing}; this record has "
                 f"{', '.join(map(repr, row)) or 'no field'}."
             )
         if not check(row[name]):
@@ -397,7 +405,8 @@ def _kind(value: Any) -> str:
         return "null"
     if value == "":
         return "an empty text"
-    return names.get(type(value), f"the number {value}")
+    is_number = isinstance(value, (int, float))
+    return names.get(type(value), f"the number {value}" if is_number else type(value).__name__)
 
 
 def _unique(records: Iterable[Record]) -> Iterator[Record]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from vdr_db.connectors.qdrant.engine import Datatype, DenseVector, IndexKind
     from vdr_db.connectors.qdrant.requests import IndexMemory
+    from vdr_db.connectors.retry import RetryPolicy
 
 __all__ = ["QdrantOptions", "QdrantTextOptions", "VDRQdrant", "choose_place"]
 
@@ -55,6 +56,7 @@ class QdrantOptions(QdrantChanges, total=False):
     api_key: str | None
     prefer_grpc: bool
     timeout: int
+    retry: RetryPolicy | None
     full_scan_threshold: int
     index_memory: IndexMemory | None
     client_options: Mapping[str, Any] | None

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from vdr_db.connectors.elasticsearch.transport import Transport, busy, error_reason
 from vdr_db.connectors.halving import RefusedBatch, deliver
 from vdr_db.connectors.retry import Allowance
-from vdr_db.errors import Failure, StoreError, StoreUnavailable
+from vdr_db.errors import StoreError, StoreUnavailable
+from vdr_db.failure import Failure
 
 __all__ = ["BulkReport", "BulkWriter"]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from vdr_db.connectors.base import next_version
 from vdr_db.connectors.elasticsearch.transport import Transport, error_reason
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 
@@ -84,19 +85,14 @@ def read_settings(transport: Transport, index: str) -> dict[str, Any]:
     answer = transport.call(
         "GET", f"/{quote(index)}/_settings", params={"flat_settings": "true"}
     ).body
-    own = re.compile(
-        r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
-    )
-    return {name: value for name, value in answer[index]["settings"].items() if not own.match(name)}
+    settings = answer[index]["settings"]
+    return {n: value for n, value in settings.items() if not _OF_ONE_INDEX.match(n)}
 
 
 def next_backing(transport: Transport, name: str) -> str:
     """The first unused name of the form `name-000001`."""
     taken = transport.call("GET", f"/{quote(name)}-*/_alias", allow=(404,))
-    pattern = re.compile(re.escape(name) + r"-(\d{6})")
-    found = [pattern.fullmatch(index) for index in (taken.body if taken.status == 200 else ())]
-    numbers = [int(match.group(1)) for match in found if match]
-    return f"{name}-{max(numbers, default=0) + 1:06d}"
+    return next_version(name, taken.body if taken.status == 200 else ())
 
 
 def create_index(

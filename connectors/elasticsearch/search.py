@@ -35,7 +35,7 @@ def as_query(filter: Filter | Mapping[str, Any] | None) -> dict[str, Any] | None
     """A filter in any of its forms as an Elasticsearch query."""
     if filter is None:
         return None
-    return filter_query(filter if isinstance(filter, Filter) else parse_filter(filter))
+    return filter_query(parse_filter(filter))
 
 
 class Searcher:

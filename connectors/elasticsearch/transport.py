@@ -22,7 +22,8 @@ from vdr_db.connectors.failures import (
     wait_asked_for,
 )
 from vdr_db.connectors.retry import Retrier
-from vdr_db.errors import ConfigError, Failure, StoreError, StoreUnavailable, require
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
+from vdr_db.failure import Failure
 
 __all__ = ["Reply", "Transport", "busy", "connect", "error_reason", "refusal"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
@@ -21,13 +20,14 @@ from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     DenseRows,
     Found,
+    HybridQuery,
     Manifest,
     PointId,
     Stored,
 )
 from vdr_db.connectors.qdrant.filters import EdgeDialect, to_qdrant
 from vdr_db.errors import StoreError, StoreUnavailable, require
-from vdr_db.filters import Filter, parse_filter
+from vdr_db.filters import parse_filter
 from vdr_db.sparse import SparseRows
 
 __all__ = ["EdgeEngine"]
@@ -200,37 +200,27 @@ class EdgeEngine:
             for hits in answers
         ]
 
-    def hybrid(
-        self,
-        row: SparseRows,
-        using: str,
-        vector: npt.NDArray[np.float32],
-        *,
-        limit: int,
-        offset: int,
-        filter: Any,
-        depth: int,
-        rank_constant: int | None,
-    ) -> list[Found]:
+    def hybrid(self, asked: HybridQuery) -> list[Found]:
         """The best points by both rankings; see `Engine.hybrid`."""
         self._check_usable()
         edge = self._edge
-        native = self._native(filter)
-        queries = [edge.Query.Nearest(vector.tolist(), using=using)]
-        if row.nnz:
-            indices, values = row.row(0)
+        native = self._native(asked.filter)
+        queries = [edge.Query.Nearest(asked.vector.tolist(), using=asked.using)]
+        if asked.row.nnz:
+            indices, values = asked.row.row(0)
             sparse = edge.SparseVector(indices.astype(np.uint32), values)
             queries.insert(0, edge.Query.Nearest(sparse, using=VECTOR_NAME))
+        constant = _RANK_CONSTANT if asked.rank_constant is None else asked.rank_constant
         with self._translated("be searched"):
             most = max(1, self._shard.info().points_count)
             prefetches = [
-                edge.Prefetch(limit=min(depth, most), query=query, filter=native)
+                edge.Prefetch(limit=min(asked.depth, most), query=query, filter=native)
                 for query in queries
             ]
             request = edge.QueryRequest(
-                limit=min(limit, most),
-                offset=min(offset, most),
-                query=edge.Fusion.Rrf(_RANK_CONSTANT if rank_constant is None else rank_constant),
+                limit=min(asked.limit, most),
+                offset=min(asked.offset, most),
+                query=edge.Fusion.Rrf(constant),
                 prefetches=prefetches,
                 with_payload=True,
             )
@@ -384,8 +374,7 @@ class EdgeEngine:
     def _native(self, filter: Any) -> Any:
         if filter is None or isinstance(filter, self._edge.Filter):
             return filter
-        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
-        return to_qdrant(tree, self._dialect)
+        return to_qdrant(parse_filter(filter), self._dialect)
 
 
 def _remove_folder(path: str, owner: int) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Distance",
     "Engine",
     "Found",
+    "HybridQuery",
     "IndexKind",
     "Manifest",
     "PointId",
@@ -239,6 +240,31 @@ class Stored:
     values: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class HybridQuery:
+    """A sparse and a dense query, whose rankings are joined by reciprocal ranks.
+
+    Attributes:
+        row: The sparse one, one row, which may be empty.
+        using: Name of the dense vector.
+        vector: The dense one, `[size]`.
+        limit: Points wanted.
+        offset: Points to leave out at the start.
+        filter: Conditions on payloads, for both sides.
+        depth: Points of each side that are looked at.
+        rank_constant: Larger values give the first ranks less weight; `None` is the engine's own.
+    """
+
+    row: SparseRows
+    using: str
+    vector: npt.NDArray[np.float32]
+    limit: int
+    offset: int
+    filter: Any
+    depth: int
+    rank_constant: int | None
+
+
 class Engine(Protocol):
     """One collection in one Qdrant, in terms of points.
 
@@ -282,18 +308,7 @@ class Engine(Protocol):
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, which is not empty."""
 
-    def hybrid(
-        self,
-        row: SparseRows,
-        using: str,
-        vector: npt.NDArray[np.float32],
-        *,
-        limit: int,
-        offset: int,
-        filter: Any,
-        depth: int,
-        rank_constant: int | None,
-    ) -> list[Found]:
+    def hybrid(self, asked: HybridQuery) -> list[Found]:
         """The best points by reciprocal ranks of the sparse row and a dense vector."""
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:

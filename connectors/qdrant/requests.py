@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from vdr_db.connectors.base import Payload
 from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     DenseRows,
     Found,
+    HybridQuery,
     Manifest,
     PointId,
     Stored,
@@ -20,7 +18,7 @@ from vdr_db.connectors.qdrant.engine import (
 from vdr_db.connectors.qdrant.filters import ClientDialect, to_qdrant
 from vdr_db.connectors.qdrant.messages import PointMessages
 from vdr_db.errors import StoreError
-from vdr_db.filters import Filter, parse_filter
+from vdr_db.filters import parse_filter
 from vdr_db.sparse import SparseRows
 
 __all__ = ["METADATA_KEY", "QUERIES_AT_ONCE", "IndexMemory", "Requests"]
@@ -57,8 +55,7 @@ class Requests:
         """A filter in any of its forms as the client's own."""
         if filter is None or isinstance(filter, self.models.Filter):
             return filter
-        tree = filter if isinstance(filter, Filter) else parse_filter(filter)
-        return to_qdrant(tree, self._dialect)
+        return to_qdrant(parse_filter(filter), self._dialect)
 
     def index(self, kind: str) -> Any:
         """The schema of a kind of payload index."""
@@ -173,39 +170,33 @@ class Requests:
             for i in range(len(rows))
         ]
 
-    def hybrid(
-        self,
-        row: SparseRows,
-        using: str,
-        vector: npt.NDArray[np.float32],
-        *,
-        limit: int,
-        offset: int,
-        filter: Any,
-        depth: int,
-        rank_constant: int | None,
-    ) -> Any:
+    def hybrid(self, asked: HybridQuery) -> Any:
         """One query that joins the rankings by the sparse and by the dense vector."""
         models = self.models
-        native = self.filter(filter)
-        prefetch = [models.Prefetch(query=vector.tolist(), using=using, limit=depth, filter=native)]
-        if row.nnz:
-            sparse = self._sparse(row, 0)
-            prefetch.insert(
-                0, models.Prefetch(query=sparse, using=self.vector, limit=depth, filter=native)
-            )
-        if rank_constant is None:
+        native = self.filter(asked.filter)
+        sides = [(asked.vector.tolist(), asked.using)]
+        if asked.row.nnz:
+            sides.insert(0, (self._sparse(asked.row, 0), self.vector))
+        prefetch = [
+            models.Prefetch(query=query, using=using, limit=asked.depth, filter=native)
+            for query, using in sides
+        ]
+        if asked.rank_constant is None:
             # Known to every server that has the query API; a constant of one's own is newer.
             fusion = models.FusionQuery(fusion=models.Fusion.RRF)
         elif hasattr(models, "RrfQuery"):
-            fusion = models.RrfQuery(rrf=models.Rrf(k=rank_constant))
+            fusion = models.RrfQuery(rrf=models.Rrf(k=asked.rank_constant))
         else:
             raise StoreError(
                 "this qdrant-client knows no `rank_constant`; install a newer one, or leave the "
                 "argument out."
             )
         return models.QueryRequest(
-            prefetch=prefetch, query=fusion, limit=limit, offset=offset, with_payload=True
+            prefetch=prefetch,
+            query=fusion,
+            limit=asked.limit,
+            offset=asked.offset,
+            with_payload=True,
         )
 
     def found(self, answer: Any) -> list[Found]:

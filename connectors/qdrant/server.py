@@ -9,11 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from vdr_db.connectors.base import BatchLimits, Payload
-from vdr_db.connectors.qdrant.engine import DenseRows, Found, Manifest, PointId, Stored
+from vdr_db.connectors.qdrant.engine import DenseRows, Found, HybridQuery, Manifest, PointId, Stored
 from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
 from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
 from vdr_db.connectors.qdrant.requests import (
@@ -256,30 +253,9 @@ class ServerEngine:
         requests = self._requests.searches(rows, limit, offset, filter)
         return self._query(requests)
 
-    def hybrid(
-        self,
-        row: SparseRows,
-        using: str,
-        vector: npt.NDArray[np.float32],
-        *,
-        limit: int,
-        offset: int,
-        filter: Any,
-        depth: int,
-        rank_constant: int | None,
-    ) -> list[Found]:
+    def hybrid(self, asked: HybridQuery) -> list[Found]:
         """The best points by both rankings, in one request; see `Engine.hybrid`."""
-        request = self._requests.hybrid(
-            row,
-            using,
-            vector,
-            limit=limit,
-            offset=offset,
-            filter=filter,
-            depth=depth,
-            rank_constant=rank_constant,
-        )
-        return self._query([request])[0]
+        return self._query([self._requests.hybrid(asked)])[0]
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""

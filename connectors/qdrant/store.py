@@ -37,6 +37,7 @@ from vdr_db.connectors.qdrant.engine import (
     Datatype,
     DenseVector,
     Engine,
+    HybridQuery,
     IndexKind,
     PointId,
     Stored,
@@ -317,17 +318,9 @@ class QdrantStore(CollectionLifecycle):
         made = self._made()
         query = checked_query(row, made.width, self._where, single=True)
         using, numbers = checked_nearest(vector, using, made.dense, self._where)
-        found = self._engine.hybrid(
-            query,
-            using,
-            numbers,
-            limit=limit,
-            offset=offset,
-            filter=filter,
-            depth=max(depth, limit + offset),
-            rank_constant=rank_constant,
-        )
-        return hits_of(found)
+        depth = max(depth, limit + offset)
+        asked = HybridQuery(query, using, numbers, limit, offset, filter, depth, rank_constant)
+        return hits_of(self._engine.hybrid(asked))
 
     search_hybrid = renamed("search_hybrid", search_with_dense)
 

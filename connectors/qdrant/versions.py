@@ -6,10 +6,10 @@ in one request, so a search sees all of the old collection or all of the new one
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager
 from typing import Any
 
+from vdr_db.connectors.base import next_version
 from vdr_db.connectors.qdrant.errors import translated
 from vdr_db.errors import StoreError
 
@@ -65,10 +65,8 @@ class Versions:
     def free_name(self, name: str) -> str:
         """The first unused name of the form `name-000001`."""
         with self._translated("be looked up"):
-            taken = [one.name for one in self._client.get_collections().collections]
-        pattern = re.compile(re.escape(name) + r"-(\d{6})")
-        numbers = [int(match[1]) for one in taken if (match := pattern.fullmatch(one))]
-        return f"{name}-{max(numbers, default=0) + 1:06d}"
+            taken = self._client.get_collections().collections
+        return next_version(name, (one.name for one in taken))
 
     def point_alias(self, name: str, new: str, *, moved: bool = False) -> None:
         """Makes an alias, or moves the one that is there, in one request."""

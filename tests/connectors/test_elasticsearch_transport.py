@@ -10,7 +10,7 @@ from fault_proxy import Answer, HalfAnswer, LostAnswer, Reset
 
 elasticsearch = pytest.importorskip("elasticsearch")
 
-from elastic_transport import (  # noqa: E402  # noqa: E402
+from elastic_transport import (  # noqa: E402
     ApiResponseMeta,
     ConnectionTimeout,
     HttpHeaders,
@@ -29,7 +29,8 @@ from vdr_db.connectors.elasticsearch.transport import (  # noqa: E402
     error_reason,
 )
 from vdr_db.connectors.retry import Allowance, Retrier, RetryPolicy  # noqa: E402
-from vdr_db.errors import ConfigError, Failure, StoreError, StoreUnavailable  # noqa: E402
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable  # noqa: E402
+from vdr_db.failure import Failure  # noqa: E402
 
 ROW = SparseRows.from_dicts([{1: 1.0}], 10)
 

@@ -18,13 +18,13 @@ from vdr_db.connectors.halving import RefusedBatch, deliver
 from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import (
     ConfigError,
-    Failure,
     InputError,
     RejectedRows,
     StoreError,
     StoreMismatch,
     StoreUnavailable,
 )
+from vdr_db.failure import Failure
 
 SECRET = "s3cr3t-value-42"
 

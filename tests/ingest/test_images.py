@@ -30,7 +30,7 @@ from vdr_db.ingest import (
     encode_to_spool,
     ingest,
 )
-from vdr_db.ingest.images import file_digest, walk_images
+from vdr_db.ingest.images import image_digest, walk_images
 from vdr_db.readers import Record
 
 
@@ -107,15 +107,15 @@ def test_what_is_no_folder_of_pictures(tmp_path):
         ImageFolderSource(tmp_path / "empty")
 
 
-def test_file_digest(tmp_path):
+def test_image_digest(tmp_path):
     file = tmp_path / "a"
     file.write_bytes(bytes(3 << 20))
     import hashlib
 
-    assert file_digest(file) == hashlib.sha256(bytes(3 << 20)).hexdigest()
+    assert image_digest(file) == hashlib.sha256(bytes(3 << 20)).hexdigest()
     os.mkfifo(tmp_path / "pipe")
     for bad in (tmp_path / "pipe", tmp_path, tmp_path / "none", "a\0b"):
-        assert file_digest(bad) == ""
+        assert image_digest(bad) == ""
 
 
 # Into a store

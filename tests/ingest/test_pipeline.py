@@ -426,6 +426,30 @@ def test_a_panic_stops_at_once_and_names_the_batch(tmp_path):
     assert isinstance(caught.value.__cause__, PanicException)
 
 
+def test_what_failed_is_told_also_when_the_reader_waits_for_the_store():
+    has_failed = threading.Event()
+
+    class Asked(TroubledStore):
+        def get(self, ids, with_rows=False):
+            if self.sizes:
+                has_failed.wait(10)
+                time.sleep(0.2)
+                raise ConnectionResetError(104, "reset")
+            return super().get(ids, with_rows)
+
+    def trouble(ids):
+        has_failed.set()
+        raise PanicException("index out of bounds")
+
+    with pytest.raises(VdrError, match="not retried"):
+        ingest(
+            source(records(3000)),
+            Asked(trouble),
+            encoder=HashingEncoder(),
+            options=options(skip="existing"),
+        )
+
+
 def test_the_queue_is_bounded_in_bytes():
     most = 0
 

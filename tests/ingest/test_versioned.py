@@ -50,11 +50,11 @@ def on_elasticsearch(proxy):
     name = services.unique_name()
     with VDRElasticsearch(name, WordEncoder(), url=proxy.url, replicas=0, retry=retry) as articles:
         yield articles
-        remove_indices(articles._elastic)
+        remove_indices(articles.store)
 
 
 def names_on_qdrant(collection):
-    client = collection._qdrant._engine._client
+    client = collection.store._engine._client
     return sorted(one.name for one in client.get_collections().collections)
 
 

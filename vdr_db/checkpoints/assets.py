@@ -8,7 +8,6 @@ is checked against a known SHA-256 and kept in a cache folder: `$VDR_DB_CACHE`, 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError
 
 __all__ = ["ASSETS", "DEFAULT_MODEL", "SHIPPED", "Asset", "cache_folder", "fetch", "is_known"]
@@ -170,6 +170,6 @@ def _damaged(asset: Asset, folder: Path) -> str:
     """The first file that is not as it should be, or `""`."""
     for file, known in asset.files.items():
         path = folder / file
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known:
+        if not path.is_file() or file_digest(path) != known:
             return file
     return ""

@@ -19,16 +19,16 @@ from typing import Any
 
 from vdr_db.connectors.base import Documents
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY, EncodedImages
+from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.images.files import IMAGE_SUFFIXES, has_image_suffix
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Block, Slice, Window, cut_windows
 from vdr_db.readers import Record
 
-__all__ = ["ImageEncoding", "ImageFolderSource", "encoding_of", "file_digest", "walk_images"]
+__all__ = ["ImageEncoding", "ImageFolderSource", "encoding_of", "image_digest", "walk_images"]
 
 _FIRST_WINDOW = 32  # pictures; they take longer than texts, and Ctrl-C waits for a window
-_CHUNK_BYTES = 1 << 20
 
 
 class ImageFolderSource:
@@ -75,7 +75,7 @@ class ImageFolderSource:
             facts: list[Any] = [name]
             with suppress(OSError):  # it is refused when its turn comes
                 status = os.stat(self.folder / name)
-                told = file_digest(self.folder / name) if digest else status.st_mtime_ns
+                told = image_digest(self.folder / name) if digest else status.st_mtime_ns
                 facts += [status.st_size, told]
             hashed.update(json.dumps(facts).encode() + b"\n")
             count += 1
@@ -175,18 +175,14 @@ def encoding_of(source: Any, encoder: Any, documents: Documents) -> ImageEncodin
     return made
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 (hex) of a file's bytes, read in pieces; `""` when it cannot be read."""
-    hashed = hashlib.sha256()
+def image_digest(path: str | os.PathLike[str]) -> str:
+    """`file_digest` of an image; `""` when it cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ""  # reading a pipe may wait for ever
-        with open(path, "rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                hashed.update(chunk)
+        return file_digest(path)
     except (OSError, ValueError):  # a zero byte in a path is a ValueError
         return ""
-    return hashed.hexdigest()
 
 
 def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:

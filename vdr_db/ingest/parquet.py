@@ -6,10 +6,11 @@ import datetime
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from vdr_db.errors import InputError, require
-from vdr_db.readers import Fields, Record
+from vdr_db.readers import Fields, Record, record_of
 
 __all__ = ["read_parquet"]
 
@@ -47,41 +48,14 @@ def read_parquet(path: str | os.PathLike[str], *, fields: Fields | None = None) 
                 for row in batch.to_pylist():
                     number += 1
                     present = {key: value for key, value in row.items() if value is not None}
-                    yield _record(present, fields, f"{name}:{number}")
+                    source = f"{name}:{number}"
+                    record = record_of(present, fields, source, missing="missing or null")
+                    kept = {k: _json_like(v, k, source) for k, v in record.payload.items()}
+                    yield replace(record, payload=kept)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{name}: damaged after row {number} ({error}).") from error
-
-
-def _record(row: dict[str, Any], fields: Fields, source: str) -> Record:
-    id_field = fields.id or next((name for name in ("_id", "id") if name in row), None)
-    id = source if id_field is None else _needed(row, id_field, source)
-    if isinstance(id, bool) or not isinstance(id, (int, str)) or id == "":
-        raise InputError(
-            f"{source}: the field {id_field!r} must be a text or a whole number, got {id!r}."
-        )
-    names = fields.text or (("title", "text") if "title" in row else ("text",))
-    texts = [_needed(row, name, source) for name in names]
-    for name, text in zip(names, texts, strict=True):
-        if not isinstance(text, str):
-            raise InputError(
-                f"{source}: the field {name!r} must be a text, got {type(text).__name__}."
-            )
-    kept = [name for name in row if name not in (id_field, names[-1])]
-    if fields.payload is not None:
-        kept = [name for name in fields.payload if name in row]
-    payload = {name: _json_like(row[name], name, source) for name in kept}
-    return Record(id, " ".join(text for text in texts if text), payload, source)
-
-
-def _needed(row: dict[str, Any], name: str, source: str) -> Any:
-    if name not in row:
-        raise InputError(
-            f"{source}: the field {name!r} is missing or null; this row has "
-            f"{', '.join(map(repr, row)) or 'no field'}."
-        )
-    return row[name]
 
 
 def _json_like(value: Any, name: str, source: str) -> Any:

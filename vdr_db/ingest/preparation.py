@@ -16,7 +16,7 @@ from vdr_db.connectors.ids import checked_id
 from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
 from vdr_db.errors import InputError, ShapeError
 from vdr_db.ingest.batches import Piece
-from vdr_db.ingest.images import ImageEncoding, file_digest
+from vdr_db.ingest.images import ImageEncoding, image_digest
 from vdr_db.ingest.quarantine import Refusal
 from vdr_db.ingest.source import Block
 from vdr_db.readers import Record
@@ -213,7 +213,7 @@ class Preparation:
         size = len(json.dumps(payload))
         if self._has_fingerprint:
             # The file is read twice only where that can save encoding it.
-            digest = file_digest(record.source) if self._skip == "unchanged" else ""
+            digest = image_digest(record.source) if self._skip == "unchanged" else ""
             payload[FINGERPRINT_FIELD] = self._image_fingerprint(payload, digest) if digest else ""
         return payload, size
 

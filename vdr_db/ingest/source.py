@@ -6,7 +6,6 @@ number names a record, and a ledger of numbers is enough to resume.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.quarantine import Refusal
@@ -317,11 +317,7 @@ def _identities(path: str, digest: bool) -> list[dict[str, Any]]:
     status = os.stat(path)
     identity: dict[str, Any] = {"name": os.path.basename(path), "size": status.st_size}
     if digest:
-        hashed = hashlib.sha256()
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                hashed.update(chunk)
-        identity["sha256"] = hashed.hexdigest()
+        identity["sha256"] = file_digest(path)
     else:
         identity["mtime_ns"] = status.st_mtime_ns
     return [identity]

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from vdr_db.connectors.base import Documents
+from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError, StoreUnavailable, require
 from vdr_db.ingest.batches import Piece
 from vdr_db.ingest.ledger import Ranges
@@ -295,14 +296,10 @@ def digest(path: Path) -> str:
     Raises:
         InputError: The file is missing.
     """
-    hashed = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                hashed.update(chunk)
+        return file_digest(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; encode its slice again.") from error
-    return hashed.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

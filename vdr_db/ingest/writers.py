@@ -21,7 +21,8 @@ import numpy as np
 from vdr_db.connectors.failures import classify
 from vdr_db.connectors.halving import RefusedBatch, deliver
 from vdr_db.connectors.retry import Allowance, Retrier, RetryPolicy, Stopped
-from vdr_db.errors import Failure, VdrError
+from vdr_db.errors import VdrError
+from vdr_db.failure import Failure
 from vdr_db.ingest.batches import BatchLimit, Piece
 from vdr_db.ingest.quarantine import Refusal
 from vdr_db.sparse import SparseRows

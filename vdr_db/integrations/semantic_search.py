@@ -171,7 +171,9 @@ def _search(
     open_store: Callable[[Any, str], Store],
     remove: Callable[[Any, str], None],
 ) -> tuple[Results, float] | tuple[Results, float, tuple[Any, str] | Collection]:
-    if encoder is None and isinstance(index, Collection):
+    # Vectors need no model, which a collection may have to load.
+    is_text = isinstance(queries, Sequence) and not isinstance(queries, SparseRows)
+    if encoder is None and isinstance(index, Collection) and is_text:
         encoder = index.encoder
     query_rows = _rows(queries, None if encoder is None else encoder.encode_queries, "queries")
     with ExitStack() as stack:
