@@ -130,7 +130,7 @@ def test_every_bit_depends_on_the_text_alone_with_any_threads(tmp_path, threads,
         {"head": "vdr", "k": 50, "vocabulary": "ascii_from_999"},
         {"dtype": "bfloat16"},
         {"dtype": torch.float64},
-        {"pool_padding": "max_length"},
+        {"compatibility": "max_length"},
         {"backend": "reference"},
     ],
     ids=str,
@@ -146,7 +146,7 @@ def test_where_packing_is_not_exact_texts_go_one_by_one(encoder, monkeypatch):
     texts = random_texts(encoder, 12, 4, 30)
     rows = encoder.encode_documents(texts)
     sizes = []
-    monkeypatch.setattr("vdr_db.encoders.text.packing_is_exact", lambda config, dtype: False)
+    monkeypatch.setattr("vdr_db.towers.text.packing_is_exact", lambda config, dtype: False)
     monkeypatch.setattr(
         encoder.document_tower,
         "forward",
@@ -252,12 +252,11 @@ def test_an_impossible_k_is_refused(folder, k):
         ({"query_max_length": 0}, "got 0"),
         ({"activation": "relu"}, "`activation` must be one of"),
         ({"backend": "cuda"}, "`backend` must be one of"),
-        ({"pool_padding": "left"}, "`pool_padding` must be"),
+        ({"compatibility": "left"}, "`compatibility` must be"),
         ({"dtype": "int8"}, "`dtype` must be a float dtype"),
         ({"dtype": "float31"}, "`dtype` must be a float dtype"),
         ({"head": "splade"}, "`head` must be 'mlm' for this folder"),
         ({"vocabulary": "some"}, "`kind` must be one of"),
-        ({"padding_batch_size": 0}, "`padding_batch_size` must be"),
         ({"device": "abacus"}, "`device` must be one .* got 'abacus'"),
     ],
 )
