@@ -17,6 +17,11 @@ __all__ = ["TorchTower"]
 class TorchTower(nn.Module, ABC):
     """A body and its head as a module; see `vdr_db.towers.interface` for what it offers others."""
 
+    @property
+    @abstractmethod
+    def head_name(self) -> str:
+        """Name of the head in stamps and files."""
+
     @abstractmethod
     def matrix(self) -> Tensor:
         """The vocabulary matrix, `[V, H]` in the dtype of the weights."""
