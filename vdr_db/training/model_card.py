@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vdr_db.training.images.settings import CrossModalConfig
+from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
 from vdr_db.version import __version__
