@@ -146,7 +146,7 @@ def test_where_packing_is_not_exact_texts_go_one_by_one(encoder, monkeypatch):
     texts = random_texts(encoder, 12, 4, 30)
     rows = encoder.encode_documents(texts)
     sizes = []
-    monkeypatch.setattr("vdr_db.encoders.text.packing_is_exact", lambda config, dtype: False)
+    monkeypatch.setattr("vdr_db.towers.text.packing_is_exact", lambda config, dtype: False)
     monkeypatch.setattr(
         encoder.document_tower,
         "forward",
@@ -257,7 +257,6 @@ def test_an_impossible_k_is_refused(folder, k):
         ({"dtype": "float31"}, "`dtype` must be a float dtype"),
         ({"head": "splade"}, "`head` must be 'mlm' for this folder"),
         ({"vocabulary": "some"}, "`kind` must be one of"),
-        ({"k": 0}, "`k` must be None or an integer"),
         ({"device": "abacus"}, "`device` must be one .* got 'abacus'"),
     ],
 )
@@ -485,10 +484,3 @@ def test_a_tokenizers_own_limits_do_not_matter(folder):
     # its file asks for truncation at 12 and padding to 16
     tokens = TextTokenizer.from_folder(folder).encode(["cat " * 30, "dog"])
     assert tokens.lengths.tolist() == [30, 1]
-
-
-def test_the_older_names_of_compatibility_still_work_and_warn(folder):
-    with pytest.warns(DeprecationWarning, match="compatibility="):
-        older = SparseEncoder.from_pretrained(folder, pool_padding=True, device="cpu")
-    newer = SparseEncoder.from_pretrained(folder, compatibility="max_length", device="cpu")
-    assert older.compatibility == newer.compatibility

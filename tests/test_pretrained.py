@@ -20,6 +20,7 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 
+from vdr_db.checkpoints import locate
 from vdr_db.checkpoints import text as pretrained
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, MissingExtraError
@@ -395,7 +396,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
     ],
 )
 def test_a_path_where_nothing_is_is_not_looked_up(monkeypatch, name, message):
-    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(locate, "_download", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ConfigError, match=message):
         SparseEncoder.from_pretrained(name)
 
@@ -423,7 +424,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch):
     hub = Hub({})
-    monkeypatch.setattr(pretrained, "require", lambda module, extra: hub)
+    monkeypatch.setattr(locate, "require", lambda module, extra: hub)
     return hub
 
 
@@ -454,7 +455,7 @@ def test_a_missing_hub_package_names_the_extra(monkeypatch):
     def absent(module, extra):
         raise MissingExtraError(f"`{module}` ... pip install 'vdr-db[{extra}]'")
 
-    monkeypatch.setattr(pretrained, "require", absent)
+    monkeypatch.setattr(locate, "require", absent)
     with pytest.raises(MissingExtraError, match=r"vdr-db\[encode\]"):
         SparseEncoder.from_pretrained("some/model")
 

@@ -16,7 +16,7 @@ import torch
 from model_folders import UPSTREAM_SCHEMAS, bert_tokenizer, bert_tokens, write_upstream
 from safetensors.torch import load_file, save_file
 
-from vdr_db.checkpoints import text as pretrained
+from vdr_db.checkpoints import locate
 from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
@@ -174,10 +174,9 @@ def test_the_text_side_of_a_cross_modal_checkpoint(tmp_path, schema):
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
-@pytest.mark.parametrize("asked", ["max_length", Compatibility("max_length")])
-def test_pool_padding_to_the_maximal_length(tmp_path, asked):
+def test_padding_counts_to_the_maximal_length(tmp_path):
     folder = write_upstream(tmp_path / "m")
-    encoder = SparseEncoder.from_pretrained(folder, compatibility=asked)
+    encoder = SparseEncoder.from_pretrained(folder, compatibility="max_length")
     expected = by_hand(folder, "encoder_p", ids_kept=FROM_999, k=30, most=20, padded_to=20)
     np.testing.assert_allclose(rows(encoder, "encoder_p"), expected, atol=2e-5)
     plain = rows(SparseEncoder.from_pretrained(folder), "encoder_p")
@@ -185,9 +184,10 @@ def test_pool_padding_to_the_maximal_length(tmp_path, asked):
 
 
 @pytest.mark.parametrize("size", [1, 2, 128])
-def test_pool_padding_to_the_longest_of_a_batch_in_the_given_order(tmp_path, size):
+def test_padding_counts_to_the_longest_of_a_batch_in_the_given_order(tmp_path, size):
     folder = write_upstream(tmp_path / "m")
-    encoder = SparseEncoder.from_pretrained(folder, compatibility=Compatibility("longest", size))
+    mode = "longest" if size == 128 else Compatibility("longest", size)
+    encoder = SparseEncoder.from_pretrained(folder, compatibility=mode)
     checkpoint = Checkpoint(folder, "encoder_p")
     lengths = [len(bert_ids(text)) + 2 for text in TEXTS]
     expected = []
@@ -198,7 +198,48 @@ def test_pool_padding_to_the_longest_of_a_batch_in_the_given_order(tmp_path, siz
     np.testing.assert_allclose(rows(encoder, "encoder_p"), np.stack(expected), atol=2e-5)
 
 
-def test_pool_padding_gives_an_empty_text_what_the_published_code_gives_it(tmp_path):
+@pytest.mark.parametrize(
+    ("older", "mode"),
+    [
+        ({"pool_padding": False}, None),
+        ({"pool_padding": True}, Compatibility("max_length")),
+        ({"pool_padding": "max_length"}, Compatibility("max_length")),
+        ({"pool_padding": "longest"}, Compatibility("longest", 128)),
+        ({"pool_padding": "longest", "padding_batch_size": 2}, Compatibility("longest", 2)),
+        ({"padding_batch_size": 2}, None),
+    ],
+    ids=str,
+)
+def test_older_names_of_compatibility_work_and_warn(tmp_path, older, mode):
+    folder = write_upstream(tmp_path / "m")
+    with pytest.warns(DeprecationWarning, match="pass compatibility="):
+        encoder = SparseEncoder.from_pretrained(folder, **older)
+    assert encoder.compatibility == mode
+
+
+@pytest.mark.filterwarnings("ignore:.pool_padding:DeprecationWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool_padding": "left"},
+        {"padding_batch_size": 0},
+        {"pool_padding": "longest", "padding_batch_size": 0},
+    ],
+    ids=str,
+)
+def test_older_names_are_checked_as_before(tmp_path, options):
+    folder = write_upstream(tmp_path / "m")
+    with pytest.raises(ConfigError, match="must be"):
+        SparseEncoder.from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.5])
+def test_an_impossible_batch_of_padded_texts_is_refused(size):
+    with pytest.raises(ConfigError, match="`batch_size` of a `Compatibility` must be at least 1"):
+        Compatibility("longest", size)
+
+
+def test_compatibility_gives_an_empty_text_what_the_published_code_gives_it(tmp_path):
     folder = write_upstream(tmp_path / "m")
     encoder = SparseEncoder.from_pretrained(folder, compatibility="max_length")
     (row,) = encoder.encode_documents([""]).to_scipy().toarray()
@@ -313,7 +354,7 @@ def test_the_tokenizer_comes_from_an_argument_or_by_the_models_name(tmp_path, mo
         asked.append(name)
         return whole
 
-    monkeypatch.setattr(pretrained, "_download", download)
+    monkeypatch.setattr(locate, "_download", download)
     assert SparseEncoder.from_pretrained(bare).encode_documents(TEXTS) == known
     assert asked == ["bert-base-uncased"]
 
@@ -322,7 +363,7 @@ def test_a_tokenizer_that_cannot_be_had_is_said_plainly(tmp_path, monkeypatch):
     def download(name, revision, patterns):
         raise ConfigError("no network")
 
-    monkeypatch.setattr(pretrained, "_download", download)
+    monkeypatch.setattr(locate, "_download", download)
     bare = write_upstream(tmp_path / "bare", tokenizer=False)
     message = re.escape("bare holds no tokenizer, and that of 'bert-base-uncased' cannot be had")
     with pytest.raises(ConfigError, match=message):

@@ -8,27 +8,29 @@ model computes, so rows of different models over one tokenizer share one space.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, InputError, ShapeError, require
+from vdr_db.sparse_checks import IdArray, IntArray, WeightArray, checked_arrays, row_pointers
+from vdr_db.sparse_forms import (
+    ARRAYS,
+    arrays_of_dicts,
+    arrays_of_tensor,
+    read_arrays,
+    write_arrays,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 __all__ = ["SparseRows"]
 
-IntArray = npt.NDArray[np.int64]
-IdArray = npt.NDArray[np.int32]
-WeightArray = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
 
-_FILE_FORMAT = 1
 _GATHER_ELEMENTS = 1 << 22  # elements gathered at once in `dot_dense`: 32 MB of float64
 
 
@@ -73,22 +75,7 @@ class SparseRows:
             InputError: An index is out of range, repeated or out of order, or a value is not a
                 finite number greater than 0; the message names the row.
         """
-        width = _checked_width(width)
-        pointers = _integers(indptr, "indptr", np.int64)
-        ids = _integers(indices, "indices", np.int32, width)
-        weights = _weights(values)
-        if pointers.size == 0 or pointers[0] != 0 or np.any(np.diff(pointers) < 0):
-            raise ShapeError(
-                "`indptr` must start at 0 and never fall, got "
-                f"{_short(pointers)}; it holds the running count of entries, one more than rows."
-            )
-        if not (pointers[-1] == ids.size == weights.size):
-            raise ShapeError(
-                "`indices` and `values` must both have `indptr[-1]` entries, got "
-                f"indptr[-1] = {pointers[-1]}, {ids.size} indices and {weights.size} values."
-            )
-        _check_entries(pointers, ids, weights, width)
-        self._take(pointers, ids, weights, width)
+        self._take(*checked_arrays(indptr, indices, values, width))
 
     def _take(self, indptr: IntArray, indices: IdArray, values: WeightArray, width: int) -> None:
         for name, array in (("indptr", indptr), ("indices", indices), ("values", values)):
@@ -193,7 +180,7 @@ class SparseRows:
             raise IndexError(f"row numbers must lie in [-{len(self)}, {len(self)})")
         chosen = np.where(chosen < 0, chosen + len(self), chosen).astype(np.int64)
         counts = self.counts[chosen]
-        indptr = _pointers(counts)
+        indptr = row_pointers(counts)
         offsets = np.repeat(self.indptr[chosen] - indptr[:-1], counts)
         source = offsets + np.arange(indptr[-1])
         return self._trusted(indptr, self.indices[source], self.values[source], self.width)
@@ -253,7 +240,7 @@ class SparseRows:
                 f"all parts must have one width, got {widths}; "
                 "rows over different vocabularies cannot be joined."
             )
-        indptr = _pointers(np.concatenate([part.counts for part in parts]))
+        indptr = row_pointers(np.concatenate([part.counts for part in parts]))
         indices = np.concatenate([part.indices for part in parts])
         values = np.concatenate([part.values for part in parts])
         return SparseRows._trusted(indptr, indices, values, widths[0])
@@ -267,35 +254,7 @@ class SparseRows:
             InputError: A key is not an integer in `[0, width)`, or a weight is not a finite number
                 greater than or equal to 0.
         """
-        if isinstance(rows, Mapping):
-            raise TypeError(
-                "`rows` must be a sequence of mappings, got one mapping; pass [mapping]"
-            )
-        counts = np.zeros(len(rows), np.int64)
-        ids: list[int] = []
-        weights: list[float] = []
-        for i, row in enumerate(rows):
-            entries = []
-            for key, weight in row.items():
-                if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
-                    raise InputError(
-                        f"token ids must be integers, got {key!r} in row {i}; "
-                        "`Vocabulary.id(token)` turns a token into its id."
-                    )
-                number = _finite_number(weight, i, int(key))
-                if number != 0:
-                    entries.append((int(key), number))
-            entries.sort()
-            counts[i] = len(entries)
-            ids.extend(key for key, _ in entries)
-            weights.extend(weight for _, weight in entries)
-        out_of_range = next((key for key in ids if not 0 <= key < width), None)
-        if out_of_range is not None:
-            raise InputError(
-                f"token ids must lie in [0, {width}), got {out_of_range}; "
-                "the rows come from another vocabulary."
-            )
-        return cls(_pointers(counts), np.array(ids, np.int32), np.array(weights, np.float64), width)
+        return cls(*arrays_of_dicts(rows, width), width)
 
     def to_dicts(self) -> list[dict[int, float]]:
         """`{token id: weight}` of each row, ids ascending."""
@@ -340,25 +299,7 @@ class SparseRows:
             ShapeError: The tensor is not two-dimensional.
             InputError: A value is negative or not finite.
         """
-        if getattr(tensor, "ndim", None) != 2:
-            raise ShapeError(
-                "a two-dimensional torch tensor is expected, got "
-                f"{list(getattr(tensor, 'shape', [])) or type(tensor).__name__}."
-            )
-        tensor = tensor.detach().cpu()
-        layout = str(tensor.layout)
-        if layout == "torch.strided":
-            tensor = tensor.float()
-            rows, ids = tensor.nonzero(as_tuple=True)
-            values = tensor[rows, ids].numpy()
-        else:
-            coo = (tensor if layout == "torch.sparse_coo" else tensor.to_sparse_coo()).coalesce()
-            rows, ids = coo.indices()
-            values = coo.values().float().numpy()
-        rows, ids = rows.numpy(), ids.numpy()
-        kept = values != 0
-        counts = np.bincount(rows[kept], minlength=tensor.shape[0]).astype(np.int64)
-        return cls(_pointers(counts), ids[kept], values[kept], int(tensor.shape[1]))
+        return cls(*arrays_of_tensor(tensor), int(tensor.shape[1]))
 
     # Algebra
 
@@ -429,7 +370,7 @@ class SparseRows:
         rank = np.arange(self.nnz) - np.repeat(self.indptr[:-1], counts)
         kept = np.sort(order[rank < k])
         return self._trusted(
-            _pointers(np.minimum(counts, k)), self.indices[kept], self.values[kept], self.width
+            row_pointers(np.minimum(counts, k)), self.indices[kept], self.values[kept], self.width
         )
 
     def top_terms(
@@ -459,21 +400,8 @@ class SparseRows:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy `.npz` file; an earlier file is replaced at once, never half."""
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    format=np.int64(_FILE_FORMAT),
-                    indptr=self.indptr,
-                    indices=self.indices,
-                    values=self.values,
-                    width=np.int64(self.width),
-                )
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        write_arrays(path, {**arrays, "width": np.int64(self.width)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparseRows:
@@ -483,115 +411,10 @@ class SparseRows:
             FileNotFoundError: There is no such file.
             ConfigError: The file is damaged, cut short, or something else.
         """
-        expected = {"format", "indptr", "indices", "values", "width"}
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        try:
-            with Path(path).open("rb") as handle:
-                file = np.load(handle, allow_pickle=False)
-                if set(getattr(file, "files", ())) == expected:
-                    arrays = {name: file[name] for name in expected}
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ConfigError(
-                f"{os.fspath(path)} cannot be read as sparse rows ({error}); "
-                "it is damaged or something else: write it again."
-            ) from error
-        if not arrays:
-            raise ConfigError(
-                f"{os.fspath(path)} is not a file of sparse rows: it should hold the arrays "
-                f"{sorted(expected)}; write one with `SparseRows.save`."
-            )
-        if int(arrays["format"]) != _FILE_FORMAT:
-            raise ConfigError(
-                f"{os.fspath(path)} has format {int(arrays['format'])}, this version reads "
-                f"{_FILE_FORMAT}; use the library version that wrote it."
-            )
-        return cls(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["width"]))
+        arrays = read_arrays(path)
+        return cls(*(arrays[name] for name in ARRAYS), int(arrays["width"]))
 
     def _row_number(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)} rows")
         return i + len(self) if i < 0 else i
-
-
-def _pointers(counts: IntArray) -> IntArray:
-    pointers = np.zeros(counts.size + 1, np.int64)
-    np.cumsum(counts, out=pointers[1:])
-    return pointers
-
-
-def _short(array: npt.NDArray[Any]) -> str:
-    return np.array2string(array, threshold=6, edgeitems=3)
-
-
-def _checked_width(width: int) -> int:
-    if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
-        raise ShapeError(f"`width` must be an integer, got {width!r}; it is the vocabulary size.")
-    if not 1 <= width <= np.iinfo(np.int32).max:
-        raise ShapeError(f"`width` must lie in [1, 2^31), got {width}; it is the vocabulary size.")
-    return int(width)
-
-
-def _flat(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
-    flat = np.asarray(array)
-    if flat.ndim != 1:
-        raise ShapeError(f"`{name}` must be a flat array, got shape {list(flat.shape)}.")
-    return flat
-
-
-def _integers(
-    array: npt.ArrayLike, name: str, dtype: Any, width: int | None = None
-) -> npt.NDArray[Any]:
-    flat = _flat(array, name)
-    if flat.size and not np.issubdtype(flat.dtype, np.integer):
-        raise ShapeError(f"`{name}` must hold integers, got {flat.dtype}.")
-    if width is not None and flat.size and (flat.min() < 0 or flat.max() >= width):
-        bad = int(flat.min()) if flat.min() < 0 else int(flat.max())
-        raise InputError(
-            f"token ids must lie in [0, {width}), got {bad}; the rows come from another vocabulary."
-        )
-    return np.ascontiguousarray(flat, dtype=dtype)
-
-
-def _weights(array: npt.ArrayLike) -> WeightArray:
-    flat = _flat(array, "values")
-    if flat.size and not (
-        np.issubdtype(flat.dtype, np.floating) or np.issubdtype(flat.dtype, np.integer)
-    ):
-        raise ShapeError(f"`values` must hold real numbers, got {flat.dtype}.")
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(flat, dtype=np.float32)
-
-
-def _check_entries(indptr: IntArray, indices: IdArray, values: WeightArray, width: int) -> None:
-    good = np.isfinite(values) & (values > 0)
-    if not good.all():
-        at = int(np.flatnonzero(~good)[0])
-        row = int(np.searchsorted(indptr, at, side="right")) - 1
-        raise InputError(
-            f"weights must be finite and greater than 0 in float32, got {values[at]} for token id "
-            f"{indices[at]} in row {row}; leave absent tokens out, and look for NaN in the model."
-        )
-    if indices.size > 1:
-        rises = indices[1:] > indices[:-1]
-        rises[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True
-        if not rises.all():
-            at = int(np.flatnonzero(~rises)[0]) + 1
-            row = int(np.searchsorted(indptr, at, side="right")) - 1
-            raise InputError(
-                "token ids of a row must be unique and ascending, got "
-                f"{indices[at - 1]} before {indices[at]} in row {row}; "
-                "sort them and join repeated ones first."
-            )
-
-
-def _finite_number(weight: Any, row: int, token_id: int) -> float:
-    try:
-        number = float(weight)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not (np.isfinite(number) and number >= 0):
-        raise InputError(
-            f"weights must be finite and not negative, got {weight!r} for token id {token_id} in "
-            f"row {row}; leave absent tokens out, and look for NaN in the model."
-        )
-    return number

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vdr_db.checkpoints.weights import digest
 from vdr_db.errors import ConfigError
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
+    from vdr_db.checkpoints.image import ImageParts
+    from vdr_db.checkpoints.text import TextParts
     from vdr_db.towers.torch_tower import TorchTower
 
 __all__ = ["Encoder", "positive", "progress"]
+
+Parts = TypeVar("Parts", "TextParts", "ImageParts")
 
 
 class Encoder(ABC):
@@ -114,6 +119,11 @@ class Encoder(ABC):
         """Takes over the digest of the weights, where it is known."""
         if known:
             self._digest = (_version(self.named_tensors()), known)
+
+    def _parts(self, kind: type[Parts]) -> Parts:
+        """What this encoder is made of, to be saved; the digest follows from the weights."""
+        names = [part.name for part in fields(kind) if part.name != "digest"]
+        return kind(**{name: getattr(self, name) for name in names})
 
     def _described(self, *parts: str) -> str:
         k = "all" if self._stored_k is None else self._stored_k

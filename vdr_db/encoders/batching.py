@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.checkpoints.plan import Compatibility
+from vdr_db.encoders.base import positive
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
 
@@ -21,6 +22,7 @@ __all__ = [
     "ROW_MULTIPLE",
     "Frame",
     "PackedBatch",
+    "checked_budget",
     "pack",
     "packed_batches",
     "plan_batches",
@@ -29,6 +31,28 @@ __all__ = [
 ]
 
 IntArray = npt.NDArray[np.int64]
+
+TOKEN_BUDGET = {"cpu": 4096}
+"""Tokens in a batch, by device type. On the CPU the head reaches its full rate from about 1,000
+tokens on, and the widest layer of BERT-base takes 12 KB a token."""
+TOKEN_BUDGET_ELSEWHERE = 32768
+
+POOLED_BYTES = 1 << 26
+"""Most bytes of the pooled scores `[B, V]` of a batch: 64 MB, 549 texts of BERT's vocabulary."""
+
+
+def checked_budget(asked: int | None, device: str) -> int:
+    """Most tokens in a batch.
+
+    Args:
+        asked: What the caller wants; None for what suits the device.
+        device: Type of the device.
+
+    Raises:
+        ConfigError: It is no integer, or below 1.
+    """
+    budget = TOKEN_BUDGET.get(device, TOKEN_BUDGET_ELSEWHERE)
+    return positive("token_budget", budget if asked is None else asked)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vdr_db.checkpoints.plan import FromCheckpoint
 from vdr_db.encoders.base import Encoder, positive, progress
-from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_picture
@@ -282,16 +282,7 @@ class ImageEncoder(Encoder):
     def _save(self, folder: str | os.PathLike[str], *, is_tied: bool) -> None:
         from vdr_db.checkpoints.image import ImageParts, save_image
 
-        parts = ImageParts(
-            tower=self.tower,
-            tokenizer=self.tokenizer,
-            vocabulary=self.vocabulary,
-            preprocessing=self.preprocessing,
-            activation=self.activation,
-            k=self.k,
-            norm=self.norm,
-        )
-        save_image(parts, folder, is_tied=is_tied)
+        save_image(self._parts(ImageParts), folder, is_tied=is_tied)
 
     # What it is
 
@@ -405,15 +396,7 @@ class ImageEncoder(Encoder):
             InputError: The picture cannot be read, or the model computes no weight of an id.
         """
         check_kind(image, 0)
-        wanted = np.asarray(ids, np.int64).ravel()
-        inside = (wanted >= 0) & (wanted < self.vocabulary.size)
-        columns = self.vocabulary.id_to_column[np.where(inside, wanted, 0)]
-        if not (inside & (columns >= 0)).all():
-            bad = wanted[~(inside & (columns >= 0))]
-            raise InputError(
-                f"the model computes no weight of the token ids {bad[:3].tolist()}; take ids of "
-                "rows of this encoder."
-            )
+        columns = self.vocabulary.columns_of(ids)
         picture = read_picture(image, ImageLimits(pixels=max_pixels))
         import torch
 
@@ -422,7 +405,7 @@ class ImageEncoder(Encoder):
 
         pixels = self.preprocessing.apply(picture.image)
         tower = self.tower
-        scores = tower.states(pixels) @ tower.rows(columns.astype(np.int64)).T
+        scores = tower.states(pixels) @ tower.rows(columns).T
         found: npt.NDArray[np.float32] = activate(torch.from_numpy(scores), self.activation).numpy()
         if self.norm:
             with tower.evaluating():

@@ -25,8 +25,16 @@ from vdr_db.checkpoints.plan import (
     compatibility_of,
 )
 from vdr_db.checkpoints.weights import named_weights
-from vdr_db.encoders.base import Encoder, positive, progress
-from vdr_db.encoders.batching import Frame, PackedBatch, pack, packed_batches, plan_texts
+from vdr_db.encoders.base import Encoder, progress
+from vdr_db.encoders.batching import (
+    POOLED_BYTES,
+    Frame,
+    PackedBatch,
+    checked_budget,
+    pack,
+    packed_batches,
+    plan_texts,
+)
 from vdr_db.encoders.checks import checked_texts
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
@@ -44,14 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["Side", "SparseEncoder"]
 
 Side: TypeAlias = Literal["document", "query"]
-
-TOKEN_BUDGET = {"cpu": 4096}
-"""Tokens in a batch, by device type. On the CPU the head reaches its full rate from about 1,000
-tokens on, and the widest layer of BERT-base takes 12 KB a token."""
-TOKEN_BUDGET_ELSEWHERE = 32768
-
-POOLED_BYTES = 1 << 26
-"""Most bytes of the pooled scores `[B, V]` of a batch: 64 MB, 549 texts of BERT's vocabulary."""
 
 
 class SparseEncoder(Encoder):
@@ -136,16 +136,10 @@ class SparseEncoder(Encoder):
         self.query_tower = query_tower
         self.lexical = lexical
         self.compatibility = Compatibility.of(compatibility)
-        self.document_entry = document_entry.checked(
-            columns=vocabulary.columns,
-            positions=document_tower.config.max_length,
-            special=tokenizer.extra_length,
-        )
-        self.query_entry = query_entry.checked(
-            columns=vocabulary.columns,
-            positions=query_tower.config.max_length,
-            special=tokenizer.extra_length,
-        )
+        columns, special = vocabulary.columns, tokenizer.extra_length
+        checked = partial(Entry.checked, columns=columns, special=special)
+        self.document_entry = checked(document_entry, positions=document_tower.config.max_length)
+        self.query_entry = checked(query_entry, positions=query_tower.config.max_length)
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
@@ -249,18 +243,7 @@ class SparseEncoder(Encoder):
         """
         from vdr_db.checkpoints.text import TextParts, save_text
 
-        parts = TextParts(
-            document_tower=self.document_tower,
-            query_tower=self.query_tower,
-            tokenizer=self.tokenizer,
-            vocabulary=self.vocabulary,
-            activation=self.activation,
-            document_entry=self.document_entry,
-            query_entry=self.query_entry,
-            norm=self.norm,
-            lexical=self.lexical,
-        )
-        save_text(parts, folder)
+        save_text(self._parts(TextParts), folder)
 
     # What it is
 
@@ -385,9 +368,6 @@ class SparseEncoder(Encoder):
 
         tower, entry = self._side(side)
         frame = self.frame(side)
-        if token_budget is None:
-            token_budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET_ELSEWHERE)
-        budget = positive("token_budget", token_budget)
         raw = checked_texts(texts)
         tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
         self._count_truncated(tokens.lengths, frame, stacklevel=4)
@@ -396,7 +376,7 @@ class SparseEncoder(Encoder):
             frame,
             self.compatibility,
             prompt=len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0,
-            tokens=budget,
+            tokens=checked_budget(token_budget, self.device.type),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
         )
         packed = packed_batches(tokens, batches, frame, self.compatibility)
@@ -419,10 +399,7 @@ class SparseEncoder(Encoder):
                 order.append(batch.texts)
                 bar.update(len(batch.texts))
         parts.append(SparseRows.empty(empty.size, self.vocabulary.size))
-        order.append(empty)
-        place = np.empty(len(raw), np.int64)
-        place[np.concatenate(order)] = np.arange(len(raw))
-        return SparseRows.concat(parts)[place]
+        return SparseRows.concat(parts)[np.argsort(np.concatenate([*order, empty]))]
 
     def _queue(self) -> DeviceQueue | None:
         """Where batches may overlap; None where they run one by one."""

@@ -180,11 +180,25 @@ class Vocabulary:
             )
         return self._ids[token]
 
-    def with_kind(self, kind: str) -> Vocabulary:
-        """The same tokenizer with other columns."""
-        if kind == self.kind:
-            return self
-        return Vocabulary(self.tokens, kind=kind, special_ids=self.special_ids)
+    def columns_of(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Columns of token ids, `[D]` int64.
+
+        Args:
+            ids: `[D]` integers, such as the token ids of a row of an encoder.
+
+        Raises:
+            InputError: The model computes no weight of an id.
+        """
+        wanted = np.asarray(ids, np.int64).ravel()
+        inside = (wanted >= 0) & (wanted < self.size)
+        columns = self.id_to_column[np.where(inside, wanted, 0)].astype(np.int64)
+        bad = wanted[~inside | (columns < 0)]
+        if bad.size:
+            raise InputError(
+                f"the model computes no weight of the token ids {bad[:3].tolist()}; take ids of "
+                "rows of this encoder."
+            )
+        return columns
 
     def bag_of_tokens(self, input_ids: npt.ArrayLike, cu_seqlens: npt.ArrayLike) -> SparseRows:
         """The set of tokens of each text with weight 1, the paper's bag-of-token entry BoW(x).

@@ -59,16 +59,18 @@ class ImageTower(TorchTower):
     Attributes:
         body: From pixels to states of patches.
         head: From states to scores.
-        head_name: Name of the head in stamps.
     """
-
-    head_name = "image"
 
     def __init__(self, body: ImageBody, head: ImageHead) -> None:
         """Takes the parts over."""
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head in stamps."""
+        return "image"
 
     @property
     def config(self) -> ImageBody:
