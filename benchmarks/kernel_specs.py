@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from vdr_db.kernels.cuda import backward_kernels, entry_lists, forward_kernels, topk_kernels
@@ -18,7 +19,6 @@ from vdr_db.kernels.cuda.configs import (
     backward_tiles,
     pool_tile,
 )
-from vdr_db.kernels.cuda.entry_lists import PLACE_BLOCK
 
 MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
 CARDS = {
@@ -225,16 +225,12 @@ def backward_specs(sm: int) -> Iterator[Spec]:
             constants["indptr_ptr"] = None
         label = f"kept={has_indptr:d}"
         yield Spec("count_entries_kernel", sm, label, {}, constants, 4)
-        constants = {**constants, "BLOCK": PLACE_BLOCK}
-        yield Spec("place_entries_kernel", sm, label, {}, constants, 4)
-    for kernel in (
-        "chunk_offsets_kernel",
-        "mark_columns_kernel",
-        "count_columns_kernel",
-        "place_columns_kernel",
-    ):
-        types = {} if kernel == "chunk_offsets_kernel" else {"before_ptr": "*i32"}
-        yield Spec(kernel, sm, "", types, {"BLOCK": 256}, 4)
+        constants = {**constants, "KEY": tl.uint32}
+        yield Spec("place_entries_kernel", sm, label, {}, constants, tiles.place_warps)
+        constants = {**constants, "BLOCK": 256}
+        yield Spec("chunk_offsets_kernel", sm, label, {}, constants, 4)
+    for kernel in ("mark_columns_kernel", "count_columns_kernel", "place_columns_kernel"):
+        yield Spec(kernel, sm, "", {"before_ptr": "*i32"}, {"BLOCK": 256}, 4)
     yield Spec("bias_kernel", sm, "", {"output_ptr": "*fp32"},
                {"BLOCK_V": 256}, 4)  # fmt: skip
 

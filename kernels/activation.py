@@ -6,17 +6,13 @@ pooling and selection: `[nnz]` values instead of `[T, V]`.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from vdr_db.errors import ConfigError, ShapeError
+from vdr_db.kernels.names import ACTIVATIONS, Activation
 
 __all__ = ["ACTIVATIONS", "Activation", "activate", "check_activation"]
-
-Activation = Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def activate(logits: Tensor, activation: Activation) -> Tensor:

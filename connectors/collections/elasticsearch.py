@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from vdr_db.connectors.elasticsearch.bodies import FieldKind
-    from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+    from vdr_db.connectors.retry import RetryPolicy
 
 __all__ = ["ElasticsearchOptions", "VDRElasticsearch"]
 

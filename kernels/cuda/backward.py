@@ -107,7 +107,7 @@ def backward(
                 launch_weight_gather(grad, argmax, hidden, cu_seqlens, grad_weight, tiles)
             if grad_hidden is not None:
                 launch_hidden_gather(
-                    grad, None, None, argmax, cu_seqlens, weight, grad_hidden, tiles
+                    grad, None, None, None, argmax, cu_seqlens, weight, grad_hidden, tiles
                 )
         if grad_bias is not None:
             launch_bias(grad, argmax, grad_bias)
@@ -167,8 +167,8 @@ def backward_sparse(
     cu_seqlens, indptr = cu_seqlens.contiguous(), indptr.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
     with on_device(hidden):
+        texts = text_of_each(indptr, nnz)
         if grad_weight is not None or grad_bias is not None:
-            texts = text_of_each(indptr, nnz)
             order, ends, totals = entries_by_column(columns, texts, B, V)
             launch_weight_kept(
                 *(grad, argmax, hidden, cu_seqlens, texts, order, ends, totals),
@@ -176,7 +176,7 @@ def backward_sparse(
             )
         if grad_hidden is not None:
             launch_hidden_gather(
-                grad, indptr, columns, argmax, cu_seqlens, weight, grad_hidden, tiles
+                grad, indptr, columns, texts, argmax, cu_seqlens, weight, grad_hidden, tiles
             )
     return outputs
 

@@ -199,6 +199,7 @@ def launch_hidden_gather(
     grad: Tensor,
     indptr: Tensor | None,
     columns: Tensor | None,
+    entry_texts: Tensor | None,
     argmax: Tensor,
     cu_seqlens: Tensor,
     weight: Tensor,
@@ -207,7 +208,10 @@ def launch_hidden_gather(
 ) -> None:
     """Hidden gradient by walking each token's list; of all entries, or of kept ones."""
     T, H, V = output.shape[0], output.shape[1], weight.shape[0]
-    order, ends, totals = entries_by_token(argmax, indptr, cu_seqlens, T, V, tiles.chunk)
+    token_texts = text_of_each(cu_seqlens, T)
+    order, ends, totals = entries_by_token(
+        argmax, indptr, entry_texts, cu_seqlens, token_texts, V, tiles.chunk, tiles.place_warps
+    )
     n_splits = torch.clamp((totals + (tiles.split - 1)) // tiles.split, min=1)
     slot_ends = n_splits.cumsum(0)
     spill_ends = torch.where(n_splits > 1, n_splits, 0).cumsum(0)
@@ -224,7 +228,7 @@ def launch_hidden_gather(
         grad,
         columns,
         weight,
-        text_of_each(cu_seqlens, T),
+        token_texts,
         order,
         ends,
         totals,

@@ -152,7 +152,8 @@ class BackwardTiles:
         gather_h: Hidden dimensions per gathering program.
         rows: Rows gathered per step of the hidden gradient.
         split: Entries of one token summed by one program; longer lists are split and summed again.
-        chunk: Entries of one text ordered by one group of programs.
+        chunk: Entries that one program orders.
+        place_warps: Warps of that program: one entry a thread keeps the way through the sort short.
         onehot_m: Owned rows (weight rows or tokens) per matrix-unit program.
         onehot_h: Hidden dimensions per matrix-unit program.
         onehot_k: Summed entries per matrix-unit step.
@@ -167,6 +168,7 @@ class BackwardTiles:
     rows: int = 16
     split: int = 1024
     chunk: int = 512
+    place_warps: int = 16
     onehot_m: int = 128
     onehot_h: int = 128
     onehot_k: int = 64
@@ -177,6 +179,7 @@ class BackwardTiles:
 
 # The crossover is where L * 2H FLOP on the matrix unit cost as much as one gathered row of H.
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
+    (100, 16): BackwardTiles(onehot_length=128, rows=8),
     (90, 16): BackwardTiles(onehot_length=128),
     (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64, onehot_k=32),
     (80, 16): BackwardTiles(onehot_length=96, onehot_k=32),
@@ -187,7 +190,12 @@ BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
 def backward_tiles(sm: int, bits: int) -> BackwardTiles:
     """Tiles of the gradients for a compute capability and an input width in bits."""
     # From 120 on cards multiply by warps again, as those of 80 do.
-    return BACKWARD_TILES[90 if 90 <= sm < 120 else 80, bits]
+    generation = sm if sm < 120 else 80
+    return next(
+        tiles
+        for (least, width), tiles in BACKWARD_TILES.items()
+        if width == bits and least <= max(generation, 80)
+    )
 
 
 @dataclass(frozen=True)

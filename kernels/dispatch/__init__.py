@@ -10,21 +10,18 @@ import logging
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import reference
-from vdr_db.kernels.activation import Activation
 from vdr_db.kernels.arguments import Lexical, check_pool
+from vdr_db.kernels.names import BACKENDS, Activation, Backend
 from vdr_db.kernels.reference import Pooled, Selection
 
 __all__ = ["BACKENDS", "Backend", "choose_backend", "gather_kept", "project_pool", "select_topk"]
-
-Backend = Literal["auto", "reference", "cpu", "triton"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 OLDEST_TRITON = (3, 4)
 """First version with tensor descriptors made on the host; torch 2.8 comes with it."""

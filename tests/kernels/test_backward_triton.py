@@ -263,3 +263,33 @@ def test_refuses_what_disagrees():
         pooling.backward_sparse(
             grad[0], bounds([20]), argmax[0, :5], argmax[0], hidden, cu_seqlens, weight
         )
+
+
+@pytest.mark.parametrize("is_wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("is_kept", [False, True], ids=["all", "kept"])
+def test_entries_are_listed_by_token(monkeypatch, is_wide, is_kept):
+    """Rows that begin and end within chunks, texts without tokens, keys of 32 and of 64 bits."""
+    if is_wide:
+        monkeypatch.setattr(entry_lists, "SHORT_KEYS", 0)
+    B, V, chunk = 4, 100, 64
+    cu_seqlens = bounds([7, 0, 20, 3])
+    argmax = torch.stack([torch.arange(V) * 37 % 5, torch.full((V,), -1), torch.arange(V) * 11 % 20,
+                          torch.arange(V) % 3]).to(torch.int16).to(DEVICE)  # fmt: skip
+    rows = torch.arange(B, device=DEVICE)
+    indptr = entry_texts = None
+    if is_kept:
+        indptr, _, texts, argmax = kept(argmax, V, 90)
+        entry_texts = texts.int()
+    else:
+        texts = rows.repeat_interleave(V)
+    token_texts = torch.full((33,), B, dtype=torch.int32, device=DEVICE)
+    token_texts[:30] = entry_lists.text_of_each(cu_seqlens, 30)
+    order, ends, totals = entry_lists.entries_by_token(
+        argmax, indptr, entry_texts, cu_seqlens, token_texts, V, chunk, 4
+    )
+    token = cu_seqlens[texts] + argmax.flatten()
+    number = torch.arange(len(texts), device=DEVICE) % (len(texts) if is_kept else V)
+    for t in range(30):
+        expected = number[(token == t) & (argmax.flatten() >= 0)]
+        assert order[ends[t] - totals[t] : ends[t]].tolist() == expected.tolist()
+    assert not totals[30:].any()

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from vdr_db.towers.image_body import (
 )
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.text_body import unfilled
+from vdr_db.towers.torch_tower import TorchTower
 
 __all__ = ["ImageHead", "ImageTower", "make_body"]
 
@@ -50,19 +53,43 @@ class ImageHead(nn.Module):
         self.projection = unfilled(columns, hidden_size)
 
 
-class ImageTower(nn.Module):
+class ImageTower(TorchTower):
     """A body and its head.
 
     Attributes:
         body: From pixels to states of patches.
         head: From states to scores.
+        head_name: Name of the head in stamps.
     """
+
+    head_name = "image"
 
     def __init__(self, body: ImageBody, head: ImageHead) -> None:
         """Takes the parts over."""
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def config(self) -> ImageBody:
+        """Sizes of the body, which tells them itself."""
+        return self.body
+
+    def matrix(self) -> Tensor:
+        """The projection, `[V, H]`."""
+        return self.head.projection
+
+    def states(self, item: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """States of an image's patches after the head's norm, `[P, H]` float32.
+
+        Args:
+            item: `[3, S, S]` float32, preprocessed pixels.
+        """
+        with self.evaluating():
+            pixels = torch.from_numpy(item)[None].to(self.device)
+            hidden = self.head.norm(self.body(pixels.to(self.dtype)))[0]
+        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
+        return found
 
     def forward(
         self, pixels: Tensor, *, backend: Backend = "auto", return_argmax: bool = False

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ROW_MULTIPLE", "Run"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ROW_MULTIPLE", "Run", "TextItem"]
 
 ROW_MULTIPLE = 16
 """Packed rows come in multiples of this.
@@ -37,3 +40,18 @@ class Run:
     def stop(self) -> int:
         """One past the last packed row."""
         return self.start + self.count * self.length
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One text as a tower reads it, with its special tokens.
+
+    Attributes:
+        input_ids: `[P]` int64.
+        position_ids: `[P]` int64.
+        kept: Positions that others may attend to, the first ones; the rest is padding.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+    kept: int
