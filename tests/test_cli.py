@@ -380,3 +380,59 @@ def _waits_for_input(pid):
         return call[1:2] == ["0x0"] and "pipe" in (process / "wchan").read_text()
     except OSError:
         return False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("search tea --store {store} 2>&-", 0),
+        ("search tea --store {store} >&-", 141),
+        ("search tea --store {store} --json >&-", 141),
+        ("search tea --store {store} --json <&- 2>&- >/dev/null", 0),
+        ("search nothing --store none 2>&-", 3),
+        ("index - --store s <&-", 2),
+        ("index {notes} --store s >&- 2>&- <&-", 0),
+        ("search tea --store {store} | head -0; (exit ${{PIPESTATUS[0]}})", 141),
+        ("encode --input texts.txt | head -1 >/dev/null; (exit ${{PIPESTATUS[0]}})", 141),
+        ("--help | head -0; (exit ${{PIPESTATUS[0]}})", 141),
+    ],
+)
+def test_closed_streams_and_readers_that_leave(tmp_path, store, command, code):
+    (tmp_path / "texts.txt").write_text("tea and cake\n" * 4000)
+    shell = command.format(store=store, notes=NOTES)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m vdr_db.cli {shell}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [30, 45, 60])
+def test_a_narrow_terminal_shows_ids_texts_and_words(run, store, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run("search", "a tall beast", "--store", store, "--limit", "1")
+    assert code == 0
+    shown = " ".join(" ".join(out).split())
+    assert "zoo Gir" in shown
+    assert "tall" in shown
+    assert "The tallest" in shown
+    assert max(map(len, out)) <= width
+
+
+def test_progress_is_logged_where_it_is_asked_for(tmp_path):
+    for more, is_told in (
+        ((), True),
+        (("--progress", "log"), True),
+        (("--progress", "none"), False),
+    ):
+        process = in_process(*("ingest", NOTES, "--store", "s", "--no-ledger", *more), cwd=tmp_path)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert ("read 3, encoded 3, acknowledged 3" in err) == is_told

@@ -126,3 +126,61 @@ def test_ks_must_be_numbers(ks, capsys):
         main(["evaluate", "folder", "--sweep", "k", f"--query-ks={ks}"])
     assert stopped.value.code == 2
     assert "expected numbers" in capsys.readouterr().err
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    """Queries that are documents too, judgements of what is not there, ids as in ArguAna."""
+    topics = ["green tea", "tall giraffes", "burning a disc", "the blue sky", "playing chess"]
+    texts = [f"{topic} and {other}" for topic in topics for other in topics[:4]]
+    documents = {f"d{i}": text for i, text in enumerate(texts)}
+    queries = {f"d{i}": texts[i] for i in (0, 6, 12)} | {"q1": "hot drinks", "q2": "a board game"}
+    grades = [
+        *(("d0", document, grade) for document, grade in (("d1", 2), ("d4", 1), ("gone", 1))),
+        *(("d6", document, 1) for document in ("d6", "d5", "d9")),
+        *(("d12", "d13", 1), ("q1", "d2", 3), ("q1", "lost", 2), ("q2", "d17", 1)),
+        *(("nobody", "d1", 1), ("q2", "d1", 0)),
+    ]
+    folder = tmp_path / "odd"
+    (folder / "qrels").mkdir(parents=True)
+    for name, entries in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": id, "text": text}) + "\n" for id, text in entries.items()]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    lines = ["\t".join(map(str, grade)) + "\n" for grade in grades]
+    (folder / "qrels" / "test.tsv").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("more", [(), ("--keep-identical",)])
+def test_odd_collections_are_measured_as_beir_and_trec_eval_do(run, odd_folder, vdr_tiny, more):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    from vdr_db.connectors import VDRQdrant
+    from vdr_db.evaluation import TestCollection
+
+    code, out, err = run(odd_folder, "--json", *more)
+    assert code == 0
+    ours = json.loads(out[0])
+    assert ("3 queries have the id of a document" in err) == (not more)
+    assert "2 judgements are of documents that are not in the corpus" in err
+    assert "1 judged queries are not in queries.jsonl" in err
+    collection = TestCollection.load(odd_folder)
+    found = {}
+    with VDRQdrant("odd", vdr_tiny, path=":memory:") as store:
+        ids = [document.id for document in collection.documents]
+        store.add_texts(collection.document_texts, ids=ids)
+        for query in collection.queries:
+            hits = store.search(query.text, limit=len(ids))
+            found[query.id] = {hit.id: hit.score for hit in hits if more or hit.id != query.id}
+    judged = {query.id: collection.judgements[query.id] for query in collection.queries}
+    measures = {"ndcg_cut.10", "recall.100", "recip_rank"}
+    theirs = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(found)
+
+    def mean(measure):
+        return sum(values[measure] for values in theirs.values()) / len(theirs)
+
+    assert len(theirs) == 5
+    assert ours["ndcg_10"] == pytest.approx(mean("ndcg_cut_10"), rel=1e-9)
+    assert ours["recall_100"] == pytest.approx(mean("recall_100"), rel=1e-9)
+    for values in theirs.values():
+        values["recip_rank"] *= values["recip_rank"] >= 0.1  # trec_eval knows no cutoff here
+    assert ours["mrr_10"] == pytest.approx(mean("recip_rank"), rel=1e-9)

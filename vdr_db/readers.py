@@ -246,6 +246,10 @@ def _shown(path: str | os.PathLike[str]) -> str:
 def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """The bytes of a file or of standard input, unpacked when they are gzip."""
     from_stdin = os.fspath(path) == "-"
+    if from_stdin and sys.stdin is None:
+        raise InputError(
+            "standard input is closed; pipe the input into the command, or name a file."
+        )
     try:
         raw = sys.stdin.buffer if from_stdin else open(path, "rb")  # noqa: SIM115, closed below
     except OSError as error:

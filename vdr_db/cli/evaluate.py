@@ -20,7 +20,7 @@ from vdr_db.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.evaluation.quality import Quality
+    from vdr_db.evaluation.quality import Quality, TestCollection
     from vdr_db.evaluation.sweep import SweepPoint
 
 __all__ = ["add_arguments", "run_command"]
@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="of the sweep (default: 8, 16, ... 256, and 768); 0 keeps a text's own tokens",
         )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="drawing of the sweep, say .png")
+    parser.add_argument(
+        "--keep-identical",
+        action="store_true",
+        help="keep hits that have the id of their query, which are left out otherwise as in BEIR",
+    )
     parser.add_argument("--no-bm25", action="store_true", help="leave BM25 out")
 
 
@@ -66,8 +71,11 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     collections = [
-        TestCollection.load(folder, split=arguments.split) for folder in arguments.folder
+        TestCollection.load(folder, split=arguments.split, keeps_identical=arguments.keep_identical)
+        for folder in arguments.folder
     ]
+    for collection in collections:
+        _say_oddities(collection)
     encoder = load_model(arguments, head=arguments.head)
     if arguments.head:
         _name_as_raw(encoder)
@@ -107,6 +115,25 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot_sweeps(sweeps, arguments.plot)
     return DONE
+
+
+def _say_oddities(collection: TestCollection) -> None:
+    """What of a collection bears on its figures and is easily overlooked."""
+    if collection.identical and not collection.keeps_identical:
+        say(
+            f"{collection.name}: {collection.identical:,} queries have the id of a document, which "
+            "is left out of their hits as in BEIR (--keep-identical keeps it)"
+        )
+    if collection.missing_documents:
+        say(
+            f"{collection.name}: {collection.missing_documents:,} judgements are of documents that "
+            "are not in the corpus; relevant ones count as not found, as in BEIR"
+        )
+    if collection.missing_queries:
+        say(
+            f"{collection.name}: {collection.missing_queries:,} judged queries are not in "
+            "queries.jsonl and left out"
+        )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vdr_db.cli import demo, encode, evaluate, explain, info, ingest, search, serve, train
 from vdr_db.cli.exits import EXTRA_MISSING, INTERRUPTED, OUTPUT_CLOSED, STORE_FAILED, WRONG_INPUT
-from vdr_db.cli.show import say
+from vdr_db.cli.show import say, show_log
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
 from vdr_db.version import __version__
 
@@ -36,15 +36,9 @@ class Command:
 
 
 COMMANDS = {
-    "encode": Command(
-        "texts to sparse vectors",
-        encode.add_arguments,
-        encode.run_command,
-    ),
+    "encode": Command("texts to sparse vectors", encode.add_arguments, encode.run_command),
     "index": Command(
-        "texts or images to a searchable collection",
-        ingest.add_index_arguments,
-        ingest.run_index,
+        "texts or images to a searchable collection", ingest.add_index_arguments, ingest.run_index
     ),
     "ingest": Command(
         "large inputs to a collection, resumed after any kill",
@@ -52,9 +46,7 @@ COMMANDS = {
         ingest.run_ingest,
     ),
     "load": Command(
-        "what `encode --spool` wrote, to a collection",
-        ingest.add_load_arguments,
-        ingest.run_load,
+        "what `encode --spool` wrote, to a collection", ingest.add_load_arguments, ingest.run_load
     ),
     "search": Command(
         "the texts of a collection that match a query, and why",
@@ -67,9 +59,7 @@ COMMANDS = {
         explain.run_command,
     ),
     "serve": Command(
-        "a collection as a web page and a JSON API",
-        serve.add_arguments,
-        serve.run_command,
+        "a collection as a web page and a JSON API", serve.add_arguments, serve.run_command
     ),
     "evaluate": Command(
         "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
@@ -82,9 +72,7 @@ COMMANDS = {
         train.run_train,
     ),
     "mine": Command(
-        "hard negatives for training examples",
-        train.add_mine_arguments,
-        train.run_mine,
+        "hard negatives for training examples", train.add_mine_arguments, train.run_mine
     ),
     "info": Command(
         "versions, device, and what a model or a collection is",
@@ -108,10 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see above.
     """
-    arguments = make_parser().parse_args(argv)
+    _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these letters shows "?"
+    debug = False
     try:
+        try:
+            arguments = make_parser().parse_args(argv)
+        finally:
+            sys.stdout.flush()  # of `--help`, whose reader may have gone
+        debug = arguments.debug
+        if getattr(arguments, "progress", None) in ("auto", "log"):
+            show_log("vdr_db.ingest")
         with warnings.catch_warnings():
             warnings.filterwarnings("default", category=UserWarning, module=r"vdr_db\.")
             warnings.showwarning = _show_warning
@@ -123,10 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more on exit; give it somewhere to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(sys.stdout, _ClosedOutput):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
     except (VdrError, OSError) as error:
-        if arguments.debug:
+        if debug:
             raise
         say(f"vdr-db: {error}")
         if isinstance(error, MissingExtraError):
@@ -151,6 +148,30 @@ def make_parser() -> argparse.ArgumentParser:
         own.add_argument("--debug", action="store_true", help="show tracebacks")
         own.set_defaults(run=command.run)
     return parser
+
+
+class _ClosedOutput(io.StringIO):
+    """Stands for a standard output that was closed: its reader has gone from the start."""
+
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError
+
+
+def _replace_closed_streams() -> None:
+    """Lets commands run whose standard streams the caller has closed (`2>&-`).
+
+    The descriptors are opened again first, or the next file would get their numbers and with them
+    what is written to stderr.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, until the end
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

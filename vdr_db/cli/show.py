@@ -6,6 +6,7 @@ Tables go to stdout; status lines and progress bars to stderr. Nothing here comp
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -36,6 +37,7 @@ __all__ = [
     "show_explanation",
     "show_hits",
     "show_json",
+    "show_log",
     "show_patches",
     "show_quality",
     "show_text",
@@ -50,6 +52,9 @@ LEAST_PATCH = 5
 
 NARROWEST = 76
 """Columns a terminal must have for images beside the hits."""
+
+NARROWEST_BARS = 64
+"""Columns a terminal must have for bars beside the hits; else their words stand below."""
 
 _NBSP = "\u00a0"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -77,6 +82,16 @@ def show_text(text: str) -> None:
 def show_json(value: Any) -> None:
     """One JSON value on one line of stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show_log(name: str) -> None:
+    """Sends what a logger says of its work to stderr, a line each."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        handler = logging.Handler()
+        handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 @contextmanager
@@ -136,7 +151,9 @@ def show_hits(
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("document", ratio=1, overflow="ellipsis")
-    table.add_column("words that matched", min_width=30, no_wrap=True)
+    has_bars = out.width >= NARROWEST_BARS
+    if has_bars:
+        table.add_column("words that matched", min_width=30, no_wrap=True)
     for rank, hit in enumerate(hits, start=1):
         id = _line(hit.id)
         title = _line(hit.title)
@@ -147,10 +164,15 @@ def show_hits(
             heading.no_wrap, heading.overflow = True, "ellipsis"
         document = Table.grid()
         document.add_row(heading)
-        taken = 42 + (wide + 2 if wide else 0)
+        taken = (42 if has_bars else 12) + (wide + 2 if wide else 0)
         document.add_row(_first_lines(text, min(out.width, 120) - taken, SHOWN_WORDS - 1))
         cells: list[str | Text | Table] = [images[rank - 1] or ""] if wide else []
-        cells += [str(rank), f"{hit.score:.{decimals}f}", document, _bars(hit.words, most)]
+        cells += [str(rank), f"{hit.score:.{decimals}f}", document]
+        if has_bars:
+            cells.append(_bars(hit.words, most))
+        else:
+            words = [f"{_line(word)} {share:.{decimals}f}" for word, share in hit.words]
+            document.add_row(Text(", ".join(words[:SHOWN_WORDS]), style="green"))
         table.add_row()
         table.add_row(*cells)
     if hits:
@@ -287,9 +309,13 @@ def console() -> Console:
     require("rich", "cli")
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would leave with 1, which says that nothing was found
+
     # Not a terminal: a width of its own, or rich would cut everything to 80 columns.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    return Output(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def _line(value: object) -> str:
@@ -311,7 +337,7 @@ def _first_lines(text: str, width: int, count: int) -> Text:
 
     # textwrap looks at the whole text; what cannot be shown is cut off first.
     lines = textwrap.wrap(
-        text[: 2 * width * count], max(width, 20), max_lines=count, placeholder=" …"
+        text[: 2 * max(width, 20) * count], max(width, 20), max_lines=count, placeholder=" …"
     )
     return Text("\n".join(lines), style="dim")
 

@@ -49,7 +49,8 @@ __all__ = [
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEPTH = 100
-"""Hits asked for each query; Recall@100 needs so many."""
+"""Hits of each query that are measured; Recall@100 needs so many. One more is asked for, since the
+one with the query's own id is left out."""
 BM25_K1, BM25_B = 1.2, 0.75
 # Words as they are written, one letter or more; bm25s' own pattern drops single letters.
 BM25_WORD = r"(?u)\b\w+\b"
@@ -65,6 +66,11 @@ class TestCollection:
         documents: The whole corpus.
         queries: Queries with at least one relevant document.
         judgements: Query id -> document id -> grade.
+        keeps_identical: Whether a document that has the id of the query is a hit like any other.
+            BEIR leaves it out: there the two are one text.
+        missing_documents: Judged documents, counted for each query, that the corpus lacks. As in
+            BEIR they stay in the judgements, so that a relevant one counts as not found.
+        missing_queries: Judged queries that are not there, and left out.
     """
 
     __test__ = False  # not a test, whatever pytest makes of the name
@@ -73,19 +79,30 @@ class TestCollection:
     documents: Sequence[Record]
     queries: Sequence[Record]
     judgements: dict[str, dict[str, int]]
+    keeps_identical: bool = False
+    missing_documents: int = 0
+    missing_queries: int = 0
 
     @classmethod
-    def load(cls, folder: str | Path, *, split: str | None = None) -> TestCollection:
+    def load(
+        cls, folder: str | Path, *, split: str | None = None, keeps_identical: bool = False
+    ) -> TestCollection:
         """Reads a BEIR folder into memory.
+
+        Args:
+            folder: The folder.
+            split: Which judgements; None takes `test`, or the only split there is.
+            keeps_identical: See the attribute.
 
         Raises:
             InputError: A file is missing or wrong, or no query has a relevant document.
         """
         reader = BeirFolder(folder, split=split)
         judgements = reader.judgements()
+        everything = list(reader.queries())
         queries = [
             query
-            for query in reader.queries()
+            for query in everything
             if any(grade > 0 for grade in judgements.get(str(query.id), {}).values())
         ]
         documents = list(reader.documents())
@@ -95,8 +112,23 @@ class TestCollection:
                 f"{len(documents)} documents and {len(queries)} such queries; "
                 "queries.jsonl and qrels must use the same ids."
             )
-        name = Path(folder).resolve().name
-        return cls(name, documents, queries, judgements)
+        known = {str(document.id) for document in documents}
+        judged = [set(judgements[str(query.id)]) for query in queries]
+        return cls(
+            Path(folder).resolve().name,
+            documents,
+            queries,
+            judgements,
+            keeps_identical,
+            sum(len(ids - known) for ids in judged),
+            len(set(judgements) - {str(query.id) for query in everything}),
+        )
+
+    @property
+    def identical(self) -> int:
+        """Queries that have the id of a document."""
+        known = {str(document.id) for document in self.documents}
+        return sum(str(query.id) in known for query in self.queries)
 
     @property
     def document_texts(self) -> list[str]:
@@ -220,7 +252,7 @@ def evaluate_bm25(collection: TestCollection) -> Quality:
     index = bm25s.BM25(k1=BM25_K1, b=BM25_B, method="lucene")
     index.index(documents, show_progress=False)
     index_s = timer.lap()
-    depth = min(DEPTH, len(collection.documents))
+    depth = min(DEPTH + 1, len(collection.documents))
     found, scores = index.retrieve(queries, k=depth, show_progress=False)
     search_s = timer.lap()
     run = {
@@ -284,7 +316,7 @@ def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> floa
 def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
     """Hits of every query, `{query id: [(document id, score)]}`, and milliseconds a query."""
     timer = Timer()
-    hits = store.search_batch(rows, limit=DEPTH)
+    hits = store.search_batch(rows, limit=DEPTH + 1)
     search_s = timer.lap()
     run = {
         str(query.id): [(str(hit.id), float(hit.score)) for hit in found]
@@ -295,6 +327,8 @@ def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tu
 
 def means(run: Run, collection: TestCollection) -> tuple[float, float, float]:
     """Mean nDCG@10, Recall@100 and MRR@10 over the judged queries."""
+    if not collection.keeps_identical:
+        run = {query: [hit for hit in hits if hit[0] != query] for query, hits in run.items()}
     judgements = {
         str(query.id): collection.judgements[str(query.id)] for query in collection.queries
     }
