@@ -35,6 +35,7 @@ from vdr_db.evaluation.quality import TestCollection, evaluate_modes
 from vdr_db.training.config import load_config
 from vdr_db.training.models import load_student, make_sides
 from vdr_db.training.settings import EvaluationConfig, TrainConfig
+from vdr_db.training.task import TextTask
 from vdr_db.training.trainer import MODEL_FOLDER, Trainer
 from vdr_db.training.watch import HeldOut
 
@@ -78,7 +79,7 @@ def train(arm: str, cache: Path) -> Path:
         if step % 50 == 0:
             sys.stderr.write(f"{arm}: step {step}/{total}, loss {numbers['loss']:.4f}\n")
 
-    outcome = Trainer(settings_of(arm, cache), output).run(report)
+    outcome = Trainer(TextTask(settings_of(arm, cache)), output).run(report)
     (output / "done").write_text(f"{outcome.steps} steps, {outcome.seconds:.0f} s\n", "utf-8")
     return output
 

@@ -39,6 +39,7 @@ from vdr_db.training.config import build_config
 from vdr_db.training.models import load_student
 from vdr_db.training.plots import plot_mass
 from vdr_db.training.settings import EvaluationConfig, TrainConfig
+from vdr_db.training.task import TextTask
 from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import HeldOut
 
@@ -141,9 +142,9 @@ def main() -> None:
                 seed=seed,
             )
             with tempfile.TemporaryDirectory() as folder:
-                trainer = Trainer(config, Path(folder), device=torch.device("cpu"))
-                outcome = trainer.run()
-            found, mass = look(trainer.encoder, held_out)
+                task = TextTask(config)
+                outcome = Trainer(task, Path(folder), device=torch.device("cpu")).run()
+            found, mass = look(task.encoder, held_out)
             masses.setdefault(name, mass)
             for metric, value in found.items():
                 samples[name][metric].append(value)

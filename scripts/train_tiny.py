@@ -22,6 +22,7 @@ from vdr_db.training.config import load_config
 from vdr_db.training.examples import Example
 from vdr_db.training.model_card import write_model_card
 from vdr_db.training.negatives import Bm25Ranker, arrange, mine, write_scored
+from vdr_db.training.task import TextTask
 from vdr_db.training.trainer import MODEL_FOLDER, Outcome, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -104,7 +105,7 @@ def main() -> None:
 
     run, ended = cache / "run", cache / "outcome.json"
     if not ended.exists():
-        ended.write_text(json.dumps(asdict(Trainer(config, run).run(report))), "utf-8")
+        ended.write_text(json.dumps(asdict(Trainer(TextTask(config), run).run(report))), "utf-8")
     outcome = Outcome(**json.loads(ended.read_text("utf-8")))
     if arguments.out.exists():
         shutil.rmtree(arguments.out)

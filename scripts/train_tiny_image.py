@@ -22,10 +22,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vdr_db.training.config import load_config
-from vdr_db.training.images.settings import CrossModalConfig
-from vdr_db.training.images.trainer import CrossModalTrainer
+from vdr_db.training.image_settings import CrossModalConfig
+from vdr_db.training.images.task import CrossModalTask
 from vdr_db.training.model_card import write_model_card
-from vdr_db.training.trainer import MODEL_FOLDER, Outcome
+from vdr_db.training.trainer import MODEL_FOLDER, Outcome, Trainer
 
 HERE = Path(__file__).resolve().parent
 COMMAND = "make train-tiny-image"
@@ -98,9 +98,7 @@ def train(config: CrossModalConfig, run: Path) -> Outcome:
     """Trains unless that was done before."""
     ended = run / "outcome.json"
     if not ended.exists():
-        trainer = CrossModalTrainer(config, run)
-        trainer.on_states = report_states
-        outcome = trainer.run(report)
+        outcome = Trainer(CrossModalTask(config, report_states), run).run(report)
         ended.write_text(json.dumps(asdict(outcome)), "utf-8")
     return Outcome(**json.loads(ended.read_text("utf-8")))
 

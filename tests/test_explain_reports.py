@@ -152,7 +152,7 @@ def test_padding_that_takes_part_is_one_position(tiny_splade_folder):
     from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(
-        tiny_splade_folder, device="cpu", pool_padding="max_length", max_length=24
+        tiny_splade_folder, device="cpu", compatibility="max_length", max_length=24
     )
     attribution = text_attribution(encoder, "a giraffe")
     row = encoder.encode_documents(["a giraffe"]).to_dicts()[0]

@@ -61,16 +61,17 @@ def settings(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
 def train(configuration: dict[str, Any], output: Path, *, kill_at: int = 0) -> Any:
     """Runs the trainer in this process; kills it for good after a step if asked to."""
     from vdr_db.training.config import build_config
-    from vdr_db.training.images.trainer import CrossModalTrainer
+    from vdr_db.training.images.task import CrossModalTask
+    from vdr_db.training.task import TextTask
     from vdr_db.training.trainer import Trainer
 
     def progress(step: int, total: int, numbers: dict[str, float]) -> None:
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kind = CrossModalTrainer if "image" in configuration else Trainer
-    trainer = kind(build_config(configuration), output, device=torch.device("cpu"))
-    return trainer.run(progress)
+    kind = CrossModalTask if "image" in configuration else TextTask
+    task = kind(build_config(configuration))
+    return Trainer(task, output, device=torch.device("cpu")).run(progress)
 
 
 def run_worker(

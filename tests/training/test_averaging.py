@@ -12,7 +12,8 @@ from vdr_db import SparseEncoder
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.training.config import build_config
-from vdr_db.training.images.trainer import CrossModalTrainer
+from vdr_db.training.images.task import CrossModalTask
+from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import read_log
 
 
@@ -122,10 +123,10 @@ def test_pictures_are_measured_and_written_by_the_mean(tmp_path, objective):
             }
         )
         output = tmp_path / f"out-{decay}"
-        trainer = CrossModalTrainer(config, output, device=torch.device("cpu"))
+        trainer = Trainer(CrossModalTask(config), output, device=torch.device("cpu"))
         trainer._load()
         first = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-        CrossModalTrainer(config, output, device=torch.device("cpu")).run()
+        Trainer(CrossModalTask(config), output, device=torch.device("cpu")).run()
         outputs.append(output)
     plain, mean = outputs
     assert losses(plain) == losses(mean)

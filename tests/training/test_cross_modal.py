@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import model_folders
 import numpy as np
@@ -17,15 +16,17 @@ from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.training.checkpoint import find_checkpoint
 from vdr_db.training.config import build_config, load_config
+from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.images.columns import sample_columns
 from vdr_db.training.images.data import PairBatches, read_pairs
+from vdr_db.training.images.learner import feature_distance
 from vdr_db.training.images.models import load_pair, trainable_pair
-from vdr_db.training.images.settings import CrossModalConfig
-from vdr_db.training.images.trainer import CrossModalTrainer, feature_distance
+from vdr_db.training.images.task import CrossModalTask
 from vdr_db.training.images.vectors import DenseHeads, PictureSide, TextSide
 from vdr_db.training.images.watch import ranks, recalls
 from vdr_db.training.objective import Objective
 from vdr_db.training.settings import LossConfig
+from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import read_log
 
 CPU = torch.device("cpu")
@@ -71,7 +72,13 @@ def settings(shapes, **changes):
 
 
 def train(config, output, progress=None):
-    return CrossModalTrainer(config, output, device=CPU).run(progress)
+    return Trainer(CrossModalTask(config), output, device=CPU).run(progress)
+
+
+def loaded(config, output):
+    task = CrossModalTask(config)
+    task.load(CPU, output, torch.amp.GradScaler("cpu", enabled=False))
+    return task
 
 
 # The loss
@@ -476,13 +483,12 @@ def test_a_dense_objective_beside_the_sparse_one(tmp_path, shapes, sampled):
     assert both["lexical"] == alone["lexical"]
     assert both["loss"] == pytest.approx(alone["loss"] + 0.5 * both["dense"], rel=1e-6)
 
-    trainer = CrossModalTrainer(config, tmp_path / "again", device=CPU)
-    trainer._load()
-    trainer._set_training(True)
-    batch = next(trainer._stream(SimpleNamespace(epoch=0, batch=0)))
-    dense, encoder = trainer.texts.dense, trainer.both
+    task = loaded(config, tmp_path / "again")
+    task.set_training(True)
+    batch = task.batch(next(task.batches.epoch(0)), 0, 1)
+    dense, encoder = task.texts.dense, task.model
     with torch.no_grad():
-        side = trainer.texts.side
+        side = task.texts.side
         tokens = side.encoder.tokenizer.encode(batch.texts)
         left = side.encode(tokens, np.arange(8), {"cls"}).cls @ dense.text.T
         tower = encoder.image.tower
@@ -498,14 +504,12 @@ def test_dense_heads_go_on_from_an_earlier_run(tmp_path, shapes):
     train(earlier, tmp_path / "dense")
     file = tmp_path / "dense" / "dense.pt"
     found = settings(shapes, image={**changes, "dense_start": str(file)})
-    trainer = CrossModalTrainer(found, tmp_path / "run", device=CPU)
-    trainer._load()
+    task = loaded(found, tmp_path / "run")
     kept = torch.load(file)
-    assert torch.equal(trainer.texts.dense.image, kept["image"])
-    assert torch.equal(trainer.texts.dense.text, kept["text"])
+    assert torch.equal(task.texts.dense.image, kept["image"])
+    assert torch.equal(task.texts.dense.text, kept["text"])
     new = settings(shapes, image=changes)
-    other = CrossModalTrainer(new, tmp_path / "new", device=CPU)
-    other._load()
+    other = loaded(new, tmp_path / "new")
     assert not torch.equal(other.texts.dense.image, kept["image"])
 
     torch.save({**kept, "text": torch.zeros(3, 3)}, tmp_path / "narrow.pt")
@@ -519,7 +523,7 @@ def test_dense_heads_go_on_from_an_earlier_run(tmp_path, shapes):
     ):
         wrong = settings(shapes, image={**changes, "dense_start": str(tmp_path / name)})
         with pytest.raises(ConfigError, match=message):
-            CrossModalTrainer(wrong, tmp_path / "wrong", device=CPU)._load()
+            loaded(wrong, tmp_path / "wrong")
 
 
 def test_the_command_trains_and_writes_a_card(tmp_path, shapes, capsys):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdr_db.cli.exits import DONE
 from vdr_db.cli.show import say, show_json, show_text
 from vdr_db.errors import ConfigError, MissingExtraError
 
@@ -51,25 +52,27 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from vdr_db.training.config import load_config
     from vdr_db.training.distributed import launched_rank
-    from vdr_db.training.images.settings import CrossModalConfig
-    from vdr_db.training.images.trainer import CrossModalTrainer
+    from vdr_db.training.image_settings import CrossModalConfig
+    from vdr_db.training.images.task import CrossModalTask
     from vdr_db.training.model_card import write_model_card
     from vdr_db.training.plots import plot_run
+    from vdr_db.training.task import TextTask
     from vdr_db.training.trainer import MODEL_FOLDER, Trainer
     from vdr_db.training.watch import LOG_FILE, read_log
 
     config = load_config(arguments.config, _overrides(arguments.set))
     device = torch.device(arguments.device) if arguments.device else None
     if isinstance(config, CrossModalConfig):
-        pictures = CrossModalTrainer(config, arguments.out, device=device)
         prepare = _Progress("prepare", "files of pictures")
-        pictures.on_states = lambda done, total: prepare(done, total, {})
-        trainer: Trainer = pictures
+        task: CrossModalTask | TextTask = CrossModalTask(
+            config, lambda done, total: prepare(done, total, {})
+        )
     else:
-        trainer = Trainer(config, arguments.out, device=device)
+        task = TextTask(config)
+    trainer = Trainer(task, arguments.out, device=device)
     if launched_rank():
         trainer.run()
-        return 0
+        return DONE
     show = _Progress()
     outcome = trainer.run(show)
     show.end()
@@ -80,7 +83,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         say(f"vdr-db: no plot was drawn: {error}")
     write_model_card(model, config, outcome, command=shlex.join(["vdr-db", *sys.argv[1:]]))
     _report(outcome, model, as_json=arguments.json)
-    return 0
+    return DONE
 
 
 def add_mine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +150,7 @@ def run_mine(arguments: argparse.Namespace) -> int:
         show_json(result)
     else:
         show_text(f"{written:,} examples, {len(skipped):,} bad lines left out: {arguments.out}")
-    return 0
+    return DONE
 
 
 def _ranker(model: str, documents: Sequence[str]) -> Ranker:

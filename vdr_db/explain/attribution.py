@@ -159,12 +159,14 @@ def weights_by_position(
     Returns:
         `[P, D]` float32, before any norm.
     """
-    logits = states @ rows.T if bias is None else states @ rows.T + bias
+    logits: npt.NDArray[np.float32] = states @ rows.T if bias is None else states @ rows.T + bias
     if activation == "none":
         return logits
+    weights: npt.NDArray[np.float32]
     if activation == "elu1p":
-        return np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
-    weights: npt.NDArray[np.float32] = np.log1p(np.maximum(logits, 0))
+        weights = np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
+        return weights
+    weights = np.log1p(np.maximum(logits, 0))
     return np.log1p(weights) if activation == "double_log1p_relu" else weights
 
 
@@ -250,7 +252,8 @@ def _read(
 
     tower = encoder.document_tower if side == "document" else encoder.query_tower
     frame, device = encoder.frame(side), encoder.device
-    padded_to = frame.max_length if encoder.pool_padding == "max_length" else None
+    mode = encoder.compatibility
+    padded_to = frame.max_length if mode and mode.padded_to == "max_length" else None
     tokens = encoder.tokenizer.encode([text])
     batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
     was_training = tower.training

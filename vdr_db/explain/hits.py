@@ -65,9 +65,7 @@ def find_hits(
         mode: How the query is represented; None for the collection's usual one.
     """
     if isinstance(query, Path):
-        from vdr_db.connectors.images import encode_query_image
-
-        row, asked = encode_query_image(collection, query), []
+        row, asked = collection.encode_query_image(query), []
     else:
         is_bag = mode == "alpha"
         row = encoder.bag_of_tokens([query]) if is_bag else encoder.encode_queries([query])

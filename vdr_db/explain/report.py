@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vdr_db import __version__
 from vdr_db.errors import ConfigError
 from vdr_db.explain.charts import bar_svg, grid_svg, image_address, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
@@ -19,6 +18,7 @@ from vdr_db.explain.explanation import Explanation, Fired, Match
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.words import Reason, TermLike
+from vdr_db.version import __version__
 
 __all__ = [
     "explanation_html",

@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from vdr_db import __version__
 from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import InputError, VdrError
 from vdr_db.explain.explanation import Explanation, Match
@@ -36,6 +35,7 @@ from vdr_db.serve.pages import (
     style_sheet,
 )
 from vdr_db.serve.service import Found, SearchService
+from vdr_db.version import __version__
 
 __all__ = ["make_app"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from vdr_db.errors import ConfigError, require
-from vdr_db.training.images.settings import CrossModalConfig
+from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 
 __all__ = ["build_config", "load_config", "preset_folder"]

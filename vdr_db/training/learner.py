@@ -22,7 +22,7 @@ from torch import Tensor
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.data import Batch
-from vdr_db.training.objective import Lesson, Objective, gather, multiply
+from vdr_db.training.objective import Objective, TeacherScores, gather, multiply
 from vdr_db.training.prefetch import TokenBatch
 from vdr_db.training.settings import RunConfig
 from vdr_db.training.sparse_ops import GatedRows
@@ -72,19 +72,19 @@ class Learner:
         Returns:
             Parts of its loss by name.
         """
-        lesson = self._teach(tokens.batch)
+        taught = self._teach(tokens.batch)
         query_needs, document_needs = self.objective.query_needs(), self.objective.document_needs()
         jobs = [
             _Job(side, texts, needs, rows)
             for side, texts, needs, rows in (
-                (self.query_side, tokens.queries, query_needs, lesson.queries),
-                (self.document_side, tokens.documents, document_needs, lesson.documents),
+                (self.query_side, tokens.queries, query_needs, taught.queries),
+                (self.document_side, tokens.documents, document_needs, taught.documents),
             )
         ]
         chunk = self.chunk
         if not chunk:
             queries, documents = (self._encode(job) for job in jobs)
-            return self._loss(queries, documents, tokens.batch, lesson, regulariser, share)
+            return self._loss(queries, documents, tokens.batch, taught, regulariser, share)
         chunks = [[job.part(start, chunk) for start in range(0, job.count, chunk)] for job in jobs]
         jobs = [*chunks[0], *chunks[1]]
         seeds = [int(torch.randint(1 << 62, ())) for _ in jobs]
@@ -94,7 +94,7 @@ class Learner:
             ]
         split = len(chunks[0])
         queries, documents = Vectors.concat(leaves[:split]), Vectors.concat(leaves[split:])
-        parts = self._loss(queries, documents, tokens.batch, lesson, regulariser, share)
+        parts = self._loss(queries, documents, tokens.batch, taught, regulariser, share)
         for job, seed, leaf in zip(jobs, seeds, leaves, strict=True):
             again = self._encode(job, seed).leaves()
             pairs = [
@@ -121,7 +121,7 @@ class Learner:
         queries: Vectors,
         documents: Vectors,
         batch: Batch,
-        lesson: Lesson,
+        taught: TeacherScores,
         regulariser: float,
         share: float,
     ) -> dict[str, float]:
@@ -129,13 +129,13 @@ class Learner:
         if batch.scores is not None:
             listed = torch.from_numpy(batch.scores).to(self.device)
         loss, parts = self.objective(
-            queries, documents, lesson=lesson, listed=listed, regulariser=regulariser
+            queries, documents, taught=taught, listed=listed, regulariser=regulariser
         )
         self.scaler.scale(loss * share).backward()
         return parts
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> Lesson:
+    def _teach(self, batch: Batch) -> TeacherScores:
         """What all teachers say about a batch."""
         scores: Tensor | None = None
         copied: list[GatedRows] = []
@@ -151,8 +151,8 @@ class Learner:
                     if isinstance(rows, GatedRows)
                 ]
         if not copied or not self.objective.settings.imitation:
-            return Lesson(scores)
-        return Lesson(scores, *copied)
+            return TeacherScores(scores)
+        return TeacherScores(scores, *copied)
 
     def _own_devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

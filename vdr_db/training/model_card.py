@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from vdr_db import __version__
-from vdr_db.training.images.settings import CrossModalConfig
+from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
+from vdr_db.version import __version__
 
 __all__ = ["write_model_card"]
 

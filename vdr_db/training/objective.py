@@ -36,7 +36,7 @@ from vdr_db.training.settings import LossConfig
 from vdr_db.training.sparse_ops import GatedRows, score
 from vdr_db.training.vectors import Need, Vectors
 
-__all__ = ["Lesson", "Objective", "Rows", "gather", "multiply"]
+__all__ = ["Objective", "Rows", "TeacherScores", "gather", "multiply"]
 
 Rows = GatedRows | Tensor
 _Row = TypeVar("_Row", GatedRows, Tensor)
@@ -70,7 +70,7 @@ def gather(local: Rows, count: int) -> Rows:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherScores:
     """What teachers say about a batch; None where they say nothing.
 
     Attributes:
@@ -146,7 +146,7 @@ class Objective:
         queries: Vectors,
         documents: Vectors,
         *,
-        lesson: Lesson | None = None,
+        taught: TeacherScores | None = None,
         listed: Tensor | None = None,
         regulariser: float = 1.0,
     ) -> tuple[Tensor, dict[str, float]]:
@@ -155,7 +155,7 @@ class Objective:
         Args:
             queries: This rank's N.
             documents: This rank's: N positives, then equally many negatives of each query.
-            lesson: What teachers say, or None.
+            taught: What teachers say, or None.
             listed: `[N, 1 + negatives]`, the data file's teacher scores, NaN where absent, or None.
             regulariser: Factor of FLOPS and L1, in 0..1.
 
@@ -189,11 +189,11 @@ class Objective:
         objective = self._objective(queries, documents, nll)
         loss = settings.weight * objective
         assert student is not None
-        lesson = lesson or Lesson()
-        if settings.kl and lesson.scores is not None:
+        taught = taught or TeacherScores()
+        if settings.kl and taught.scores is not None:
             parts["kl"] = losses.kl_distillation(
                 student,
-                lesson.scores,
+                taught.scores,
                 temperature=settings.student_temperature,
                 teacher_temperature=settings.teacher_temperature,
             )
@@ -202,8 +202,8 @@ class Objective:
             candidates = student.gather(1, _candidate_columns(N, listed, student.shape[1]))
             loss = loss + self._listed(candidates, listed, parts)
         for name, vectors, rows in (
-            ("query_imitation", queries, lesson.queries),
-            ("document_imitation", documents, lesson.documents),
+            ("query_imitation", queries, taught.queries),
+            ("document_imitation", documents, taught.documents),
         ):
             if settings.imitation and rows is not None:
                 parts[name] = losses.imitation(_weights(vectors), rows.to_dense())

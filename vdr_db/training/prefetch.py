@@ -6,11 +6,15 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.data import Batch
 
 __all__ = ["TokenBatch", "ahead"]
+
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,15 @@ class TokenBatch:
     number: int
 
 
-def ahead(stream: Iterator[TokenBatch], size: int) -> Iterator[TokenBatch]:
+def ahead(stream: Iterator[ItemT], size: int) -> Iterator[ItemT]:
     """The same items, made by a thread up to `size` ahead; its errors are raised here."""
     if not size:
         yield from stream
         return
-    ready: queue.Queue[TokenBatch | BaseException] = queue.Queue(size)
+    ready: queue.Queue[ItemT | BaseException] = queue.Queue(size)
     stopped = threading.Event()
 
-    def offer(item: TokenBatch | BaseException) -> None:
+    def offer(item: ItemT | BaseException) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)

@@ -19,7 +19,7 @@ from vdr_db.towers.image import ImageHead, ImageTower
 from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.image_stem import IMAGENET_MEAN, IMAGENET_STD, read_published
-from vdr_db.training.images.settings import CrossModalConfig, ImageConfig
+from vdr_db.training.image_settings import CrossModalConfig, ImageConfig
 from vdr_db.training.models import start_folder
 from vdr_db.training.settings import ModelConfig
 
@@ -127,7 +127,7 @@ def _image_encoder(
         std=IMAGENET_STD if is_hybrid else CLIP_STD,
     )
     return ImageEncoder(
-        tower=tower.to(device),
+        tower=tower.to(device).eval(),
         tokenizer=text.tokenizer,
         vocabulary=Vocabulary.from_tokenizer(text.tokenizer, text.vocabulary.kind),
         preprocessing=preprocessing,
