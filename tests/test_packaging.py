@@ -59,7 +59,9 @@ def test_wheel_holds_every_source_file_under_one_name(wheel):
     for folder in ("data", "models/vdr-tiny"):
         for path in (ROOT / "vdr_db" / folder).iterdir():
             assert f"vdr_db/{folder}/{path.name}" in names
-    assert "vdr_db/py.typed" in names
+    templates = (ROOT / "vdr_db" / "serve" / "templates").iterdir()
+    assert {f"vdr_db/serve/templates/{path.name}" for path in templates} <= names
+    assert {"vdr_db/py.typed", "vdr_db/explain/report.css"} <= names
 
 
 @pytest.fixture(scope="module")

@@ -279,11 +279,44 @@ def test_pages_are_refused_with_a_page(client):
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example:8000", 421),
+        ("[::1]evil.example", 421),
+        ("[::1].evil.example:80", 421),
+        ("[127.0.0.1]", 421),
+        ("::1", 421),
+        ("[localhost]evil.example", 421),
+        ("localhost:80:evil.example", 421),
+        ("localhost:x", 421),
         ("", 421),
     ],
 )
 def test_only_known_hosts_are_served(client, host, status):
     assert client.get("/api/info", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://localhost:99", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "http://localhost:99"}, 200),
+        ({"origin": "https://books.example"}, 200),  # behind a proxy
+        ({"origin": "null", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:98"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://localhost:99", "sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites_cannot_send_images(client, headers, status):
+    image = png(8, 8, lambda x, y: (30 * x, 30 * y, 90))
+    for path in ("/api/search/image", "/image"):
+        asked = {"host": "localhost:99", **headers}
+        answer = client.post(path, files={"image": image}, headers=asked)
+        assert answer.status_code == status, answer.text
+    assert client.get("/", headers={"host": "localhost:99", **headers}).status_code == 200
 
 
 def test_large_bodies_are_not_read(client, site):
@@ -317,7 +350,7 @@ def test_every_answer_has_its_headers(client):
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
         assert "server" not in headers
         assert "access-control-allow-origin" not in headers
     refused = client.get("/", headers={"host": "evil.example"})

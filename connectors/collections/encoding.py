@@ -93,7 +93,7 @@ class Encoding:
         encoder: AnyEncoder | None,
         *,
         default: bool = False,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._name: str | None = None
         self._encoder: Encoder | None = None
@@ -107,6 +107,12 @@ class Encoding:
         self._check = check
         self._stamp: EncoderStamp | None = None
         self.turn = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "turn": None}  # a lock is of one process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, turn=threading.RLock())
 
     @property
     def model(self) -> str:
@@ -135,7 +141,8 @@ class Encoding:
             if self._encoder is None and self._name is not None:
                 self._encoder = load_encoder(self._name)
                 try:
-                    self._check()
+                    if self._check is not None:
+                        self._check()
                 except BaseException:
                     self._encoder = self._stamp = None
                     raise

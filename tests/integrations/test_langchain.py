@@ -213,8 +213,24 @@ def test_what_cannot_be_told_is_an_error(encoder):
     assert found[0].metadata["score"] == 1.0
     textless = Collection(MemoryStore(), encoder, store_text=False)
     textless.add_texts(TEXTS, ids=IDS)
-    with pytest.raises(StoreError, match="no text in the payload field 'text'"):
-        VDRRetriever(collection=textless).invoke(QUESTION)
+    with pytest.warns(UserWarning, match="no text in the payload field 'text' and comes without"):
+        found = VDRRetriever(collection=textless).invoke(QUESTION)
+    assert [document.page_content for document in found] == [""] * len(found)
+
+
+def test_one_document_without_a_text_leaves_the_others(encoder):
+    articles = Collection(MemoryStore(), encoder)
+    articles.add_texts(TEXTS, ids=IDS)
+    row = encoder.encode_documents(["the theory of an image"])
+    articles.add_rows(row, ["photo"], payloads=[{"modality": "image", "image": "photo.jpg"}])
+    articles.add_rows(row, ["odd"], payloads=[{"text": 7}])
+    with pytest.warns(UserWarning, match="document 'odd' has no text"):
+        found = VDRRetriever(collection=articles).invoke(QUESTION)
+    texts = {document.id: document.page_content for document in found}
+    assert (texts["photo"], texts["odd"], texts["einstein"]) == ("", "", TEXTS[0])
+    (photo,) = [document for document in found if document.id == "photo"]
+    assert photo.metadata["image"] == "photo.jpg"
+    assert photo.metadata["matched_words"]
 
 
 def test_word_pieces_become_words_again(tiny_splade):

@@ -146,6 +146,13 @@ class SparseEncoder(Encoder):
         self._lock = threading.Lock()
         self._know_weights(digest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock and captured graphs are of one process and one device.
+        return {**self.__dict__, "_lock": None, "_graphs": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     @classmethod
     def from_pretrained(
         cls,

@@ -199,11 +199,17 @@ def text_attribution(
     if len(row) != 1:
         raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
     ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
-    entry = encoder.document_entry if side == "document" else encoder.query_entry
-    names, spans = _positions(encoder, entry.prompt, text, side)
+    is_document = side == "document"
+    tower = encoder.document_tower if is_document else encoder.query_tower
+    prompt = (encoder.document_entry if is_document else encoder.query_entry).prompt
+    names, spans = _positions(encoder, prompt, text, side)
     columns = encoder.vocabulary.id_to_column[ids].astype(np.int64)
-    read = _read(encoder, entry.prompt + text, side, columns)
-    weights = weights_by_position(*read, encoder.activation)
+    weights = weights_by_position(
+        tower.states(encoder.item(side, text)),
+        tower.rows(columns),
+        tower.bias(columns),
+        encoder.activation,
+    )
     if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
         weights = np.concatenate([weights[: len(names)], padding])
@@ -234,42 +240,3 @@ def _heaviest(
     has_column = id_to_column[ids] >= 0
     ids, weights = ids[has_column], weights[has_column]
     return ids[np.lexsort((ids, -weights))[:most]].astype(np.int32)
-
-
-def _read(
-    encoder: SparseEncoder,
-    text: str,
-    side: Literal["document", "query"],
-    columns: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """States of a text with its prompt, and rows and biases of some columns: all a tower is asked.
-
-    Without dropout, even in the middle of a training run.
-    """
-    import torch
-
-    from vdr_db.encoders.batching import pack
-
-    tower = encoder.document_tower if side == "document" else encoder.query_tower
-    frame, device = encoder.frame(side), encoder.device
-    mode = encoder.compatibility
-    padded_to = frame.max_length if mode and mode.padded_to == "max_length" else None
-    tokens = encoder.tokenizer.encode([text])
-    batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
-    was_training = tower.training
-    tower.eval()
-    try:
-        with torch.inference_mode():
-            hidden = tower.body(
-                torch.from_numpy(batch.input_ids).to(device),
-                torch.from_numpy(batch.position_ids).to(device),
-                batch.runs,
-            )[: int(batch.cu_seqlens[1])]
-            states = tower.head.transform(hidden)
-            chosen = torch.from_numpy(columns).to(device)
-            rows = tower.head.matrix(tower.body.embeddings.word.weight)[chosen]
-            bias = tower.head.bias_rows()
-            picked = None if bias is None else bias[chosen].float().cpu().numpy()
-            return states.float().cpu().numpy(), rows.float().cpu().numpy(), picked
-    finally:
-        tower.train(was_training)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vdr_db.errors import ConfigError
@@ -16,11 +17,17 @@ from vdr_db.explain.cloud import cloud_svg
 from vdr_db.explain.explanation import Explanation, Fired, Match
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.style import STYLE
 from vdr_db.explain.words import Reason, TermLike
 from vdr_db.version import __version__
 
-__all__ = ["explanation_html", "match_html", "page_html", "report_html", "save_html"]
+__all__ = [
+    "explanation_html",
+    "match_html",
+    "page_html",
+    "report_html",
+    "save_html",
+    "style_sheet",
+]
 
 SHOWN_WORDS = 12
 SHOWN_REASONS = 25
@@ -75,6 +82,12 @@ def save_html(
     Path(path).write_text(report_html(shown, title=title, facts=facts), encoding="utf-8")
 
 
+@cache
+def style_sheet() -> str:
+    """The style sheet of reports and of the web page."""
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
 def page_html(title: str, body: str) -> str:
     """A document with the style sheet inside, and nothing from elsewhere allowed.
 
@@ -87,7 +100,7 @@ def page_html(title: str, body: str) -> str:
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>\n{STYLE}\n</style></head>"
+        f"<title>{escaped(title)}</title><style>\n{style_sheet()}</style></head>"
         f"<body>{body}</body></html>\n"
     )
 

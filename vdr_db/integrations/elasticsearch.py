@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.collections.collection import Mode
 from vdr_db.connectors.elasticsearch.bodies import (
     FieldKind,
     feature_objects,
@@ -35,7 +34,7 @@ from vdr_db.connectors.elasticsearch.bodies import (
 )
 from vdr_db.connectors.validation import without_tiny
 from vdr_db.errors import ConfigError, require
-from vdr_db.integrations.sides import TextEncoder, checked_mode, document_rows, query_rows
+from vdr_db.integrations.sides import TextSides
 from vdr_db.sparse import SparseRows
 
 require("elasticsearch.helpers.vectorstore", "elasticsearch")
@@ -45,28 +44,24 @@ from elasticsearch.helpers.vectorstore import EmbeddingService, RetrievalStrateg
 __all__ = ["VDREmbeddingService", "VDRRetrievalStrategy"]
 
 
-class VDREmbeddingService(EmbeddingService):  # type: ignore[misc]
+class VDREmbeddingService(TextSides, EmbeddingService):  # type: ignore[misc]
     """An encoder whose vectors are `{token id in decimal: weight}`, as the fields take them.
 
     Args:
-        encoder: Makes vectors of texts.
+        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
         mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
 
     Raises:
         ConfigError: The mode is unknown.
     """
 
-    def __init__(self, encoder: TextEncoder, *, mode: Mode = "full") -> None:
-        self.encoder = encoder
-        self.mode = checked_mode(mode)
-
     def embed_documents(self, texts: list[str]) -> list[dict[str, float]]:
         """Vectors of documents, in their order."""
-        return _features(document_rows(self.encoder, texts, self.mode))
+        return _features(self.document_rows(texts))
 
     def embed_query(self, query: str) -> dict[str, float]:
         """The vector of a query."""
-        return _features(query_rows(self.encoder, [query], self.mode))[0]
+        return _features(self.query_rows([query]))[0]
 
 
 class VDRRetrievalStrategy(RetrievalStrategy):  # type: ignore[misc]

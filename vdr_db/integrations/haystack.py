@@ -25,15 +25,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vdr_db.connectors.collections.collection import Mode
+from vdr_db.connectors.collections.encoding import Encoder, Mode
 from vdr_db.errors import ConfigError, require
-from vdr_db.integrations.sides import (
-    TextEncoder,
-    checked_mode,
-    document_rows,
-    id_weight_lists,
-    query_rows,
-)
+from vdr_db.integrations.sides import TextSides, checked_mode, id_weight_lists
 from vdr_db.sparse import SparseRows
 
 require("haystack", "haystack")
@@ -52,7 +46,7 @@ class _Loader:
         model: str | None,
         options: Mapping[str, Any] | None,
         mode: Mode,
-        encoder: TextEncoder | None,
+        encoder: Encoder | None,
     ) -> None:
         if (model is None) == (encoder is None):
             raise ConfigError(
@@ -64,17 +58,19 @@ class _Loader:
         self.options = dict(options or {})
         self.mode = checked_mode(mode)
         self.encoder = encoder
+        self._sides = None if encoder is None else TextSides(encoder, mode=mode)
 
     def warm_up(self) -> None:
         """Loads the model, once."""
         self._ready()
 
-    def _ready(self) -> TextEncoder:
-        if self.encoder is None:
+    def _ready(self) -> TextSides:
+        if self._sides is None:
             from vdr_db import SparseEncoder
 
             self.encoder = SparseEncoder.from_pretrained(self.model or "", **self.options)
-        return self.encoder
+            self._sides = TextSides(self.encoder, mode=self.mode)
+        return self._sides
 
     def _saved(self) -> dict[str, Any]:
         if self.model is None:
@@ -105,7 +101,7 @@ class VDRSparseTextEmbedder(_Loader):
         *,
         options: dict[str, Any] | None = None,
         mode: Mode = "full",
-        encoder: TextEncoder | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         # `component` makes another class of this one, so a bare `super()` finds no way up.
         _Loader.__init__(self, model, options, mode, encoder)
@@ -128,7 +124,7 @@ class VDRSparseTextEmbedder(_Loader):
                 f"`text` must be one string, got {type(text).__name__}; for documents use "
                 "VDRSparseDocumentEmbedder"
             )
-        (embedding,) = _embeddings(query_rows(self._ready(), [text], self.mode))
+        (embedding,) = _embeddings(self._ready().query_rows([text]))
         return {"sparse_embedding": embedding}
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,7 +161,7 @@ class VDRSparseDocumentEmbedder(_Loader):
         mode: Mode = "full",
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
-        encoder: TextEncoder | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         # `component` makes another class of this one, so a bare `super()` finds no way up.
         _Loader.__init__(self, model, options, mode, encoder)
@@ -197,7 +193,7 @@ class VDRSparseDocumentEmbedder(_Loader):
                 "VDRSparseTextEmbedder"
             )
         texts = [self._text(document) for document in documents]
-        rows = document_rows(self._ready(), texts, self.mode)
+        rows = self._ready().document_rows(texts)
         pairs = zip(documents, _embeddings(rows), strict=True)
         return {"documents": [replace(one, sparse_embedding=made) for one, made in pairs]}
 

@@ -19,20 +19,16 @@ For LangChain's Elasticsearch store see `vdr_db.integrations.elasticsearch`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdr_db.connectors.base import Hit, Payload
 from vdr_db.connectors.collections.collection import Collection, Mode
 from vdr_db.errors import ConfigError, StoreError, require
+from vdr_db.explain.records import is_image
 from vdr_db.explain.words import shared_words, shares_of
-from vdr_db.integrations.sides import (
-    TextEncoder,
-    checked_mode,
-    document_rows,
-    id_weight_lists,
-    query_rows,
-)
+from vdr_db.integrations.sides import TextSides, id_weight_lists
 from vdr_db.sparse import SparseRows
 
 require("langchain_core", "langchain")
@@ -46,37 +42,34 @@ from langchain_qdrant import SparseEmbeddings, SparseVector  # noqa: E402
 __all__ = ["VDRRetriever", "VDRSparseEmbeddings"]
 
 
-class VDRSparseEmbeddings(SparseEmbeddings):  # type: ignore[misc]
+class VDRSparseEmbeddings(TextSides, SparseEmbeddings):  # type: ignore[misc]
     """An encoder as the `sparse_embedding` of `langchain_qdrant.QdrantVectorStore`.
 
     A text without any token has an empty vector, which no search finds.
 
     Args:
-        encoder: Makes vectors of texts.
+        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
         mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
 
     Raises:
         ConfigError: The mode is unknown.
     """
 
-    def __init__(self, encoder: TextEncoder, *, mode: Mode = "full") -> None:
-        self.encoder = encoder
-        self.mode = checked_mode(mode)
-
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Vectors of documents, in their order."""
-        return _vectors(document_rows(self.encoder, texts, self.mode))
+        return _vectors(self.document_rows(texts))
 
     def embed_query(self, text: str) -> SparseVector:
         """The vector of a query."""
-        return _vectors(query_rows(self.encoder, [text], self.mode))[0]
+        return _vectors(self.query_rows([text]))[0]
 
 
 class VDRRetriever(BaseRetriever):  # type: ignore[misc]
     """The best documents of a `VDRQdrant` or `VDRElasticsearch` collection, with the reasons.
 
     Each document has its id (as text), its text, and as metadata the payload, the score, and the
-    words it shares with the query: word → share of the score, largest first. `limit`, `filter` and
+    words it shares with the query: word → share of the score, largest first. A document without a
+    text, such as an image, has an empty one. `limit`, `filter` and
     `mode` can also be given for one call: `retriever.invoke(query, limit=3)`.
 
     Attributes:
@@ -111,7 +104,7 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
         if encoder is None:
             raise ConfigError("the retriever needs an encoder; open its collection with encoder=.")
         mode = self.mode if mode is None else mode
-        row = query_rows(encoder, [query], "full" if mode is None else mode)
+        row = TextSides(encoder, mode="full" if mode is None else mode).query_rows([query])
         hits = self.collection.search(
             row,
             self.limit if limit is None else limit,
@@ -138,11 +131,15 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
         metadata: Payload = dict(hit.payload)
         text = metadata.pop(self.collection.text_key, None)
         if not isinstance(text, str):
-            raise StoreError(
-                f"document {hit.id!r} has no text in the payload field "
-                f"{self.collection.text_key!r}; add texts with store_text=True, or open the "
-                "collection with the `text_key` it was filled with."
-            )
+            if not is_image(hit.payload):
+                warnings.warn(
+                    f"document {hit.id!r} has no text in the payload field "
+                    f"{self.collection.text_key!r} and comes without; add texts with "
+                    "store_text=True, or open the collection with the `text_key` it was filled "
+                    "with.",
+                    stacklevel=2,
+                )
+            text = ""
         told: Payload = {self.score_key: hit.score}
         if shares is not None:
             words = shared_words(self.collection.encoder, [query, text], shares)

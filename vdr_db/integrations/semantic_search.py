@@ -21,7 +21,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from vdr_db.connectors.base import Store
@@ -171,11 +170,14 @@ def _search(
     open_store: Callable[[Any, str], Store],
     remove: Callable[[Any, str], None],
 ) -> tuple[Results, float] | tuple[Results, float, tuple[Any, str] | Collection]:
-    # Vectors need no model, which a collection may have to load.
-    is_text = isinstance(queries, Sequence) and not isinstance(queries, SparseRows)
-    if encoder is None and isinstance(index, Collection) and is_text:
-        encoder = index.encoder
-    query_rows = _rows(queries, None if encoder is None else encoder.encode_queries, "queries")
+    def encoded(texts: Sequence[str], name: str) -> SparseRows:
+        # An open collection may load its encoder when it is first asked for.
+        chosen = index.encoder if encoder is None and isinstance(index, Collection) else encoder
+        if chosen is None:
+            raise ConfigError(f"the {name} are texts; pass encoder=... to make vectors of them.")
+        return (chosen.encode_queries if name == "queries" else chosen.encode_documents)(texts)
+
+    query_rows = _rows(queries, encoded, "queries")
     with ExitStack() as stack:
         if isinstance(index, Collection):
             collection = index
@@ -186,12 +188,20 @@ def _search(
         else:
             if corpus is None:
                 raise ConfigError("give the vectors of the corpus, or `corpus_index`.")
-            encode = None if encoder is None else encoder.encode_documents
-            rows = _rows(corpus, encode, "corpus")
+            rows = _rows(corpus, encoded, "corpus")
             client, name = index = connect(), f"sparse-{uuid.uuid4().hex}"
             stack.callback(client.close)
             collection = Collection(open_store(client, name), encoder)
-            stack.push(_Removal(remove, client, name))
+
+            def remove_index(_: object, error: BaseException | None, __: object) -> None:
+                """Removes the new index; after a failure as far as it goes."""
+                try:
+                    remove(client, name)
+                except Exception:
+                    if error is None:
+                        raise
+
+            stack.push(remove_index)
             collection.add_rows(rows, range(len(rows)))
         started = time.perf_counter()
         found = collection.search_batch(query_rows, limit)
@@ -203,25 +213,6 @@ def _search(
         return results, seconds, index
 
 
-class _Removal:
-    """Removes a new index when it is no longer needed; after a failure as far as it goes."""
-
-    def __init__(self, remove: Callable[[Any, str], None], client: Any, name: str) -> None:
-        self._remove, self._client, self._name = remove, client, name
-
-    def __call__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._remove(self._client, self._name)
-        except Exception:
-            if error is None:
-                raise
-
-
 def _pair(index: Any) -> tuple[Any, str]:
     if isinstance(index, tuple) and len(index) == 2 and isinstance(index[1], str):
         return index
@@ -231,7 +222,7 @@ def _pair(index: Any) -> tuple[Any, str]:
 
 
 def _rows(
-    values: Vectors, encode: Callable[[Sequence[str]], SparseRows] | None, name: str
+    values: Vectors, encode: Callable[[Sequence[str], str], SparseRows], name: str
 ) -> SparseRows:
     if isinstance(values, SparseRows):
         return values
@@ -239,9 +230,7 @@ def _rows(
     if hasattr(values, "layout") and hasattr(values, "ndim"):
         return SparseRows.from_torch(values.unsqueeze(0) if values.ndim == 1 else values)
     if isinstance(values, Sequence) and all(isinstance(value, str) for value in values):
-        if encode is None:
-            raise ConfigError(f"the {name} are texts; pass encoder=... to make vectors of them.")
-        return encode(values)
+        return encode(values, name)
     raise TypeError(
         f"{name} must be SparseRows, a torch tensor or texts, got {type(values).__name__}; pass "
         "the vectors as they were encoded, not decoded to tokens"

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, get_args
+from typing import get_args
 
-from vdr_db.connectors.collections.collection import Mode
+from vdr_db.connectors.collections.encoding import AnyEncoder, Encoder, Encoding, Mode
 from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["TextEncoder", "checked_mode", "document_rows", "id_weight_lists", "query_rows"]
+__all__ = ["TextSides", "checked_mode", "id_weight_lists"]
 
 
-class TextEncoder(Protocol):
-    """What an adapter needs of an encoder; `vdr_db.SparseEncoder` is one."""
+class TextSides:
+    """An encoder in one mode, which several threads may ask.
 
-    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of documents."""
+    Args:
+        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
+        mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
 
-    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of queries."""
+    Raises:
+        ConfigError: The mode is unknown.
+    """
 
-    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
-        """Token sets with weight 1."""
+    def __init__(self, encoder: AnyEncoder, *, mode: Mode = "full") -> None:
+        self._encoding = Encoding(encoder)
+        self.mode = checked_mode(mode)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes the vectors."""
+        return self._encoding.need(type(self).__name__)
+
+    def document_rows(self, texts: Sequence[str]) -> SparseRows:
+        """Documents as the mode stores them: bags of tokens in beta, else encoded."""
+        return self._encoding.documents(texts, "tokens" if self.mode == "beta" else "encoded")
+
+    def query_rows(self, texts: Sequence[str]) -> SparseRows:
+        """Queries as the mode asks them: bags of tokens in alpha, else encoded."""
+        return self._encoding.queries(texts, self.mode)
 
 
 def checked_mode(mode: Mode) -> Mode:
@@ -34,20 +50,6 @@ def checked_mode(mode: Mode) -> Mode:
     if mode not in get_args(Mode):
         raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
     return mode
-
-
-def document_rows(encoder: TextEncoder, texts: Sequence[str], mode: Mode = "full") -> SparseRows:
-    """Documents as `mode` stores them: bags of tokens in beta, else encoded."""
-    if checked_mode(mode) == "beta":
-        return encoder.bag_of_tokens(texts)
-    return encoder.encode_documents(texts)
-
-
-def query_rows(encoder: TextEncoder, texts: Sequence[str], mode: Mode = "full") -> SparseRows:
-    """Queries as `mode` asks them: bags of tokens in alpha, else encoded."""
-    if checked_mode(mode) == "alpha":
-        return encoder.bag_of_tokens(texts)
-    return encoder.encode_queries(texts)
 
 
 def id_weight_lists(rows: SparseRows) -> Iterator[tuple[list[int], list[float]]]:

@@ -6,7 +6,7 @@ refuses.
 
 from vdr_db.errors import require
 
-for _module in ("fastapi", "uvicorn", "python_multipart"):
+for _module in ("fastapi", "uvicorn", "python_multipart", "jinja2"):
     require(_module, "serve")
 
 from vdr_db.serve.app import make_app  # noqa: E402  (after the packages were asked for)

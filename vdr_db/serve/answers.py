@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, model_validator
 
 from vdr_db.explain.explanation import Explanation, Match
-from vdr_db.serve.service import Found, HitView
+from vdr_db.serve.service import Found
 
 __all__ = [
     "ExplainAnswer",
@@ -22,14 +22,25 @@ __all__ = [
 ]
 
 
-class WordAnswer(BaseModel):
+class _Answer(BaseModel):
+    """Read from the attributes of what is shown, or from a tuple in the order of the fields."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return dict(zip(cls.model_fields, value, strict=True)) if type(value) is tuple else value
+
+
+class WordAnswer(_Answer):
     """A word and how much it counts."""
 
     word: str
     weight: float
 
 
-class MarkAnswer(BaseModel):
+class MarkAnswer(_Answer):
     """A part of a snippet that matched."""
 
     start: int = Field(description="first character")
@@ -37,7 +48,7 @@ class MarkAnswer(BaseModel):
     share: float = Field(description="share of the score")
 
 
-class HitAnswer(BaseModel):
+class HitAnswer(_Answer):
     """One hit."""
 
     id: int | str
@@ -49,7 +60,7 @@ class HitAnswer(BaseModel):
     payload: dict[str, Any]
 
 
-class FacetValueAnswer(BaseModel):
+class FacetValueAnswer(_Answer):
     """A value of a facet."""
 
     value: str
@@ -57,14 +68,14 @@ class FacetValueAnswer(BaseModel):
     chosen: bool
 
 
-class FacetAnswer(BaseModel):
+class FacetAnswer(_Answer):
     """A payload field with its most frequent values among the best hits."""
 
-    key: str
-    values: list[FacetValueAnswer]
+    key: str = Field(validation_alias=AliasPath("facet", "key"))
+    values: list[FacetValueAnswer] = Field(validation_alias="counts")
 
 
-class SearchAnswer(BaseModel):
+class SearchAnswer(_Answer):
     """One page of hits."""
 
     query: str
@@ -77,7 +88,7 @@ class SearchAnswer(BaseModel):
     facets: list[FacetAnswer]
 
 
-class TermAnswer(BaseModel):
+class TermAnswer(_Answer):
     """What one token adds to a score."""
 
     token: str
@@ -86,7 +97,7 @@ class TermAnswer(BaseModel):
     product: float
 
 
-class ReasonAnswer(BaseModel):
+class ReasonAnswer(_Answer):
     """What one word adds to a score."""
 
     word: str
@@ -94,15 +105,15 @@ class ReasonAnswer(BaseModel):
     terms: list[TermAnswer]
 
 
-class PositionAnswer(BaseModel):
+class PositionAnswer(_Answer):
     """What fires on one word of a text."""
 
     label: str
-    special: bool
+    special: bool = Field(validation_alias="is_special")
     words: list[WordAnswer]
 
 
-class SideAnswer(BaseModel):
+class SideAnswer(_Answer):
     """What the vector of a text says."""
 
     text: str
@@ -110,18 +121,23 @@ class SideAnswer(BaseModel):
     words: list[WordAnswer]
     positions: list[PositionAnswer] = Field(description="which words fire on which word")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_positions(cls, shown: Any) -> Any:
+        return {**vars(shown), "positions": shown.fired()}
 
-class ExplainAnswer(BaseModel):
+
+class ExplainAnswer(_Answer):
     """What a query says, and with an id why that document matches."""
 
     query: SideAnswer
     document: SideAnswer | None = None
     id: int | str | None = None
     score: float | None = None
-    reasons: list[ReasonAnswer] = []
+    reasons: list[ReasonAnswer] = Field(default=[])
 
 
-class InfoAnswer(BaseModel):
+class InfoAnswer(_Answer):
     """What is served."""
 
     texts: int
@@ -137,78 +153,11 @@ class InfoAnswer(BaseModel):
 
 def search_answer(query: str, found: Found, *, limit: int, offset: int) -> SearchAnswer:
     """A page of hits as JSON types."""
-    return SearchAnswer(
-        query=query,
-        limit=limit,
-        offset=offset,
-        total=found.total,
-        has_more=found.has_more,
-        took_ms=round(found.took_ms, 3),
-        hits=[_hit(hit) for hit in found.hits],
-        facets=[
-            FacetAnswer(
-                key=counts.facet.key,
-                values=[
-                    FacetValueAnswer(value=text, count=count, chosen=chosen)
-                    for text, count, chosen in counts.counts
-                ],
-            )
-            for counts in found.facets
-        ],
-    )
+    page = {**vars(found), "query": query, "limit": limit, "offset": offset}
+    return SearchAnswer.model_validate(page | {"took_ms": round(found.took_ms, 3)})
 
 
 def explain_answer(shown: Match | Explanation) -> ExplainAnswer:
     """A match, or what a query alone says, as JSON types."""
-    if isinstance(shown, Explanation):
-        return ExplainAnswer(query=_explanation(shown))
-    return ExplainAnswer(
-        query=_explanation(shown.query),
-        document=_explanation(shown.document),
-        id=shown.id,
-        score=shown.score,
-        reasons=[
-            ReasonAnswer(
-                word=reason.word,
-                product=reason.product,
-                terms=[
-                    TermAnswer(
-                        token=term.token,
-                        query_weight=term.query_weight,
-                        document_weight=term.document_weight,
-                        product=term.product,
-                    )
-                    for term in reason.terms
-                ],
-            )
-            for reason in shown.reasons
-        ],
-    )
-
-
-def _words(words: Any) -> list[WordAnswer]:
-    return [WordAnswer(word=word, weight=weight) for word, weight in words]
-
-
-def _hit(hit: HitView) -> HitAnswer:
-    return HitAnswer(
-        id=hit.id,
-        score=hit.score,
-        title=hit.title,
-        snippet=hit.snippet,
-        marks=[MarkAnswer(start=m.start, stop=m.stop, share=m.share) for m in hit.marks],
-        words=_words(hit.words),
-        payload=dict(hit.payload),
-    )
-
-
-def _explanation(explanation: Explanation) -> SideAnswer:
-    return SideAnswer(
-        text=explanation.text,
-        nonzeros=explanation.nonzeros,
-        words=_words(explanation.words),
-        positions=[
-            PositionAnswer(label=fired.label, special=fired.is_special, words=_words(fired.words))
-            for fired in explanation.fired()
-        ],
-    )
+    parts = {"query": shown} if isinstance(shown, Explanation) else shown
+    return ExplainAnswer.model_validate(parts)

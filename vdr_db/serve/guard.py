@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ HEADERS = {
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # With "no-referrer" a form of our own pages would be sent with the origin "null".
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
 # A form's own lines come on top of the file.
 _FORM_BYTES = 64 * 1024
+_HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(:[0-9]*)?")
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ class _TooLargeError(Exception):
 
 
 class Guard:
-    """Refuses foreign hosts and large bodies, and sets the headers of every answer.
+    """Refuses foreign hosts, foreign pages and large bodies, and sets the headers of every answer.
 
     A page elsewhere can point a name of its own at 127.0.0.1 and then read answers as its own. Such
-    a request carries that name in `Host`, so only addresses, `localhost` and named hosts pass.
+    a request carries that name in `Host`, so only addresses, `localhost` and named hosts pass. It
+    can also send a form here, and browsers say so in `Origin` and `Sec-Fetch-Site`.
 
     Args:
         app: What is guarded.
@@ -77,7 +81,7 @@ class Guard:
     def __init__(self, app: Application, limits: Limits, hosts: Sequence[str] = ()) -> None:
         self.app = app
         self.most = limits.upload_bytes + _FORM_BYTES
-        self.hosts = {"localhost", *(host.lower() for host in hosts)}
+        self.hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
@@ -106,22 +110,39 @@ class Guard:
             if not is_refused:
                 await _send(send, message)
 
-        if not self._knows(given.get(b"host", b"").decode("latin-1")):
+        host = given.get(b"host", b"").decode("latin-1")
+        if not self._knows(host):
             await _refuse(send, 421, "This host name is not served here.")
+        elif scope["method"] not in ("GET", "HEAD") and self._is_foreign(given, host):
+            await _refuse(send, 403, "A page of another site cannot send this here.")
         elif not _fits(given.get(b"content-length"), self.most):
             await _refuse(send, 413, "The upload is too large.")
         else:
             await self.app(scope, counted_receive, checked_send)
 
     def _knows(self, host: str) -> bool:
-        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":")[0]
-        if name.lower().rstrip(".") in self.hosts:
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1].strip("[]")
+        if name.lower().rstrip(".") in {"localhost", *self.hosts}:
             return True
         try:
-            ipaddress.ip_address(name)
+            # Only an address of version 6 stands in brackets.
+            return (ipaddress.ip_address(name).version == 6) == found[1].startswith("[")
         except ValueError:
             return False
-        return True
+
+    def _is_foreign(self, given: Mapping[bytes, bytes], host: str) -> bool:
+        """Whether a browser says that the page of a request is none of ours."""
+        site, origin = given.get(b"sec-fetch-site"), given.get(b"origin")
+        if site is not None and site not in (b"same-origin", b"none"):
+            return True
+        if origin is None or (origin == b"null" and site == b"same-origin"):
+            return False
+        place = origin.decode("latin-1").partition("://")[2].lower()
+        # A proxy may ask under another name than the one people see.
+        return place != host.lower() and place.partition(":")[0] not in self.hosts
 
 
 def _fits(length: bytes | None, most: int) -> bool:

@@ -7,13 +7,14 @@ import ntpath
 import posixpath
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
 from vdr_db.explain.explanation import Explanation, Match
+from vdr_db.explain.hits import HitView
 from vdr_db.explain.items import explain_text
 from vdr_db.explain.matches import make_match
 from vdr_db.explain.records import thumbnail_of
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vdr_db.connectors import Collection, Hit, Id
     from vdr_db.encoders.text import SparseEncoder
 
-__all__ = ["Found", "HitView", "ImageSearch", "SearchService"]
+__all__ = ["Found", "ImageSearch", "SearchService"]
 
 FACET_DEPTH = 200
 """Best hits whose payloads are counted for facets."""
@@ -53,33 +54,6 @@ class ImageSearch(Protocol):
         Raises:
             InputError: A file is no image that can be read.
         """
-
-
-@dataclass(frozen=True)
-class HitView:
-    """One hit as it is shown.
-
-    Attributes:
-        id: The caller's id.
-        score: Dot product of query and document.
-        title: What it is called, or `""`.
-        text: Its text, without the title in front.
-        snippet: The part of the text that matches best.
-        marks: What to mark in the snippet.
-        words: Words both sides carry, with their share of the score, heaviest first.
-        payload: All that is stored with it.
-        thumbnail: A `data:` address of a small image, or `""`.
-    """
-
-    id: Id
-    score: float
-    title: str
-    text: str
-    snippet: str
-    marks: Sequence[Mark]
-    words: Sequence[tuple[str, float]]
-    payload: Mapping[str, Any]
-    thumbnail: str = ""
 
 
 @dataclass(frozen=True)
