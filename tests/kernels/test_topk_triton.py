@@ -24,6 +24,7 @@ from vdr_db.kernels.cuda.topk import select_topk
 pytestmark = MARKS
 
 # One block holds 128 logits: V = 100 fits, V = 507 takes parts for k < 31 and loops beyond.
+# The last part of V = 389 holds 5, fewer than k, so that its padding is among the candidates.
 TILES = SelectTiles(
     row_block=128, row_warps=4, part_block=128, part_warps=4, loop_block=64, chunk=64, chunk_warps=4
 )
@@ -58,8 +59,8 @@ def specials(V):
 
 @pytest.mark.parametrize(
     ("V", "k"),
-    [(1, 1), (1, None), (100, 1), (100, 37), (100, 99), (100, 100), (128, 5), (507, 1),
-     (507, 20), (507, 200), (507, 507), (507, None)],
+    [(1, 1), (1, None), (100, 1), (100, 37), (100, 99), (100, 100), (128, 5), (389, 20),
+     (507, 1), (507, 20), (507, 200), (507, 507), (507, None)],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [ties, specials])
 def test_matches_the_definition(make, V, k):
