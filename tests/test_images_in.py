@@ -228,7 +228,7 @@ def test_every_broken_file_is_named_with_a_reason(tmp_path, encoder, warned):
     assert "60,000 by 60,000 pixels" in reasons["bomb.png"] or "bomb" in reasons["bomb.png"]
     assert "bomb" in reasons["bigger_bomb.png"]
     for name in ("text.jpg", "zeros.png", "page.eps.png", "drawing.png"):
-        assert "no picture of a known format" in reasons[name]
+        assert "no image of a known format" in reasons[name]
     for name in ("cut.png", "cut.jpg", "flipped.png"):
         assert "damaged or cut short" in reasons[name]
     assert "no such file" in reasons["dangling.png"]

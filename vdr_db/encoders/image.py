@@ -188,9 +188,10 @@ class ImageEncoder(Encoder):
             ConfigError: The folder, a file in it, or an option is impossible.
             MissingExtraError: A package of the extra `encode` is not installed.
         """
-        from vdr_db.checkpoints.image import ImageLoadOptions, load_image
+        from vdr_db.checkpoints.image import load_image
+        from vdr_db.checkpoints.text import LoadOptions
 
-        options = ImageLoadOptions(
+        options = LoadOptions(
             device=device,
             dtype=dtype,
             k=k,

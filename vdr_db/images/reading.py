@@ -326,9 +326,8 @@ def _digest(*parts: bytes) -> str:
 
 def __getattr__(name: str) -> Any:
     """Older names, which warn."""
-    renamed = {"Picture": LoadedImage, "read_picture": read_image}
-    if name not in renamed:
+    newer = {"Picture": "LoadedImage", "read_picture": "read_image"}.get(name)
+    if newer is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    newer = renamed[name]
-    warnings.warn(f"`{name}` is now `{newer.__name__}`.", DeprecationWarning, stacklevel=2)
-    return newer
+    warnings.warn(f"`{name}` is now `{newer}`.", DeprecationWarning, stacklevel=2)
+    return globals()[newer]
