@@ -22,7 +22,8 @@ from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders import text_cuda as encoder_cuda
 from vdr_db.encoders.batching import pack
 from vdr_db.encoders.text import SparseEncoder
-from vdr_db.encoders.text_cuda import Arrival, DeviceQueue, QueryGraphs, filled, score_batch
+from vdr_db.encoders.text_cuda import Arrival, DeviceQueue, QueryGraphs, filled
+from vdr_db.encoders.text_torch import TextScoring
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import dispatch, select_topk
 from vdr_db.sparse import SparseRows
@@ -292,11 +293,11 @@ def test_scoring_a_batch_never_waits_for_the_device(
     queue.device = META
     tower = encoder.document_tower.to(META)
     with torch.inference_mode():
-        outcome = score_batch(
-            tower, batch, queue, k=encoder.document_entry.k,
-            activation=encoder.activation, norm=norm, lexical=lexical,
-            vocabulary=encoder.vocabulary, backend="triton",
+        scoring = TextScoring(
+            tower, encoder.vocabulary, encoder.document_entry.k, encoder.activation, norm,
+            "triton", lambda _: lexical,
         )  # fmt: skip
+        outcome = scoring.outcome(batch, queue)
     assert outcome.indptr.shape == (len(texts) + 1,)
     assert outcome.columns.device == META
     assert (outcome.norms is not None) == norm
@@ -542,11 +543,11 @@ class TestOnDevice:
         )
         no_waiting_on_device()
         with torch.inference_mode():
-            score_batch(
-                encoder.document_tower, batch, DeviceQueue(encoder.device),
-                k=encoder.document_entry.k, activation=encoder.activation, norm=encoder.norm,
-                lexical=None, vocabulary=encoder.vocabulary, backend="auto",
+            scoring = TextScoring(
+                encoder.document_tower, encoder.vocabulary, encoder.document_entry.k,
+                encoder.activation, encoder.norm, "auto", lambda _: None,
             )  # fmt: skip
+            scoring.outcome(batch, DeviceQueue(encoder.device))
 
     def test_captured_queries(self, folder, dtype, options):
         encoder = self.load(folder, dtype, options)

@@ -337,8 +337,8 @@ def test_the_command_says_what_is_wrong(capsys, model, store, pictures, tmp_path
         (("a", "b", "--image", file, "--store", store), "one of the two"),
         (("a", "b", "--image", file), "pass --store"),
         (("--image", tmp_path / "no.png", "--model", model), "no such file"),
-        (("--image", note, "--model", model), "no picture of a known format"),
-        ((QUERY, "--image", note, "--model", model), "no picture of a known format"),
+        (("--image", note, "--model", model), "no image of a known format"),
+        ((QUERY, "--image", note, "--model", model), "no image of a known format"),
         (("--image", file, "nobody", "--store", store), "no document with the id"),
     ):
         code, _, err = run(capsys, "explain", *arguments, *cpu)

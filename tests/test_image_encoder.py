@@ -284,7 +284,7 @@ def test_broken_weights_name_the_picture(tmp_path):
     encoder = ImageEncoder.from_pretrained(folder, device="cpu")
     with torch.no_grad():
         encoder.tower.head.projection[3] = float("nan")
-    with pytest.raises(ConfigError, match=r"the vector of picture 'image 1' \(number 1\)"):
+    with pytest.raises(ConfigError, match=r"the vector of image 'image 1' \(number 1\)"):
         encoder.encode_images([b"broken", PICTURES[0]])
 
 
@@ -323,7 +323,7 @@ def test_weights_of_patches(folder, encoder):
     for bad in ([0], [-1], [10**6]):
         with pytest.raises(InputError, match="computes no weight of the token ids"):
             encoder.patch_weights(PICTURES[0], bad)
-    with pytest.raises(InputError, match="no picture of a known format"):
+    with pytest.raises(InputError, match="no image of a known format"):
         encoder.patch_weights(b"broken", ids)
 
 

@@ -15,8 +15,9 @@ from model_folders import write_bert
 
 from vdr_db import ImageEncoder, SparseEncoder
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.images import reading
 from vdr_db.images.files import has_image_suffix, list_images
-from vdr_db.images.reading import ImageLimits, read_picture
+from vdr_db.images.reading import ImageLimits, read_image
 
 pytest.importorskip("PIL.Image")
 from PIL import Image
@@ -25,12 +26,12 @@ LIMITS = ImageLimits()
 
 
 def read(source, limits=LIMITS):
-    return np.asarray(read_picture(source, limits).image)
+    return np.asarray(read_image(source, limits).image)
 
 
 def why(source, limits=LIMITS):
     with pytest.raises(InputError) as caught:
-        read_picture(source, limits)
+        read_image(source, limits)
     return str(caught.value)
 
 
@@ -227,7 +228,7 @@ def test_every_broken_file_is_named_with_a_reason(tmp_path, encoder, warned):
     assert "60,000 by 60,000 pixels" in reasons["bomb.png"] or "bomb" in reasons["bomb.png"]
     assert "bomb" in reasons["bigger_bomb.png"]
     for name in ("text.jpg", "zeros.png", "page.eps.png", "drawing.png"):
-        assert "no picture of a known format" in reasons[name]
+        assert "no image of a known format" in reasons[name]
     for name in ("cut.png", "cut.jpg", "flipped.png"):
         assert "damaged or cut short" in reasons[name]
     assert "no such file" in reasons["dangling.png"]
@@ -281,7 +282,7 @@ def test_folders(tmp_path, encoder):
         assert result.names == ("a/y.jpg", "a/z.PNG", "b.png")
         assert not result.refused
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="must hold pictures"):
+    with pytest.raises(InputError, match="must hold images"):
         encoder.encode_images(tmp_path / "none")
     inside = encoder.encode_images([tmp_path / "a", tmp_path / "b.png"])
     assert "it is a folder; pass the folder alone" in inside.refused[0]
@@ -385,3 +386,11 @@ def test_numbers_are_checked(encoder):
         for value in (0, -1, True, 1.5):
             with pytest.raises(ConfigError, match=f"`{name}` must be at least 1"):
                 encoder.encode_images([PICTURE], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("read_picture", "read_image"), ("Picture", "LoadedImage")]
+)
+def test_older_names_work_and_warn(older, newer):
+    with pytest.warns(DeprecationWarning, match=f"is now `{newer}`"):
+        assert getattr(reading, older) is getattr(reading, newer)

@@ -16,13 +16,7 @@ import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, InputError, ShapeError, require
 from vdr_db.sparse_checks import IdArray, IntArray, WeightArray, checked_arrays, row_pointers
-from vdr_db.sparse_forms import (
-    ARRAYS,
-    arrays_of_dicts,
-    arrays_of_tensor,
-    read_arrays,
-    write_arrays,
-)
+from vdr_db.sparse_forms import arrays_of_dicts, arrays_of_tensor, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -400,8 +394,10 @@ class SparseRows:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy `.npz` file; an earlier file is replaced at once, never half."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        write_arrays(path, {**arrays, "width": np.int64(self.width)})
+        width = np.int64(self.width)
+        write_arrays(
+            path, indptr=self.indptr, indices=self.indices, values=self.values, width=width
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparseRows:
@@ -411,8 +407,8 @@ class SparseRows:
             FileNotFoundError: There is no such file.
             ConfigError: The file is damaged, cut short, or something else.
         """
-        arrays = read_arrays(path)
-        return cls(*(arrays[name] for name in ARRAYS), int(arrays["width"]))
+        arrays, width = read_arrays(path)
+        return cls(*arrays, width)
 
     def _row_number(self, i: int) -> int:
         if not -len(self) <= i < len(self):

@@ -17,12 +17,11 @@ import numpy.typing as npt
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse_checks import IntArray, row_pointers
 
-__all__ = ["ARRAYS", "arrays_of_dicts", "arrays_of_tensor", "read_arrays", "write_arrays"]
+__all__ = ["arrays_of_dicts", "arrays_of_tensor", "read_arrays", "write_arrays"]
 
 Arrays: TypeAlias = tuple[IntArray, npt.NDArray[Any], npt.NDArray[Any]]
 """`indptr` `[N + 1]`, token ids and weights `[nnz]`."""
 
-ARRAYS = ("indptr", "indices", "values")
 FILE_FORMAT = 1
 
 
@@ -80,21 +79,21 @@ def arrays_of_tensor(tensor: Any) -> Arrays:
     return row_pointers(counts), ids[kept], values[kept]
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, npt.ArrayLike]) -> None:
+def write_arrays(path: str | os.PathLike[str], **arrays: npt.ArrayLike) -> None:
     """Writes a NumPy `.npz` file; an earlier file is replaced at once, never half."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, format=np.int64(FILE_FORMAT), **arrays)
+            np.savez(file, format=np.int64(FILE_FORMAT), **arrays)  # type: ignore[arg-type]
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a file that `SparseRows.save` wrote; `SparseRows.load` tells the errors."""
-    expected = {"format", *ARRAYS, "width"}
+def read_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, int]:
+    """Arrays and width that `SparseRows.save` wrote; `SparseRows.load` tells the errors."""
+    expected = {"format", "indptr", "indices", "values", "width"}
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with Path(path).open("rb") as handle:
@@ -116,7 +115,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
             f"{os.fspath(path)} has format {int(arrays['format'])}, this version reads "
             f"{FILE_FORMAT}; use the library version that wrote it."
         )
-    return arrays
+    return (arrays["indptr"], arrays["indices"], arrays["values"]), int(arrays["width"])
 
 
 def _finite_number(weight: Any, row: int, token_id: int) -> float:

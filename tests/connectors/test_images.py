@@ -381,7 +381,7 @@ def test_the_command_line(tmp_path, model, image_files, capsys):
     (image_files / "broken.png").write_bytes(b"nothing")
     code, out, err = run(capsys, *index, "--model", model)
     assert (code, json.loads(out)) == (3, {"written": 5, "refused": 1, "documents": 5})
-    assert "broken.png: it is no picture of a known format" in err
+    assert "broken.png: it is no image of a known format" in err
 
     place = ["--store", store, "--device", "cpu", "--json"]
     code, out, _ = run(capsys, "search", "--image", image_files / "2.png", *place, "--limit", 2)

@@ -206,7 +206,7 @@ def test_a_folder_of_images(run, tmp_path, images, two_sided, corpus):
     code, out, err = run(*words, "--no-ledger", "--skip-existing", "--json")
     assert code == 3, "as for index: something was refused"
     assert json.loads(out)["totals"]["existing"] == 20
-    assert "no picture of a known format" in err
+    assert "no image of a known format" in err
     with VDRQdrant("texts", path=store) as one, VDRQdrant("texts", path=tmp_path / "other") as two:
         ids = sorted(two.store.ids())
         assert sorted(one.store.ids()) == ids

@@ -103,7 +103,7 @@ def test_what_is_no_folder_of_pictures(tmp_path):
     for place in ("a.png", "nowhere"):
         with pytest.raises(InputError, match="must come from a folder"):
             ImageFolderSource(tmp_path / place)
-    with pytest.raises(InputError, match="must hold pictures"):
+    with pytest.raises(InputError, match="must hold images"):
         ImageFolderSource(tmp_path / "empty")
 
 

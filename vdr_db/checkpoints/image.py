@@ -23,7 +23,6 @@ from torch import Tensor
 from vdr_db.checkpoints.folders import settings_of, written_folder
 from vdr_db.checkpoints.layouts import IMAGE_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import FromCheckpoint
 from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.upstream import DEFAULT_K, DOCUMENT, HEAD_WIDTH, IMAGE_TYPES, QUERY
 from vdr_db.checkpoints.weights import (
@@ -45,22 +44,11 @@ from vdr_db.towers.families import WeightNames
 from vdr_db.towers.image import ImageHead, ImageTower, make_body
 from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 
-__all__ = ["ImageLoadOptions", "ImageParts", "load_image", "save_image", "upstream_names"]
+__all__ = ["ImageParts", "load_image", "save_image", "upstream_names"]
 
 IMAGE_FORMAT = 1
 PROJECTION = "head.projection"
 UPSTREAM_TOKENIZER = "bert-base-uncased"
-
-
-@dataclass(frozen=True)
-class ImageLoadOptions:
-    """Arguments of `ImageEncoder.from_pretrained`, which tells what they mean."""
-
-    device: str | torch.device | None = None
-    dtype: str | torch.dtype | None = None
-    k: int | FromCheckpoint | None = "checkpoint"
-    tokenizer: Any = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +97,10 @@ class _ImagePlan:
     matrix_of: Path | None = None  # folder of the text encoder whose matrix is the projection
 
 
-def load_image(name_or_folder: str | os.PathLike[str], options: ImageLoadOptions) -> ImageParts:
+def load_image(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> ImageParts:
     """The parts of an image encoder, see `ImageEncoder.from_pretrained`.
+
+    Of the options those that it names count.
 
     Raises:
         ConfigError: The folder, a file in it, or an option is impossible.

@@ -35,7 +35,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         if has_image_suffix(text) and _is_file(text):
             warnings.warn(
                 f"text {i} is the path of an image ({text!r}); a text encoder reads the name, not "
-                "the picture: use ImageEncoder or CrossModalEncoder.encode_images for that.",
+                "the image: use ImageEncoder or CrossModalEncoder.encode_images for that.",
                 stacklevel=2,
             )
         if not text.isascii():

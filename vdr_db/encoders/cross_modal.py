@@ -1,6 +1,6 @@
 """`CrossModalEncoder`: a text encoder and an image encoder whose vectors can be compared.
 
-Both compute weights of the same token ids, so a text finds pictures and a picture finds texts in
+Both compute weights of the same token ids, so a text finds images and an image finds texts in
 one collection, by the words they share.
 """
 
@@ -37,11 +37,11 @@ PARTS_COMPARED = 32  # of the two matrices, one after the other: a copy of both 
 
 
 class CrossModalEncoder:
-    """Texts and pictures to vectors of one space.
+    """Texts and images to vectors of one space.
 
     Attributes:
         text: Encoder of texts.
-        image: Encoder of pictures.
+        image: Encoder of images.
         model: Name or folder it came from.
         revision: Revision on the hub.
     """
@@ -53,7 +53,7 @@ class CrossModalEncoder:
 
         Args:
             text: Encoder of texts.
-            image: Encoder of pictures, trained together with it.
+            image: Encoder of images, trained together with it.
             model: Name for the stamp.
             revision: Revision for the stamp.
 
@@ -97,8 +97,8 @@ class CrossModalEncoder:
             name_or_folder: A folder, else the id of a model on the hub.
             device: Where to compute; None for CUDA if there is one, else the CPU.
             dtype: Of weights and hidden states; None for float32.
-            k: Dimensions kept of each text and picture; None keeps all.
-            image_k: The same for pictures only; left alone, it follows `k` where that is given.
+            k: Dimensions kept of each text and image; None keeps all.
+            image_k: The same for images only; left alone, it follows `k` where that is given.
             max_length: Most tokens of a text, special tokens included.
             lexical: Whether a text's own tokens are kept in addition to the k largest.
             compatibility: As in `SparseEncoder.from_pretrained`; the published numbers of
@@ -147,7 +147,7 @@ class CrossModalEncoder:
         """Writes both encoders as a folder that `from_pretrained` reads; all of it or nothing.
 
         `SparseEncoder.from_pretrained` and `ImageEncoder.from_pretrained` read their part of it. A
-        projection of pictures that is the matrix of the text encoder is written once.
+        projection of images that is the matrix of the text encoder is written once.
 
         Args:
             folder: Where to. A cross-modal encoder saved there before is replaced; anything else is
@@ -164,7 +164,7 @@ class CrossModalEncoder:
 
     @property
     def is_tied(self) -> bool:
-        """Whether pictures are projected by the same matrix as texts."""
+        """Whether images are projected by the same matrix as texts."""
         parts = np.array_split(np.arange(self.vocabulary.columns), PARTS_COMPARED)
         text, image = self.text.document_tower, self.image.tower
         return all(np.array_equal(text.rows(part), image.rows(part)) for part in parts)
@@ -221,7 +221,7 @@ class CrossModalEncoder:
         thumbnail_px: int | None = None,
         show_progress: bool = False,
     ) -> EncodedImages:
-        """Vectors of pictures, see `ImageEncoder.encode_images`."""
+        """Vectors of images, see `ImageEncoder.encode_images`."""
         return self.image.encode_images(
             images,
             batch_size=batch_size,

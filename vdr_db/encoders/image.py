@@ -1,9 +1,9 @@
-"""`ImageEncoder`: pictures to sparse vectors over token ids.
+"""`ImageEncoder`: images to sparse vectors over token ids.
 
-    pictures -> pixels [B, 3, S, S] -> states of patches [B, P, H] -> pooled scores [B, V]
+    images -> pixels [B, 3, S, S] -> states of patches [B, P, H] -> pooled scores [B, V]
     -> `SparseRows`
 
-A picture becomes weights over words: the vectors are of the same kind as those of texts, so stores,
+An image becomes weights over words: the vectors are of the same kind as those of texts, so stores,
 searches and explanations are the same.
 """
 
@@ -22,7 +22,7 @@ from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_picture
+from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_image
 from vdr_db.images.thumbnails import checked_thumbnail_px
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["EncodedImages", "ImageEncoder", "ImageSource"]
 
 BATCH_SIZE = {"cpu": 16}
-"""Pictures in a batch, by device type."""
+"""Images in a batch, by device type."""
 BATCH_SIZE_ELSEWHERE = 128
 
 MAX_PIXELS = ImageLimits().pixels
@@ -46,14 +46,14 @@ MAX_PIXELS = ImageLimits().pixels
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Vectors of pictures, and the pictures that have none.
+    """Vectors of images, and the images that have none.
 
     Attributes:
-        rows: One row for each picture, in order; that of a refused picture is empty.
-        names: Path of each picture (within the folder, for a folder), or `"image N"`.
-        digests: SHA-256 (hex) of the content of each picture; `""` of a refused one.
-        refused: Place of each picture that could not be read → one sentence on why.
-        thumbnails: A small copy of each picture as a `data:` address, `""` of a refused one; empty
+        rows: One row for each image, in order; that of a refused image is empty.
+        names: Path of each image (within the folder, for a folder), or `"image N"`.
+        digests: SHA-256 (hex) of the content of each image; `""` of a refused one.
+        refused: Place of each image that could not be read → one sentence on why.
+        thumbnails: A small copy of each image as a `data:` address, `""` of a refused one; empty
             where none were asked for.
     """
 
@@ -65,19 +65,19 @@ class EncodedImages:
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
-        """Places of the pictures that have a vector, ascending."""
+        """Places of the images that have a vector, ascending."""
         return np.array([i for i in range(len(self.names)) if i not in self.refused], np.int64)
 
     def __len__(self) -> int:
-        """Number of pictures, refused ones included."""
+        """Number of images, refused ones included."""
         return len(self.names)
 
 
 class ImageEncoder(Encoder):
-    """Pictures to sparse vectors.
+    """Images to sparse vectors.
 
     Get one with `ImageEncoder.from_pretrained`, or start a new one from a vision model with
-    `ImageEncoder.from_vision_model`. With the `vit` body a picture's vector depends on that picture
+    `ImageEncoder.from_vision_model`. With the `vit` body an image's vector depends on that image
     alone: its bits are the same in any batch on one device, dtype and backend on the CPU. On a GPU,
     and with bodies of `transformers`, that holds up to rounding.
 
@@ -85,9 +85,9 @@ class ImageEncoder(Encoder):
         tower: Body and head.
         tokenizer: Whose tokens the columns are.
         vocabulary: Column, id and text of every token.
-        preprocessing: How pictures become pixels.
+        preprocessing: How images become pixels.
         activation: Turns scores into weights.
-        k: Dimensions kept of each picture, or None for all.
+        k: Dimensions kept of each image, or None for all.
         norm: Whether vectors have L2 norm 1 before selection.
         backend: Of the kernels.
         model: Name or folder it came from.
@@ -115,9 +115,9 @@ class ImageEncoder(Encoder):
             tower: Body and head.
             tokenizer: Whose tokens the columns are; saved with the encoder.
             vocabulary: Of the head.
-            preprocessing: How pictures become pixels.
+            preprocessing: How images become pixels.
             activation: Turns scores into weights.
-            k: Dimensions kept of each picture; None for all.
+            k: Dimensions kept of each image; None for all.
             norm: Scale each vector to L2 norm 1 before selection.
             backend: Of the kernels.
             model: Name for the stamp.
@@ -179,7 +179,7 @@ class ImageEncoder(Encoder):
             name_or_folder: A folder, else the id of a model on the hub.
             device: Where to compute; None for CUDA if there is one, else the CPU.
             dtype: Of weights and hidden states; None for float32. Scores are float32 in any case.
-            k: Dimensions kept of each picture; None keeps all.
+            k: Dimensions kept of each image; None keeps all.
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
@@ -188,9 +188,10 @@ class ImageEncoder(Encoder):
             ConfigError: The folder, a file in it, or an option is impossible.
             MissingExtraError: A package of the extra `encode` is not installed.
         """
-        from vdr_db.checkpoints.image import ImageLoadOptions, load_image
+        from vdr_db.checkpoints.image import load_image
+        from vdr_db.checkpoints.text import LoadOptions
 
-        options = ImageLoadOptions(
+        options = LoadOptions(
             device=device,
             dtype=dtype,
             k=k,
@@ -224,7 +225,7 @@ class ImageEncoder(Encoder):
                 kept columns; None for small random ones, the same in every run.
             preprocessing: What the model was trained with; None for CLIP's at the model's size.
             activation: Turns scores into weights.
-            k: Dimensions kept of each picture; None for all.
+            k: Dimensions kept of each image; None for all.
             norm: Scale each vector to L2 norm 1 before selection.
             backend: Of the kernels.
 
@@ -315,28 +316,28 @@ class ImageEncoder(Encoder):
         thumbnail_px: int | None = None,
         show_progress: bool = False,
     ) -> EncodedImages:
-        """Vectors of pictures; what cannot be read is named in the result and stops nothing.
+        """Vectors of images; what cannot be read is named in the result and stops nothing.
 
-        Pictures are read and decoded in threads while earlier ones are encoded, a few batches
+        Images are read and decoded in threads while earlier ones are encoded, a few batches
         ahead, so that memory does not grow with their number.
 
         Args:
             images: Paths, bytes of image files, PIL images and NumPy arrays (`[height, width]` or
                 `[height, width, 1, 3 or 4]`, uint8, uint16, bool or float in [0, 1]), mixed as you
-                like; or one folder, for all pictures in it and below.
-            batch_size: Pictures in a batch; None for 16 on the CPU and 128 elsewhere.
+                like; or one folder, for all images in it and below.
+            batch_size: Images in a batch; None for 16 on the CPU and 128 elsewhere.
             threads: For reading and decoding; None for 4, or fewer where there are fewer cores.
-            max_pixels: Largest picture that is decoded, width times height.
-            thumbnail_px: Longest side, in [8, 256], of a small JPEG made of each picture; None
+            max_pixels: Largest image that is decoded, width times height.
+            thumbnail_px: Longest side, in [8, 256], of a small JPEG made of each image; None
                 makes none.
             show_progress: Draw a progress bar on stderr.
 
         Returns:
-            Rows in the order of the pictures, their names, and the refused ones with reasons.
+            Rows in the order of the images, their names, and the refused ones with reasons.
 
         Raises:
-            TypeError: One picture came instead of a sequence, or an item is no picture at all.
-            InputError: An item is a text; or the folder holds no picture.
+            TypeError: One image came instead of a sequence, or an item is no image at all.
+            InputError: An item is a text; or the folder holds no image.
             ConfigError: A vector is not finite, so the weights of the model are broken; or a number
                 is impossible.
             MissingExtraError: Pillow is not installed.
@@ -382,28 +383,28 @@ class ImageEncoder(Encoder):
     def patch_weights(
         self, image: ImageSource, ids: npt.ArrayLike, *, max_pixels: int = MAX_PIXELS
     ) -> npt.NDArray[np.float32]:
-        """The weight each patch alone would give to some tokens; the largest is the picture's own.
+        """The weight each patch alone would give to some tokens; the largest is the image's own.
 
         Args:
-            image: One picture.
-            ids: `[D]` token ids, each with a column, such as those of the picture's row.
+            image: One image.
+            ids: `[D]` token ids, each with a column, such as those of the image's row.
             max_pixels: As in `encode_images`.
 
         Returns:
             `[P, D]`, patches in rows from the top.
 
         Raises:
-            InputError: The picture cannot be read, or the model computes no weight of an id.
+            InputError: The image cannot be read, or the model computes no weight of an id.
         """
         check_kind(image, 0)
         columns = self.vocabulary.columns_of(ids)
-        picture = read_picture(image, ImageLimits(pixels=max_pixels))
+        loaded = read_image(image, ImageLimits(pixels=max_pixels))
         import torch
 
         from vdr_db.encoders.selection import norms_of
         from vdr_db.kernels import activate
 
-        pixels = self.preprocessing.apply(picture.image)
+        pixels = self.preprocessing.apply(loaded.image)
         tower = self.tower
         scores = tower.states(pixels) @ tower.rows(columns).T
         found: npt.NDArray[np.float32] = activate(torch.from_numpy(scores), self.activation).numpy()
@@ -433,7 +434,7 @@ class ImageEncoder(Encoder):
             activation=self.activation,
             norm=self.norm,
             backend=self.backend,
-            name=lambda row: f"picture {batch[good[row]].name!r} (number {first + good[row]})",
+            name=lambda row: f"image {batch[good[row]].name!r} (number {first + good[row]})",
         )
         if len(good) == len(batch):
             return rows

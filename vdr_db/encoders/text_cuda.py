@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from vdr_db.encoders.batching import PackedBatch
-from vdr_db.encoders.selection import SMALLEST_NORM, assemble_rows, lexical_columns
+from vdr_db.encoders.selection import SMALLEST_NORM, assemble_rows
 from vdr_db.kernels import Activation, Backend, Selection, activate, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
 from vdr_db.towers.text_body import Ragged, copied
 
-__all__ = ["Arrival", "DeviceQueue", "Outcome", "QueryGraphs", "encode_batches", "score_batch"]
+__all__ = ["Arrival", "DeviceQueue", "Outcome", "QueryGraphs", "encode_batches", "outcome_of"]
 
 SMALL_BYTES = 1 << 20
 """Selections up to this capacity are copied whole with their bounds: one wait instead of two."""
@@ -201,47 +201,7 @@ def _land(flight: _Flight, vocabulary: Vocabulary) -> tuple[PackedBatch, SparseR
     return flight.batch, rows
 
 
-def score_batch(
-    tower: Tower,
-    batch: PackedBatch,
-    queue: DeviceQueue,
-    *,
-    k: int | None,
-    activation: Activation,
-    norm: bool,
-    lexical: SparseRows | None,
-    vocabulary: Vocabulary,
-    backend: Backend,
-) -> Outcome:
-    """Queues the computation of one batch, from token ids to an untrimmed selection.
-
-    Args:
-        tower: Body and head.
-        batch: On the host.
-        queue: Of the device.
-        k: Columns kept of each row, or None for all with a weight.
-        activation: Turns scores into weights.
-        norm: Whether rows are to be divided by their L2 norm.
-        lexical: B rows of token ids that are kept in any case, or None.
-        vocabulary: Of the columns.
-        backend: Of the kernels.
-    """
-    pooled = tower(
-        queue.upload(batch.input_ids),
-        queue.upload(batch.position_ids),
-        queue.upload(batch.cu_seqlens),
-        batch.runs,
-        backend=backend,
-    )
-    forced = None
-    if lexical is not None:
-        indptr, columns = lexical_columns(lexical, vocabulary)
-        forced = (queue.upload(indptr), queue.upload(columns))
-    logits = pooled.logits[: len(batch.texts)]
-    return _outcome(logits, k, activation, norm, backend, forced)
-
-
-def _outcome(
+def outcome_of(
     logits: Tensor,
     k: int | None,
     activation: Activation,
@@ -249,6 +209,16 @@ def _outcome(
     backend: Backend,
     lexical: tuple[Tensor, Tensor] | None = None,
 ) -> Outcome:
+    """Queues the selection of `[B, V]` scores, and leaves it untrimmed on the device.
+
+    Args:
+        logits: `[B, V]` float32.
+        k: Columns kept of each row, or None for all with a weight.
+        activation: Turns scores into weights.
+        norm: Whether rows are to be divided by their L2 norm.
+        backend: Of the kernels.
+        lexical: Bounds `[B + 1]` and columns `[n]` that are kept in any case, or None.
+    """
     selection: Selection = select_topk(
         logits, k, activation=activation, lexical=lexical, trim=False, backend=backend
     )
@@ -288,7 +258,7 @@ class QueryGraphs:
 
         Args:
             tower: Body and head.
-            options: k, activation, norm and backend, as in `score_batch`.
+            options: k, activation, norm and backend, as in `outcome_of`.
             padding: Token id and position number of padding.
         """
         self.tower = tower
@@ -325,7 +295,7 @@ class QueryGraphs:
         return 4 * (texts + 1) * V + 16 * texts * k + 4 * tokens * widths
 
     def score(self, batch: PackedBatch, size: tuple[int, int], queue: DeviceQueue) -> Outcome:
-        """Queues the computation of a batch by replaying a graph; see `score_batch`."""
+        """Queues the computation of a batch by replaying a graph; see `TextScoring.outcome`."""
         ids, positions, bounds = filled(batch, size, self.padding)
         with self._lock:
             captured = self._of_size(size, queue)
@@ -398,7 +368,7 @@ class QueryGraphs:
         """What a graph computes; the last text is padding and left out."""
         layout = Ragged(bounds, ids.shape[0])
         pooled = self.tower(ids, positions, bounds, (), backend=self.options[3], layout=layout)
-        return _outcome(pooled.logits[:-1], *self.options)
+        return outcome_of(pooled.logits[:-1], *self.options)
 
 
 def filled(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vdr_db.encoders.batching import PackedBatch
-from vdr_db.encoders.selection import to_sparse_rows
+from vdr_db.encoders.selection import lexical_columns, to_sparse_rows
 from vdr_db.encoders.text_cuda import (
     DeviceQueue,
     Outcome,
     QueryGraphs,
     encode_batches,
-    score_batch,
+    outcome_of,
 )
-from vdr_db.kernels import Activation, Backend
+from vdr_db.kernels import Activation, Backend, Pooled
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
@@ -71,31 +74,33 @@ class TextScoring:
             size = None if graphs is None else graphs.size_of(batch, queue.device)
             if graphs is not None and size is not None:
                 return graphs.score(batch, size, queue)
-            return score_batch(
-                self.tower,
-                batch,
-                queue,
-                k=self.k,
-                activation=self.activation,
-                norm=self.norm,
-                lexical=self.lexical(batch),
-                vocabulary=self.vocabulary,
-                backend=self.backend,
-            )
+            return self.outcome(batch, queue)
 
         yield from encode_batches(batches, score, queue, self.vocabulary)
 
-    def _rows(self, batch: PackedBatch) -> SparseRows:
-        device = self.tower.device
-        pooled = self.tower(
-            torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
-            torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
-            torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True),
+    def outcome(self, batch: PackedBatch, queue: DeviceQueue) -> Outcome:
+        """Queues the computation of one batch, from token ids to an untrimmed selection."""
+        logits = self._logits(batch, queue.upload)
+        lexical, forced = self.lexical(batch), None
+        if lexical is not None:
+            indptr, columns = lexical_columns(lexical, self.vocabulary)
+            forced = (queue.upload(indptr), queue.upload(columns))
+        return outcome_of(logits, self.k, self.activation, self.norm, self.backend, forced)
+
+    def _logits(self, batch: PackedBatch, upload: Callable[[npt.NDArray[Any]], Tensor]) -> Tensor:
+        pooled: Pooled = self.tower(
+            upload(batch.input_ids),
+            upload(batch.position_ids),
+            upload(batch.cu_seqlens),
             batch.runs,
             backend=self.backend,
         )
+        return pooled.logits[: len(batch.texts)]
+
+    def _rows(self, batch: PackedBatch) -> SparseRows:
+        device = self.tower.device
         return to_sparse_rows(
-            pooled.logits[: len(batch.texts)],
+            self._logits(batch, lambda x: torch.from_numpy(x).to(device, non_blocking=True)),
             self.vocabulary,
             k=self.k,
             activation=self.activation,

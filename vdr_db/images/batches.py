@@ -1,9 +1,9 @@
-"""From whatever a caller passes to pictures ready for a model, read a few batches ahead.
+"""From whatever a caller passes to images ready for a model, read a few batches ahead.
 
     folder, paths, bytes, arrays -> names -> read, decode, scale in threads -> `PreparedImage`
 
 Reading and scaling take as long as a small model does, and neither holds Python's lock, so threads
-do them while earlier pictures are encoded. A bounded number waits, whatever the number of pictures.
+do them while earlier images are encoded. A bounded number waits, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from vdr_db.errors import InputError
 from vdr_db.images.files import list_images
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_picture
+from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_image
 from vdr_db.images.thumbnails import thumbnail_address
 
 __all__ = ["PreparedImage", "image_batches", "named_images", "prepared_images"]
@@ -29,7 +29,7 @@ __all__ = ["PreparedImage", "image_batches", "named_images", "prepared_images"]
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture as a model reads it, or the reason why there is none.
+    """An image as a model reads it, or the reason why there is none.
 
     Attributes:
         name: What it is called.
@@ -49,14 +49,14 @@ class PreparedImage:
 def named_images(
     images: str | os.PathLike[str] | Iterable[ImageSource],
 ) -> Iterable[tuple[ImageSource, str]]:
-    """Pictures with their names; an empty name is found out later.
+    """Images with their names; an empty name is found out later.
 
     Args:
-        images: A folder, or several pictures.
+        images: A folder, or several images.
 
     Raises:
-        TypeError: One picture came instead of several.
-        InputError: A text came; or the folder holds no picture.
+        TypeError: One image came instead of several.
+        InputError: A text came; or the folder holds no image.
     """
     if isinstance(images, (str, os.PathLike)):
         folder = Path(images)
@@ -91,29 +91,29 @@ def prepared_images(
     ahead: int,
     thumbnail_px: int | None = None,
 ) -> Iterator[PreparedImage]:
-    """Pictures in order, read and scaled in threads.
+    """Images in order, read and scaled in threads.
 
     Args:
-        sources: Pictures with their names, see `named_images`.
+        sources: Images with their names, see `named_images`.
         preprocessing: How they become pixels.
-        limits: Largest picture to decode.
+        limits: Largest image to decode.
         workers: Threads.
-        ahead: Most pictures that are read before they are asked for.
+        ahead: Most images that are read before they are asked for.
         thumbnail_px: Longest side of a small copy; None makes none.
 
     Raises:
-        TypeError: An item is no picture at all.
+        TypeError: An item is no image at all.
         InputError: An item is a text.
     """
 
     def prepare(source: ImageSource, name: str) -> PreparedImage:
         try:
-            picture = read_picture(source, limits)
+            loaded = read_image(source, limits)
         except InputError as error:
             return PreparedImage(name, None, reason=str(error))
-        small = "" if thumbnail_px is None else thumbnail_address(picture.image, thumbnail_px)
+        small = "" if thumbnail_px is None else thumbnail_address(loaded.image, thumbnail_px)
         return PreparedImage(
-            name, preprocessing.apply(picture.image), picture.digest, thumbnail=small
+            name, preprocessing.apply(loaded.image), loaded.digest, thumbnail=small
         )
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vdr-db-images")
@@ -130,7 +130,7 @@ def prepared_images(
 
 
 def image_batches(items: Iterable[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
-    """Lists of `size` pictures; the last one may be shorter."""
+    """Lists of `size` images; the last one may be shorter."""
     batch: list[PreparedImage] = []
     for item in items:
         batch.append(item)

@@ -1,4 +1,4 @@
-"""Which files are pictures, by their names; nothing is opened here."""
+"""Which files are images, by their names; nothing is opened here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ IMAGE_SUFFIXES = (
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file name ends like a picture's."""
+    """Whether a file name ends like an image's."""
     # Most texts are long and no names; only the end is looked at.
     return name[-5:].lower().endswith(IMAGE_SUFFIXES)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths of the pictures in a folder and below, relative to it, with `/`, in sorted order.
+    """Paths of the images in a folder and below, relative to it, with `/`, in sorted order.
 
     Files and folders whose names begin with a dot are passed over, and links to folders are not
     followed.
@@ -32,7 +32,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
         folder: A folder.
 
     Raises:
-        InputError: It is no folder, cannot be read, or holds no picture.
+        InputError: It is no folder, cannot be read, or holds no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -49,7 +49,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
         ]
     if not found:
         raise InputError(
-            f"{root} must hold pictures (files that end in {', '.join(IMAGE_SUFFIXES)}), got none."
+            f"{root} must hold images (files that end in {', '.join(IMAGE_SUFFIXES)}), got none."
         )
     return sorted(found)
 

@@ -1,4 +1,4 @@
-"""From a picture to the numbers a vision model reads: resize, crop, scale, normalise.
+"""From an image to the numbers a vision model reads: resize, crop, scale, normalise.
 
 The computation of CLIP, as torchvision does it on PIL images: the short side becomes `size` pixels
 by bicubic interpolation with antialiasing, the middle square is cut out, and each colour is scaled
@@ -30,7 +30,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RESAMPLING = ("bicubic", "bilinear", "nearest")
 
 LONGEST_RATIO = 32
-"""A picture longer than this many times its width loses its ends before it is resized.
+"""An image longer than this many times its width loses its ends before it is resized.
 
 They would be cut off afterwards anyway; but 1 by 60,000 pixels would first become 224 by 13
 million."""
@@ -38,13 +38,13 @@ million."""
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become `[3, size, size]` numbers.
+    """How images become `[3, size, size]` numbers.
 
     Attributes:
         size: Side of the square a model sees, in pixels.
-        short_side: Side that the shorter side of a picture becomes before the square is cut out;
+        short_side: Side that the shorter side of an image becomes before the square is cut out;
             None for `size`.
-        crop: Whether the middle square is cut out; else the whole picture is squeezed into it.
+        crop: Whether the middle square is cut out; else the whole image is squeezed into it.
         resample: `"bicubic"`, `"bilinear"` or `"nearest"`.
         mean: Of red, green and blue, in [0, 1].
         std: Standard deviation of each.
@@ -78,7 +78,7 @@ class Preprocessing:
             )
 
     def apply(self, image: Image) -> npt.NDArray[np.float32]:
-        """The picture as a model reads it.
+        """The image as a model reads it.
 
         Args:
             image: In mode RGB.
@@ -91,7 +91,7 @@ class Preprocessing:
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
     def square(self, image: Image) -> Image:
-        """The part of a picture that a model sees, `size` by `size` pixels.
+        """The part of an image that a model sees, `size` by `size` pixels.
 
         Args:
             image: In mode RGB.

@@ -1,6 +1,6 @@
-"""From whatever a caller holds to a picture in RGB, or one sentence on why there is none.
+"""From whatever a caller holds to an image in RGB, or one sentence on why there is none.
 
-Paths, encoded bytes, PIL images and NumPy arrays. A picture is turned the way its EXIF data says,
+Paths, encoded bytes, PIL images and NumPy arrays. An image is turned the way its EXIF data says,
 what is transparent becomes white, 16 bits become 8, and of an animation the first frame counts.
 Only formats that Pillow reads on its own are opened: no program is ever started for one.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -27,12 +28,12 @@ from vdr_db.images.files import has_image_suffix
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageLimits", "ImageSource", "Picture", "check_kind", "read_picture"]
+__all__ = ["ImageLimits", "ImageSource", "LoadedImage", "check_kind", "read_image"]
 
 ImageSource: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, "Image", npt.NDArray[Any]
 ]
-"""What a picture may come as: a path, the bytes of a file, a PIL image, or an array."""
+"""What an image may come as: a path, the bytes of a file, a PIL image, or an array."""
 
 FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
@@ -50,7 +51,7 @@ _LOADING = Lock()
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The largest pictures that are read.
+    """The largest images that are read.
 
     Attributes:
         pixels: Width times height. A file says its size before its pixels are decoded, so a
@@ -74,8 +75,8 @@ class ImageLimits:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that could be read.
+class LoadedImage:
+    """An image that could be read.
 
     Attributes:
         image: In mode RGB, upright.
@@ -87,7 +88,7 @@ class Picture:
 
 
 def check_kind(source: object, index: int) -> str:
-    """Name of a picture for people, if it can be one at all.
+    """Name of an image for people, if it can be one at all.
 
     Args:
         source: What came.
@@ -95,7 +96,7 @@ def check_kind(source: object, index: int) -> str:
 
     Raises:
         InputError: It is a text.
-        TypeError: It is of a type no picture has.
+        TypeError: It is of a type no image has.
     """
     if isinstance(source, str):
         if not source or (not _is_like_path(source) and not os.path.lexists(source)):
@@ -115,26 +116,26 @@ def check_kind(source: object, index: int) -> str:
     )
 
 
-def read_picture(source: ImageSource, limits: ImageLimits) -> Picture:
-    """The picture in RGB.
+def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
+    """The image in RGB.
 
     Args:
         source: Of a kind that `check_kind` lets pass.
-        limits: Largest picture to decode.
+        limits: Largest image to decode.
 
     Raises:
-        InputError: It cannot be read; the message is the reason, without the name of the picture.
+        InputError: It cannot be read; the message is the reason, without the name of the image.
         MissingExtraError: Pillow is not installed.
     """
     module = require("PIL.Image", "images")
     if isinstance(source, np.ndarray):
         image, digest = _from_array(source, limits)
-        return Picture(image, digest)
+        return LoadedImage(image, digest)
     if _is_pil(source):
         _check_size(source.size, limits)  # type: ignore[union-attr]
         image = _guarded(lambda: _loaded(source))
         digest = _digest(f"{image.mode} {image.size}".encode(), image.tobytes())
-        return Picture(_guarded(lambda: _to_rgb(image)), digest)
+        return LoadedImage(_guarded(lambda: _to_rgb(image)), digest)
     if isinstance(source, (str, os.PathLike)):
         content = _file_content(Path(source), limits)
     else:
@@ -147,7 +148,7 @@ def read_picture(source: ImageSource, limits: ImageLimits) -> Picture:
             opened.load()
             return _to_rgb(_upright(opened))
 
-    return Picture(_guarded(decoded), _digest(content))
+    return LoadedImage(_guarded(decoded), _digest(content))
 
 
 def _is_like_path(text: str) -> bool:
@@ -180,7 +181,7 @@ def _guarded(work: Callable[[], Image]) -> Image:
         raise InputError(f"its size is that of a decompression bomb: {error}") from error
     except module.UnidentifiedImageError as error:
         raise InputError(
-            "it is no picture of a known format, or its beginning is damaged; convert it to PNG "
+            "it is no image of a known format, or its beginning is damaged; convert it to PNG "
             "or JPEG"
         ) from error
     except MemoryError as error:
@@ -196,7 +197,7 @@ def _file_content(path: Path, limits: ImageLimits) -> bytes:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise InputError("it is a folder; pass the folder alone to take the pictures in it")
+            raise InputError("it is a folder; pass the folder alone to take the images in it")
         if not stat.S_ISREG(found.st_mode):
             raise InputError("it is no file but a device or pipe")
         _check_bytes(found.st_size, limits)
@@ -234,7 +235,7 @@ def _loaded(image: Any) -> Image:
 
 
 def _upright(image: Image) -> Image:
-    """The picture turned as its EXIF data says; damaged EXIF data says nothing."""
+    """The image turned as its EXIF data says; damaged EXIF data says nothing."""
     transpose = require("PIL.Image", "images").Transpose
     try:
         orientation = image.getexif().get(_ORIENTATION)
@@ -321,3 +322,12 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         total.update(part)
     return total.hexdigest()
+
+
+def __getattr__(name: str) -> Any:
+    """Older names, which warn."""
+    newer = {"Picture": "LoadedImage", "read_picture": "read_image"}.get(name)
+    if newer is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"`{name}` is now `{newer}`.", DeprecationWarning, stacklevel=2)
+    return globals()[newer]

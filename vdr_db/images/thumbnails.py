@@ -1,4 +1,4 @@
-"""Small copies of pictures as text, so that they fit into a payload beside a vector."""
+"""Small copies of images as text, so that they fit into a payload beside a vector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_PX = 256
 """A larger copy has no place in a payload."""
 
 QUALITY = 75
-"""Of JPEG. At 64 pixels a picture takes about 1.7 KB as text, at most 2.4 KB of 147 pictograms and
+"""Of JPEG. At 64 pixels an image takes about 1.7 KB as text, at most 2.4 KB of 147 pictograms and
 3 photographs; as PNG it takes three to seven times as much."""
 
 
@@ -31,17 +31,17 @@ def checked_thumbnail_px(value: int | None) -> int | None:
     if value is not None and not (is_int and 8 <= value <= LARGEST_PX):
         raise ConfigError(
             f"`thumbnail_px` must be None or an integer in [8, {LARGEST_PX}], got {value!r}; 64 "
-            "is enough to recognise a picture."
+            "is enough to recognise an image."
         )
     return value
 
 
 def thumbnail_address(image: Image, side: int) -> str:
-    """A small copy of a picture as a `data:` address of a JPEG.
+    """A small copy of an image as a `data:` address of a JPEG.
 
     Args:
         image: In mode RGB.
-        side: Its longest side in pixels; a smaller picture stays as large as it is.
+        side: Its longest side in pixels; a smaller image stays as large as it is.
     """
     small = image.copy()
     small.thumbnail((side, side))

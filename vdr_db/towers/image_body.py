@@ -3,7 +3,7 @@
 `ImageBody` is the whole interface. Three bodies stand behind it:
 
 - `VitBody`: the vision transformer of VDR's published code, CLIP's ViT without a class token. It
-  runs on packed rows like the text bodies, so that a picture's bits do not depend on its batch.
+  runs on packed rows like the text bodies, so that an image's bits do not depend on its batch.
 - `HybridBody` (`vdr_db.towers.image_hybrid`): the same transformer on the feature map of a
   convolutional stem.
 - `TransformersBody`: any vision model of `transformers` that gives states of patches, such as
@@ -171,7 +171,7 @@ def rows_to_fill(rows: int, device: torch.device) -> int:
 
 
 class VitLayers(nn.ModuleList):
-    """Transformer layers on the patches of pictures; made without weights."""
+    """Transformer layers on the patches of images; made without weights."""
 
     def __init__(self, config: VitConfig) -> None:
         """Builds `config.layers` layers on the meta device."""
@@ -182,7 +182,7 @@ class VitLayers(nn.ModuleList):
 
         Args:
             hidden: `[count * patches + rest, H]`; the rest is padding.
-            count: Pictures.
+            count: Images.
             patches: P of each.
 
         Returns:

@@ -3,7 +3,7 @@
     pixels [B, 3, S, S] -> stem [B, P, C] -> contrast, linear, position, norm
         -> layers [B, P, width] -> linear [B, P, H]
 
-Transformers of this size learn little from a few thousand pictures alone; a stem that knows edges,
+Transformers of this size learn little from a few thousand images alone; a stem that knows edges,
 shapes and parts leaves them the words. The stem may stay as it is while the rest is trained: its
 states can then be computed once and kept (`HybridBody.features`, `HybridBody.contextualise`).
 
@@ -34,7 +34,7 @@ class HybridConfig(VitConfig):
         output_size: Width H of the states it gives, which may be narrower than the layers: that of
             the matrix that comes after them.
         contrast: Each patch x becomes m + contrast * (x - m) before anything else, with m the mean
-            of its picture's patches. Below 1, a patch tells of the whole picture as well as of
+            of its image's patches. Below 1, a patch tells of the whole image as well as of
             itself: the maximum over patches then picks fewer words that one patch alone suggests.
     """
 
@@ -95,13 +95,13 @@ class HybridBody(ImageBody):
         return self.contextualise(self.features(pixels))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the stem makes of pictures: `[B, 3, S, S]` to `[B, P, C]`."""
+        """What the stem makes of images: `[B, 3, S, S]` to `[B, P, C]`."""
         return self.stem(pixels)  # type: ignore[no-any-return]
 
     def contextualise(self, features: Tensor) -> Tensor:
         """What the transformer makes of that: `[B, P, C]` to `[B, P, H]`.
 
-        A picture may also be given as one patch, `[B, 1, C]`, such as the mean of all of them.
+        An image may also be given as one patch, `[B, 1, C]`, such as the mean of all of them.
         """
         count, P = features.shape[:2]
         if self.config.contrast != 1:

@@ -1,7 +1,7 @@
 """A convolutional stem for vision transformers: EfficientNet-lite0 without its classifier.
 
-Every place of its feature map is a patch of the picture, 32 by 32 pixels apart. A transformer on
-top of such patches, a hybrid ViT, needs far fewer pictures than one on raw pixels.
+Every place of its feature map is a patch of the image, 32 by 32 pixels apart. A transformer on
+top of such patches, a hybrid ViT, needs far fewer images than one on raw pixels.
 
     convolution 3x3 /2 -> 16 inverted bottlenecks -> convolution 1x1 to 1,280 channels
 
