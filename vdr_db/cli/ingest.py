@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.ingest import FileSource, ImageFolderSource, IngestOptions, SpoolSource
+    from vdr_db.ingest import (
+        FileSource,
+        ImageFolderSource,
+        IngestOptions,
+        IngestReport,
+        SpoolSource,
+    )
     from vdr_db.ingest.report import Totals
 
 __all__ = [
@@ -263,31 +271,21 @@ def _write(
         )
     if arguments.no_ledger and arguments.ledger:
         raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
-    options = _options_of(arguments)
-    quarantine, shown = arguments.quarantine, arguments.progress
+    run: Callable[..., IngestReport] = ingest_versioned
+    if not is_versioned:
+        ledger = arguments.ledger
+        if ledger is None and source.is_rereadable and not arguments.no_ledger:
+            ledger = _default_ledger(arguments)
+        run = partial(ingest, ledger=ledger)
     with stop_on_signals(Stop()) as stop:
-        if is_versioned:
-            report = ingest_versioned(
-                source,
-                collection,
-                options=options,
-                quarantine=quarantine,
-                progress=shown,
-                stop=stop,
-            )
-        else:
-            ledger = arguments.ledger
-            if ledger is None and source.is_rereadable and not arguments.no_ledger:
-                ledger = _default_ledger(arguments)
-            report = ingest(
-                source,
-                collection,
-                options=options,
-                ledger=ledger,
-                quarantine=quarantine,
-                progress=shown,
-                stop=stop,
-            )
+        report = run(
+            source,
+            collection,
+            options=_options_of(arguments),
+            quarantine=arguments.quarantine,
+            progress=arguments.progress,
+            stop=stop,
+        )
     return exit_code_of(report, arguments, f"collection {arguments.collection!r}")
 
 
