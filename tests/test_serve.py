@@ -134,15 +134,17 @@ def test_hits_are_those_of_the_collection(client, service):
     for hit, wanted in zip(answer["hits"], expected, strict=True):
         assert hit["score"] == pytest.approx(wanted.score, rel=1e-6)
         assert hit["payload"] == wanted.payload
-        shares = [word["weight"] for word in hit["words"]]
+        shares = [word["product"] for word in hit["words"]]
         assert sum(shares) == pytest.approx(hit["score"], rel=1e-4)
         assert shares == sorted(shares, reverse=True)
         for mark in hit["marks"]:
             assert re.fullmatch(r"\S+", hit["snippet"][mark["start"] : mark["stop"]])
+        marked = [mark["product"] for mark in hit["marks"]]
+        assert max(marked, default=0) <= hit["score"] * (1 + 1e-6)
     best = answer["hits"][0]
     assert "game" in {best["snippet"][m["start"] : m["stop"]].lower() for m in best["marks"]}
     assert found(client, q="")["hits"] == []
-    assert found(client, q="   ")["total"] == 0
+    assert found(client, q="   ")["counted"] == 0
 
 
 def test_pages_follow_each_other(client):
@@ -150,10 +152,10 @@ def test_pages_follow_each_other(client):
     parts = [found(client, q=QUERY, limit=5, offset=at)["hits"] for at in (0, 5, 10, 15)]
     assert [hit["id"] for part in parts for hit in part] == whole
     deep = found(client, q=QUERY, limit=20, offset=200)
-    assert deep["total"] >= 200
+    assert deep["counted"] >= 200
     assert len({*whole, *(hit["id"] for hit in deep["hits"])}) == 20 + len(deep["hits"])
     answer = found(client, q="card game", facet="metadata.section:<b>")
-    assert (answer["has_more"], answer["total"], len(answer["hits"])) == (False, 1, 1)
+    assert (answer["has_more"], answer["counted"], len(answer["hits"])) == (False, 1, 1)
     last = client.get("/", params={"q": QUERY, "page": 2}).text
     assert 'rel="prev"' in last
     assert "11–20 of" in last
@@ -177,6 +179,47 @@ def test_facets_count_and_narrow(client, service):
     assert nothing["hits"] == []
     refused = client.get("/api/search", params={"q": QUERY, "facet": "text:x"})
     assert (refused.status_code, "KEY:VALUE" in refused.json()["detail"]) == (400, True)
+
+
+def test_filters_are_those_of_collections(client, service):
+    games = {"metadata.section": "games"}
+    answer = found(client, q=QUERY, limit=20, filter=json.dumps(games))
+    expected = service.collection.search(QUERY, limit=20, filter=games)
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+    (facet,) = answer["facets"]
+    assert [value["value"] for value in facet["values"]] == ["games"]
+    # Facets narrow further, and are counted among what the filter keeps.
+    others = {"not": games}
+    chosen = found(
+        client, q=QUERY, filter=json.dumps(others), facet="metadata.section:games", limit=20
+    )
+    assert chosen["hits"] == []
+    counts = {value["value"]: value["count"] for value in chosen["facets"][0]["values"]}
+    assert counts.pop("games") == 0
+    assert counts
+    image = png(8, 8, lambda x, y: (30 * x, 30 * y, 90))
+    by_image = client.post(
+        "/api/search/image", files={"image": image}, params={"filter": json.dumps(games)}
+    ).json()
+    assert {hit["payload"]["metadata"]["section"] for hit in by_image["hits"]} == {"games"}
+    for wrong in ("{", "[]", "7", "null", '{"a": {"between": 3}}', '{"not": 3}', '{"not":' * 90):
+        refused = client.get("/api/search", params={"q": QUERY, "filter": wrong[:200]})
+        assert (refused.status_code, refused.json()["detail"][:7]) == (400, "filter:"), wrong
+
+
+def test_unknown_parameters_of_the_api_are_refused(client):
+    image = png(8, 8, lambda x, y: (30 * x, 30 * y, 90))
+    for answer in (
+        client.get("/api/search", params={"q": QUERY, "filters": "{}"}),
+        client.get("/api/search", params={"q": QUERY, "filters": ""}),
+        client.get("/api/explain", params={"q": QUERY, "filters": "1"}),
+        client.get("/api/info", params={"filters": "1"}),
+        client.post("/api/search/image", files={"image": image}, params={"filters": "1"}),
+    ):
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("filters: unknown parameter")
+    # A link to a page may have been decorated on its way.
+    assert client.get("/", params={"q": QUERY, "utm_source": "mail"}).status_code == 200
 
 
 def test_explanations_add_up(client):

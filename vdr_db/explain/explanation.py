@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vdr_db.errors import ConfigError
 from vdr_db.explain.attribution import Attribution
 from vdr_db.explain.spans import NOWHERE, Mark, marks, word_groups
-from vdr_db.explain.words import Reason, vector_words
+from vdr_db.explain.words import Reason, matched_words
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -108,7 +108,7 @@ class Explanation:
             attribution: Weights per patch, see `Attribution.of_patches`.
             heading: What it is called.
         """
-        words = vector_words(vocabulary, [], row.to_dicts()[0])
+        words = matched_words(vocabulary, [], row.to_dicts()[0])
         return cls(heading, "", words, row.nnz, vocabulary, attribution, image)
 
     @property

@@ -12,7 +12,7 @@ from vdr_db.errors import ConfigError, InputError
 from vdr_db.explain.attribution import MOST_DIMENSIONS, Attribution, text_attribution
 from vdr_db.explain.explanation import Explanation, ShownImage
 from vdr_db.explain.spans import token_spans
-from vdr_db.explain.words import vector_words
+from vdr_db.explain.words import matched_words
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def explain_text(
     return Explanation(
         heading or side,
         text,
-        vector_words(encoder.vocabulary, own, row.to_dicts()[0]),
+        matched_words(encoder.vocabulary, own, row.to_dicts()[0]),
         row.nnz,
         encoder.vocabulary,
         text_attribution(encoder, text, side=side, row=row) if follow else None,

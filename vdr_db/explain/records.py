@@ -10,7 +10,7 @@ from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_K
 from vdr_db.errors import InputError
 from vdr_db.explain.explanation import Explanation
 from vdr_db.explain.items import explain_image, explain_text
-from vdr_db.explain.words import vector_words
+from vdr_db.explain.words import matched_words
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Record
@@ -73,7 +73,7 @@ def explain_record(
     return Explanation(
         "image",
         "",
-        vector_words(encoder.vocabulary, [], row.to_dicts()[0]),
+        matched_words(encoder.vocabulary, [], row.to_dicts()[0]),
         row.nnz,
         encoder.vocabulary,
         thumbnail=thumbnail_of(record.payload),

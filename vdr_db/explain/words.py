@@ -17,7 +17,6 @@ __all__ = [
     "reasons",
     "shared_words",
     "shares_of",
-    "vector_words",
 ]
 
 
@@ -60,23 +59,10 @@ class Reason:
     terms: tuple[TermLike, ...]
 
 
-def vector_words(
-    vocabulary: Vocabulary, text_ids: Sequence[int], weights: Mapping[int, float]
-) -> list[tuple[str, float]]:
-    """The words of a vector with their weights, heaviest first.
-
-    Args:
-        vocabulary: Of the encoder.
-        text_ids: Token ids of the text, in order; they say which pieces are one word.
-        weights: Token id -> weight.
-    """
-    return matched_words(vocabulary, text_ids, weights)
-
-
 def matched_words(
     vocabulary: Vocabulary, text_ids: Sequence[int], products: Mapping[int, float]
 ) -> list[tuple[str, float]]:
-    """Words both sides carry, with their share of the score, heaviest first.
+    """Words of a vector with their weights, or of a match with their shares, heaviest first.
 
     Pieces become a word only if each of them matched: `cal ##ories` against `cal ##ife` is a match
     of `cal`, not of `calories`.
@@ -84,7 +70,7 @@ def matched_words(
     Args:
         vocabulary: Of the encoder.
         text_ids: Token ids of the texts whose words are looked for.
-        products: Token id -> share of the score.
+        products: Token id -> weight, or share of the score.
     """
     return vocabulary.merge_word_pieces(_only(vocabulary, text_ids, products), products)
 

@@ -40,12 +40,21 @@ class WordAnswer(_Answer):
     weight: float
 
 
+class ProductAnswer(_Answer):
+    """A word that both sides carry, and what it adds to the score."""
+
+    word: str
+    product: float
+
+
 class MarkAnswer(_Answer):
     """A part of a snippet that matched."""
 
     start: int = Field(description="first character")
     stop: int = Field(description="first character after it")
-    share: float = Field(description="share of the score")
+    product: float = Field(
+        validation_alias="share", description="what it adds to the score, a product of weights"
+    )
 
 
 class HitAnswer(_Answer):
@@ -56,7 +65,7 @@ class HitAnswer(_Answer):
     title: str
     snippet: str = Field(description="the part of the text that matches best")
     marks: list[MarkAnswer] = Field(description="what matched in the snippet")
-    words: list[WordAnswer] = Field(description="shared words with their shares of the score")
+    words: list[ProductAnswer] = Field(description="shared words; the products add up to the score")
     payload: dict[str, Any]
 
 
@@ -81,8 +90,8 @@ class SearchAnswer(_Answer):
     query: str
     limit: int
     offset: int
-    total: int = Field(description="hits known")
-    has_more: bool = Field(description="whether there are more than `total`")
+    counted: int = Field(description="hits counted: the best 200, or to the end of this page")
+    has_more: bool = Field(description="whether there are more than were counted")
     took_ms: float
     hits: list[HitAnswer]
     facets: list[FacetAnswer]

@@ -3,12 +3,13 @@
 # FastAPI reads annotations when the routes are made, and some of them name what is inside a
 # function: they must be objects, so `from __future__ import annotations` is left out.
 
+import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import InputError, VdrError
 from vdr_db.explain.explanation import Explanation, Match
+from vdr_db.filters import parse_filter
 from vdr_db.serve.answers import (
     ExplainAnswer,
     InfoAnswer,
@@ -72,6 +74,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         lifespan=close_at_the_end,
+        dependencies=[Depends(_refuse_unknown)],
     )
     app.add_middleware(Guard, limits=limits, hosts=hosts)
     _add_errors(app)
@@ -86,8 +89,13 @@ def _query(limits: Limits) -> object:
     return Annotated[str, Query(max_length=limits.query_characters, description="what to look for")]
 
 
+def _filter(limits: Limits) -> object:
+    said = 'a filter as JSON, such as {"year": {"gte": 2000}}'
+    return Annotated[str | None, Query(max_length=limits.query_characters, description=said)]
+
+
 def _add_api(app: FastAPI, service: SearchService, limits: Limits) -> None:
-    Text = _query(limits)
+    Text, Filter = _query(limits), _filter(limits)
 
     @app.get("/api/search", tags=["search"])
     def api_search(
@@ -97,10 +105,15 @@ def _add_api(app: FastAPI, service: SearchService, limits: Limits) -> None:
         facet: Annotated[
             list[str], Query(description="KEY:VALUE, may be repeated", max_length=MOST_CHOICES)
         ] = [],  # noqa: B006  (FastAPI copies it)
+        filter: Filter = None,  # type: ignore[valid-type]
     ) -> SearchAnswer:
         """Texts that match a query, with the words that made them match."""
-        choices = _choices(facet, service)
-        found = _asked(lambda: service.search(q, limit=limit, offset=offset, choices=choices))
+        choices, conditions = _choices(facet, service), _conditions(filter)
+        found = _asked(
+            lambda: service.search(
+                q, limit=limit, offset=offset, choices=choices, filter=conditions
+            )
+        )
         return search_answer(q, found, limit=limit, offset=offset)
 
     @app.get("/api/explain", tags=["search"])
@@ -158,21 +171,26 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
 
 
 def _add_uploads(app: FastAPI, service: SearchService, limits: Limits) -> None:
-    def found_by(image: UploadFile, limit: int) -> Found:
+    Filter = _filter(limits)
+
+    def found_by(image: UploadFile, limit: int, filter: str | None = None) -> Found:
         data = image.file.read(limits.upload_bytes + 1)
         if len(data) > limits.upload_bytes:
             raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
         try:
-            return _asked(lambda: service.search_image(data, limit=limit))
+            conditions = _conditions(filter)
+            return _asked(lambda: service.search_image(data, limit=limit, filter=conditions))
         except InputError as error:
             raise HTTPException(400, "This file is no image that can be read.") from error
 
     @app.post("/api/search/image", tags=["search"])
     def api_image(
-        image: UploadFile, limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE
+        image: UploadFile,
+        limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE,
+        filter: Filter = None,  # type: ignore[valid-type]
     ) -> SearchAnswer:
         """Documents that match an image."""
-        return search_answer("", found_by(image, limit), limit=limit, offset=0)
+        return search_answer("", found_by(image, limit, filter), limit=limit, offset=0)
 
     @app.post("/image", response_class=HTMLResponse, include_in_schema=False)
     def page_image(image: UploadFile) -> str:
@@ -220,6 +238,30 @@ def _choices(given: Sequence[str], service: SearchService) -> list[Choice]:
         return parse_choices(given, service.facets)
     except InputError as error:
         raise HTTPException(400, str(error)) from error
+
+
+def _conditions(given: str | None) -> Mapping[str, Any] | None:
+    """A filter out of its JSON."""
+    if given is None:
+        return None
+    try:
+        conditions = json.loads(given)
+        parse_filter(conditions)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HTTPException(400, f"filter: {error}") from error
+    return conditions  # type: ignore[no-any-return]
+
+
+async def _refuse_unknown(request: Request) -> None:
+    """Refuses a parameter of the API that it does not have: its sender means something by it."""
+    if request.url.path.startswith("/api/"):
+        known = [field.alias for field in request.scope["route"].dependant.query_params]
+        unknown = [name for name in request.query_params if name not in known]
+        if unknown:
+            raise HTTPException(
+                422,
+                f"{unknown[0][:60]}: unknown parameter; there are {', '.join(known) or 'none'}.",
+            )
 
 
 def _explained(

@@ -13,6 +13,7 @@ __all__ = [
     "Choice",
     "Facet",
     "FacetCounts",
+    "both_filters",
     "count_values",
     "filter_of",
     "find_facets",
@@ -147,6 +148,13 @@ def filter_of(choices: Sequence[Choice], *, without: Facet | None = None) -> dic
         if without is None or choice.facet.key != without.key:
             wanted.setdefault(choice.facet.key, []).append(choice.facet.value(choice.text))
     return wanted or None
+
+
+def both_filters(
+    one: Mapping[str, Any] | None, other: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The filter that keeps what both keep; None keeps everything."""
+    return {"all": [one, other]} if one and other else one or other
 
 
 def count_values(

@@ -7,7 +7,7 @@ import ntpath
 import posixpath
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,11 +19,12 @@ from vdr_db.explain.items import explain_text
 from vdr_db.explain.matches import make_match
 from vdr_db.explain.records import thumbnail_of
 from vdr_db.explain.spans import Mark, marks, token_spans
-from vdr_db.explain.words import matched_words, shares_of, vector_words
+from vdr_db.explain.words import matched_words, shares_of
 from vdr_db.serve.facets import (
     Choice,
     Facet,
     FacetCounts,
+    both_filters,
     count_values,
     filter_of,
     find_facets,
@@ -62,15 +63,15 @@ class Found:
 
     Attributes:
         hits: The hits of this page.
-        total: Hits known.
-        has_more: Whether there are more than `total`.
+        counted: Hits counted: up to `FACET_DEPTH`, or to the end of this page.
+        has_more: Whether there are more than were counted.
         facets: How often values occur among the best hits.
         took_ms: Time of encoding, searching and gathering.
         words: Words of the query's vector, heaviest first.
     """
 
     hits: Sequence[HitView]
-    total: int
+    counted: int
     has_more: bool
     facets: Sequence[FacetCounts]
     took_ms: float
@@ -138,14 +139,17 @@ class SearchService:
         limit: int,
         offset: int = 0,
         choices: Sequence[Choice] = (),
+        filter: Mapping[str, Any] | None = None,
     ) -> Found:
-        """One page of hits for a text."""
+        """One page of hits for a text; `filter` is that of `vdr_db.filters`."""
         start = time.perf_counter()
         row = self.encoder.encode_queries([query])
         own, _ = token_spans(self.encoder, query)
-        return self._found(row, own, start, limit=limit, offset=offset, choices=choices)
+        return self._found(row, own, start, limit, offset, choices, filter)
 
-    def search_image(self, image: bytes, *, limit: int) -> Found:
+    def search_image(
+        self, image: bytes, *, limit: int, filter: Mapping[str, Any] | None = None
+    ) -> Found:
         """The best hits for an image.
 
         Raises:
@@ -155,7 +159,7 @@ class SearchService:
             raise InputError("This collection is not searched by images.")
         start = time.perf_counter()
         row = self.images.encode_images([image])
-        return self._found(row, [], start, limit=limit, offset=0, choices=())
+        return self._found(row, [], start, limit, 0, (), filter)
 
     def explanation(self, query: str) -> Explanation:
         """What the vector of a query says."""
@@ -184,35 +188,40 @@ class SearchService:
         row: SparseRows,
         own: Sequence[int],
         start: float,
-        *,
         limit: int,
         offset: int,
         choices: Sequence[Choice],
+        filter: Mapping[str, Any] | None,
     ) -> Found:
-        keep = filter_of(choices)
+        keep = both_filters(filter, filter_of(choices))
         deep = max(FACET_DEPTH, offset + limit) + 1
         with self._store_lock:
             hits = self.collection.search(row, limit=deep, filter=keep)
             page = hits[offset : offset + limit]
             records = self.collection.get([hit.id for hit in page], with_rows=True)
-            counts = [self._count(facet, row, hits, choices) for facet in self.facets]
+            counts = [self._count(facet, row, hits, choices, filter) for facet in self.facets]
         rows = {record.id: record.row for record in records}
         views = [self._view(hit, rows.get(hit.id), row, own) for hit in page]
         return Found(
             hits=views,
-            total=min(len(hits), deep - 1),
+            counted=min(len(hits), deep - 1),
             has_more=len(hits) == deep,
             facets=[count for count in counts if count.counts],
             took_ms=1000 * (time.perf_counter() - start),
-            words=vector_words(self.encoder.vocabulary, own, row.to_dicts()[0]),
+            words=matched_words(self.encoder.vocabulary, own, row.to_dicts()[0]),
         )
 
     def _count(
-        self, facet: Facet, row: SparseRows, hits: Sequence[Hit], choices: Sequence[Choice]
+        self,
+        facet: Facet,
+        row: SparseRows,
+        hits: Sequence[Hit],
+        choices: Sequence[Choice],
+        filter: Mapping[str, Any] | None,
     ) -> FacetCounts:
         if any(choice.facet.key == facet.key for choice in choices):
             # What else could be chosen is seen without this facet's own choice.
-            wider = filter_of(choices, without=facet)
+            wider = both_filters(filter, filter_of(choices, without=facet))
             hits = self.collection.search(row, limit=FACET_DEPTH, filter=wider)
         return count_values(facet, (hit.payload for hit in hits[:FACET_DEPTH]), choices)
 
