@@ -22,7 +22,7 @@ from vdr_db.training.images.models import (
     save_pair,
     standardise,
 )
-from vdr_db.training.images.vectors import PictureSide
+from vdr_db.training.images.vectors import ImageSide
 
 
 def forward_with_norms(weights, x):
@@ -100,7 +100,7 @@ def pair(tmp_path_factory, stem_file):
         }
     )
     pictures = [folder / f"train/{c}-{s}-0.png" for c in COLOURS for s in SHAPES]
-    return load_pair(config, torch.device("cpu")), pictures
+    return load_pair(config, config.image, torch.device("cpu")), pictures
 
 
 def test_kept_states_of_the_stem_give_the_same_vectors(pair):
@@ -197,7 +197,7 @@ def test_contrast_moves_patches_towards_their_mean(pair):
 def test_dropped_channels_are_dropped_in_all_patches(pair):
     encoder = pair[0]
     centre = torch.full((1280,), 0.5)
-    side = PictureSide(encoder, has_stem_states=True, dropout=0.5, centre=centre)
+    side = ImageSide(encoder, dropout=0.5, centre=centre)
     seen = []
     body = encoder.image.tower.body
     states = torch.rand(2, 4, 1280, generator=torch.Generator().manual_seed(5))
@@ -217,7 +217,7 @@ def test_dropped_channels_are_dropped_in_all_patches(pair):
 
 def test_dropped_patches_leave_the_mean_of_the_others(pair):
     encoder = pair[0]
-    side = PictureSide(encoder, has_stem_states=True, patch_dropout=0.7, as_one_patch=True)
+    side = ImageSide(encoder, patch_dropout=0.7, as_one_patch=True)
     seen = []
     tower = encoder.image.tower
     # a digit for each patch: a mean says which ones it is of

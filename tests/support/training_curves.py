@@ -91,9 +91,9 @@ def machine() -> dict[str, str]:
     }
 
 
-def recipe() -> ModuleType:
-    """`scripts/train_tiny_image.py`."""
-    spec = importlib.util.spec_from_file_location("recipe", SCRIPTS / "train_tiny_image.py")
+def recipe(name: str) -> ModuleType:
+    """One of the scripts that train a model, as a module."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -121,7 +121,7 @@ def curve(case: str, folder: Path) -> dict[str, list[float]]:
         lengths = {"model.max_length": "48", "model.query_max_length": "16"}
         changes = {**lengths, "data.train": json.dumps(data)}
     elif case.startswith(MAIN):
-        script = recipe()
+        script = recipe("train_tiny_image")
         settings = SCRIPTS / "train_tiny_image.yaml"
         warm = _output(folder, WARM_UP)
         if case == MAIN and not warm.exists():
@@ -147,7 +147,8 @@ def curve(case: str, folder: Path) -> dict[str, list[float]]:
     output = _output(folder, case)
     threads = torch.get_num_threads()
     try:
-        training_samples.train(config.to_dict(), output)
+        options = {"teachers": recipe("train_tiny").teachers} if case == "vdr-tiny" else {}
+        training_samples.train(config.to_dict(), output, **options)
     finally:
         torch.set_num_threads(threads)
     rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ import torch
 
 from vdr_db.training import distributed
 from vdr_db.training.config import build_config
-from vdr_db.training.objective import Lesson, Objective
+from vdr_db.training.objective import Objective, TeacherScores
 from vdr_db.training.sparse_ops import GatedRows, gate
 from vdr_db.training.vectors import Vectors
 
@@ -72,7 +72,7 @@ def gradients(case: str) -> list[torch.Tensor]:
     loss, _ = objective(
         vectors(query_features[own], query_matrix, query_bags[own]),
         vectors(document_features[mine], document_matrix, document_bags[mine]),
-        lesson=Lesson(teacher[own]) if is_taught else None,
+        taught=TeacherScores(teacher[own]) if is_taught else None,
         listed=listed[own] if is_taught else None,
     )
     loss.backward()

@@ -22,7 +22,7 @@ def plot_run(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         rows: Of the run's log.
-        path: Of the picture; its ending says the kind.
+        path: Of the file; its ending says the kind.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -66,7 +66,7 @@ def plot_mass(masses: Mapping[str, npt.NDArray[np.float64]], path: Path) -> None
 
     Args:
         masses: Name -> `[V]`, weight of each column summed over documents.
-        path: Of the picture.
+        path: Of the file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
