@@ -33,14 +33,14 @@ from measure import Row, rows_of, write_csv
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.evaluation.quality import TestCollection, evaluate_modes
 from vdr_db.training.config import load_config
-from vdr_db.training.models import load_student, make_sides
+from vdr_db.training.models import MODEL_FOLDER, load_student, make_sides
 from vdr_db.training.settings import EvaluationConfig, TrainConfig
-from vdr_db.training.trainer import MODEL_FOLDER, Trainer
+from vdr_db.training.texts import TextTask
+from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import HeldOut
 
 SETTINGS = Path(__file__).resolve().parents[1] / "scripts" / "train_tiny.yaml"
 PLAIN = {
-    "teachers": "[]",
     "loss.imitation": "0.0",
     "loss.kl": "0.0",
     "loss.weight": "1.0",
@@ -78,7 +78,7 @@ def train(arm: str, cache: Path) -> Path:
         if step % 50 == 0:
             sys.stderr.write(f"{arm}: step {step}/{total}, loss {numbers['loss']:.4f}\n")
 
-    outcome = Trainer(settings_of(arm, cache), output).run(report)
+    outcome = Trainer(TextTask(settings_of(arm, cache)), output).run(report)
     (output / "done").write_text(f"{outcome.steps} steps, {outcome.seconds:.0f} s\n", "utf-8")
     return output
 

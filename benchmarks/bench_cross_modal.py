@@ -29,7 +29,7 @@ from measure import Row, rows_of, write_csv
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.images.data import Pair, read_pairs
-from vdr_db.training.images.trainer import DENSE_FILE
+from vdr_db.training.images.task import DENSE_FILE
 from vdr_db.training.images.watch import CUTOFFS, recalls
 
 SETS = ("unseen_vendor", "unseen_emoji", "unseen_both", "tuxpaint")
@@ -89,9 +89,9 @@ def dense_pictures(
     encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
 ) -> npt.NDArray[np.float64]:
     """`[N, 128]` unit vectors of pictures."""
-    from vdr_db.training.images.views import Pictures
+    from vdr_db.training.images.views import PairImages
 
-    pictures = Pictures(pairs, encoder.image.preprocessing, seed=0)
+    pictures = PairImages(pairs, encoder.image.preprocessing, seed=0)
     tower = encoder.image.tower
     assert isinstance(tower.body, HybridBody)
     means = []

@@ -148,7 +148,9 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, gone, message):
 def test_nobody_to_imitate_is_said(tmp_path):
     for teachers in ([], [{"kind": "bm25"}]):
         configuration = settings(tmp_path, loss={"imitation": 1.0}, teachers=teachers)
-        with pytest.raises(ConfigError, match="`loss.imitation` needs a teacher of kind `encoder`"):
+        with pytest.raises(
+            ConfigError, match=r"`loss.imitation` needs a teacher of kind `encoder`"
+        ):
             train(configuration, tmp_path / "out")
 
 

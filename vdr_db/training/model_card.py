@@ -156,7 +156,7 @@ def _teachers(config: TrainConfig) -> str:
         f"{item.kind} {Path(item.path).name} (weight {item.weight:g})".replace("  ", " ")
         for item in config.teachers
     ]
-    return ", ".join(named) or "none"
+    return ", ".join(named) or ("see below" if config.loss.imitation else "none")
 
 
 def _quality(
