@@ -161,7 +161,7 @@ class TextTask(Task[Example, TokenBatch]):
             document, batch.documents, objective.document_needs(), taught.documents
         )
         if not self.config.run.chunk:
-            return loss(self._encode(*of_queries), self._encode(*of_documents))
+            return loss(self._encode(of_queries[0]), self._encode(of_documents[0]))
         jobs = [*of_queries, *of_documents]
         seeds = [int(torch.randint(1 << 62, ())) for _ in jobs]
         with torch.no_grad():
