@@ -19,9 +19,8 @@ from pathlib import Path
 from measure import Row, rows_of, write_csv
 
 from vdr_db.cli.demo import unpack_sample
-from vdr_db.cli.evaluate import Quality, TestCollection, evaluate_bm25
 from vdr_db.encoders.text import SparseEncoder
-from vdr_db.evaluation.quality import evaluate_modes
+from vdr_db.evaluation.quality import Quality, TestCollection, evaluate_bm25, evaluate_modes
 
 MODELS = ("vdr-tiny", "tiny-splade@256")
 METRICS = {

@@ -184,14 +184,31 @@ def arms(given: Inputs, compiled: Callable[..., Tensor] | None) -> Iterator[Arm]
         flop, True, element * rows * case.V,
     )  # fmt: skip
     block = 128 if given.device.type == "cuda" else 16
-    online = functools.partial(rivals.online_forward, hidden, cu_seqlens, weight, block)
-    yield Arm("forward", "tokens on M, online max", online, flop)
+    on_rows = functools.partial(rivals.tokens_on_rows, hidden, cu_seqlens, weight, block)
+    yield Arm("forward", "tokens on M, online max", on_rows, flop)
     yield Arm(
         "forward+backward", "tokens on M, online max, atomics",
         lambda: rivals.atomics_backward(
-            given.grad, online()[1], hidden, cu_seqlens, weight
+            given.grad, on_rows()[1], hidden, cu_seqlens, weight
         ), flop,
     )  # fmt: skip
+
+    head = rivals.sparton_head(weight) if given.device.type == "cuda" else None
+    if head is not None:
+        mask = given.mask.to(given.dtype)
+
+        def published() -> Tensor:
+            with torch.no_grad():
+                found: Tensor = head(given.padded, mask)
+            return found
+
+        def published_trained() -> object:
+            padded = given.padded.detach().requires_grad_()
+            output = head(padded, mask)
+            return torch.autograd.grad(output, [padded, head.weight], given.grad.to(output.dtype))
+
+        yield Arm("forward with argmax", rivals.sparton_name(), published, flop, False)
+        yield Arm("forward+backward", rivals.sparton_name(), published_trained, flop, False)
 
     padded_bytes = element * case.B * case.L * case.V
     for name, pool in (("eager", rivals.eager), ("torch.compile(max-autotune)", compiled)):
@@ -245,6 +262,13 @@ def check(given: Inputs) -> list[str]:
         if not torch.allclose(other, given.logits, rtol=1e-5, atol=1e-5):
             wrong.append(f"{case}: logits differ between tilings ({tile.layout})")
     wrong += check_gradients(given, columns)
+    head = rivals.sparton_head(given.weight) if given.device.type == "cuda" else None
+    if head is not None:
+        with torch.no_grad():
+            output = head(given.padded, given.mask.to(given.dtype)).float()
+        expected = given.logits.relu().log1p()
+        if not torch.allclose(output, expected, rtol=2e-2, atol=2e-2):
+            wrong.append(f"{case}: Sparton is off by {float((output - expected).abs().max()):.2e}")
     expected = reference.select_topk(given.logits[:2], case.k, activation="elu1p")
     found = select_topk(given.logits[:2], case.k, activation="elu1p")
     if not torch.equal(expected.columns, found.columns):

@@ -1,15 +1,23 @@
 """Other ways to compute pooled vocabulary logits, for comparison only.
 
 `eager` is the plain formula on padded batches. `chunked` runs cuBLAS on groups of texts and takes
-each text's maximum. `online` follows the design published as Sparton (arXiv 2603.25011): tokens on
-the M axis of the matrix instruction, an online maximum per text, and a backward that adds with
-atomics. It is our own code, written from the description, because no public code was found.
+each text's maximum. `sparton_head` is the published code of Sparton (arXiv 2603.25011), as the
+package experimaestro-ir carries it: a compiled product for each tile of the vocabulary, a Triton
+maximum over its logits, and a backward that adds with atomics. `tokens_on_rows` is a kernel of our
+own in the other orientation, tokens on the M axis of the matrix instruction with an online maximum;
+it is nobody's published code.
 """
 
 # ruff: noqa: ANN001, ANN201
 # Device functions take what Triton traces; annotations on them would mean constants.
 
 from __future__ import annotations
+
+import functools
+import importlib.util
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import triton
@@ -45,8 +53,44 @@ def chunked(
     return output
 
 
+@functools.cache
+def sparton() -> ModuleType | None:
+    """Sparton's module, by its file: its package imports a whole experiment framework."""
+    package = importlib.util.find_spec("xpmir")
+    if package is None or not package.submodule_search_locations:
+        return None
+    file = Path(package.submodule_search_locations[0], "neural", "_sparton", "_kernel.py")
+    found = importlib.util.spec_from_file_location("sparton_kernel", file)
+    if found is None or found.loader is None or not file.exists():
+        return None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def sparton_name() -> str:
+    """Sparton and the version of the package that carries it."""
+    return f"Sparton (experimaestro-ir {version('experimaestro-ir')})"
+
+
+def sparton_head(weight: Tensor) -> torch.nn.Module | None:
+    """Sparton's head with a matrix `[V, H]` and zeros as bias; None where it is not installed.
+
+    It maps hidden states `[B, L, H]` and a mask `[B, L]` of their dtype to log1p(relu(maxima))
+    `[B, V]`, on CUDA only.
+    """
+    module = sparton()
+    if module is None:
+        return None
+    with torch.device("meta"):
+        head: torch.nn.Module = module.SpartonHead(*weight.shape, use_bias=True)
+    head.weight = torch.nn.Parameter(weight)
+    head.bias = torch.nn.Parameter(weight.new_zeros(weight.shape[0]))
+    return head
+
+
 @triton.jit(do_not_specialize=["T", "V"])
-def online_forward_kernel(
+def tokens_on_rows_kernel(
     hidden_ptr,
     weight_ptr,
     cu_seqlens_ptr,
@@ -126,14 +170,14 @@ def atomics_backward_kernel(
     tl.atomic_add(grad_hidden_ptr + at_token, grad[:, None] * w, mask=mask, sem="relaxed")
 
 
-def online_forward(
+def tokens_on_rows(
     hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, block: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Logits `[B, V]` float32 and argmax `[B, V]` int32; contiguous inputs."""
     B, V = cu_seqlens.shape[0] - 1, weight.shape[0]
     logits = torch.empty((B, V), dtype=torch.float32, device=hidden.device)
     argmax = torch.empty((B, V), dtype=torch.int32, device=hidden.device)
-    online_forward_kernel[(triton.cdiv(V, block), B)](
+    tokens_on_rows_kernel[(triton.cdiv(V, block), B)](
         hidden,
         weight,
         cu_seqlens,

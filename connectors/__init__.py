@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdr_db.connectors.base import Hit, Id, Payload, Record, Store, Term, Written
-    from vdr_db.connectors.collections.collection import Collection, Encoder
+    from vdr_db.connectors.collections.asynchronous import (
+        AsyncCollection,
+        AsyncVDRElasticsearch,
+        AsyncVDRQdrant,
+    )
+    from vdr_db.connectors.collections.collection import Collection
     from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
-    from vdr_db.connectors.collections.qdrant_async import AsyncVDRQdrant
+    from vdr_db.connectors.collections.encoding import Encoder
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
     from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
     from vdr_db.connectors.memory import MemoryStore
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from vdr_db.connectors.qdrant.store import QdrantStore
 
 __all__ = [
+    "AsyncCollection",
+    "AsyncVDRElasticsearch",
     "AsyncVDRQdrant",
     "Collection",
     "DenseVector",
@@ -43,11 +50,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "AsyncVDRQdrant": "collections.qdrant_async",
+    "AsyncCollection": "collections.asynchronous",
+    "AsyncVDRElasticsearch": "collections.asynchronous",
+    "AsyncVDRQdrant": "collections.asynchronous",
     "Collection": "collections.collection",
     "DenseVector": "qdrant.engine",
     "ElasticsearchStore": "elasticsearch.store",
-    "Encoder": "collections.collection",
+    "Encoder": "collections.encoding",
     "Hit": "base",
     "Id": "base",
     "MemoryStore": "memory",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from vdr_db.errors import ConfigError, InputError, StoreMismatch
+from vdr_db.errors import ConfigError, InputError, StoreError, StoreMismatch
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "BatchLimits",
@@ -17,6 +20,7 @@ __all__ = [
     "EmptyRows",
     "Hit",
     "Id",
+    "OpenStore",
     "Payload",
     "Record",
     "Store",
@@ -180,8 +184,8 @@ class Store(Protocol):
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the store."""
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, of documents the filter keeps when one is given, in the order of the store."""
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -208,6 +212,33 @@ class Store(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Closes the store."""
+
+
+class OpenStore:
+    """What every store of ours shares: a place, and an end that may come with a `with` block."""
+
+    _is_closed = False
+
+    @property
+    def _where(self) -> str:
+        """The collection and its place, for messages, without secrets."""
+        raise NotImplementedError
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError(f"{self._where} is closed; open it again to use it.")
+
+    def close(self) -> None:
+        """Releases the store; a second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """The store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the store."""
+        self.close()
 
 
 def check_width(rows: SparseRows, width: int, where: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,16 @@ def checked_ids(ids: Sequence[Any], *, unique: bool = False) -> list[Id]:
     """All ids checked.
 
     Raises:
-        TypeError: One id came instead of a sequence.
+        TypeError: One id or a mapping came instead of a sequence.
         InputError: An id is unusable, or occurs twice although `unique`.
     """
     if isinstance(ids, (str, bytes, int, np.integer)):
         raise TypeError(f"`ids` must be a sequence of ids, got {ids!r}; pass [{ids!r}]")
+    if isinstance(ids, Mapping):
+        raise TypeError(
+            f"`ids` must be a sequence of ids, got {ids!r}; a condition goes where `filter` is "
+            "taken, as in delete(filter=...) and count(filter=...) of a collection"
+        )
     checked = [checked_id(id) for id in ids]
     if unique:
         seen: set[Id] = set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
+    OpenStore,
     Payload,
     Record,
     Written,
@@ -38,7 +38,7 @@ __all__ = ["MemoryStore"]
 _LIMITS = BatchLimits(rows=1 << 30, bytes=1 << 60, row_bytes=32 << 20)
 
 
-class MemoryStore:
+class MemoryStore(OpenStore):
     """A `Store` in plain Python objects, exact and without persistence.
 
     Args:
@@ -53,7 +53,6 @@ class MemoryStore:
         self._rows: dict[Id, SparseRows] = {}
         self._payloads: dict[Id, Payload] = {}
         self._joined: tuple[list[Id], SparseRows] | None = None
-        self._closed = False
 
     @property
     def width(self) -> int | None:
@@ -153,10 +152,11 @@ class MemoryStore:
             if id in self._rows
         ]
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order they were first written."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, in the order they were first written."""
         self._made()
-        return iter(list(self._rows))
+        ids = list(self._rows)
+        return iter([id for id, kept in zip(ids, self._mask(filter, ids), strict=True) if kept])
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -182,29 +182,12 @@ class MemoryStore:
 
     def close(self) -> None:
         """Forgets everything; a second call does nothing."""
-        self._closed = True
+        self._is_closed = True
         self._rows, self._payloads, self._joined = {}, {}, None
-
-    def __enter__(self) -> MemoryStore:
-        """The store itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the store."""
-        self.close()
 
     @property
     def _where(self) -> str:
         return f"collection {self.name!r}"
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"{self._where} is closed; open it again to use it.")
 
     def _made(self) -> int:
         self._check_open()

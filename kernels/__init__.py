@@ -1,7 +1,7 @@
 """Vocabulary projection with max pooling, and top-k selection, on ragged batches.
 
 `project_pool` and `select_topk` choose an implementation by device; `reference` is what all of them
-must agree with. Names are imported on first use, because they need torch.
+must agree with. Names are imported on first use, because most of them need torch.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vdr_db.kernels.activation import ACTIVATIONS, Activation, activate
+    from vdr_db.kernels.activation import activate
     from vdr_db.kernels.dispatch import (
-        BACKENDS,
-        Backend,
         choose_backend,
         gather_kept,
         project_pool,
         select_topk,
     )
+    from vdr_db.kernels.names import ACTIVATIONS, BACKENDS, Activation, Backend
     from vdr_db.kernels.reference import Pooled, Selection
 
 __all__ = [  # noqa: RUF022  (plain order, as every public module has it)
@@ -35,10 +34,10 @@ __all__ = [  # noqa: RUF022  (plain order, as every public module has it)
 ]
 
 _HOME = {
-    "ACTIVATIONS": "activation",
-    "BACKENDS": "dispatch",
-    "Activation": "activation",
-    "Backend": "dispatch",
+    "ACTIVATIONS": "names",
+    "BACKENDS": "names",
+    "Activation": "names",
+    "Backend": "names",
     "Pooled": "reference",
     "Selection": "reference",
     "activate": "activation",
@@ -56,7 +55,8 @@ def __getattr__(name: str) -> Any:
 
         from vdr_db.errors import require
 
-        require("torch", "encode")
+        if _HOME[name] != "names":
+            require("torch", "encode")
         value = getattr(import_module(f"vdr_db.kernels.{_HOME[name]}"), name)
         globals()[name] = value
         return value

@@ -6,17 +6,13 @@ pooling and selection: `[nnz]` values instead of `[T, V]`.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-from vdr_db.errors import ConfigError
+from vdr_db.errors import ConfigError, ShapeError
+from vdr_db.kernels.names import ACTIVATIONS, Activation
 
 __all__ = ["ACTIVATIONS", "Activation", "activate", "check_activation"]
-
-Activation = Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def activate(logits: Tensor, activation: Activation) -> Tensor:
@@ -35,11 +31,14 @@ def activate(logits: Tensor, activation: Activation) -> Tensor:
 
     Raises:
         ConfigError: `activation` is not one of them.
+        ShapeError: `logits` are of no float dtype.
 
     Source: elu1p: Zhou et al., Retrieval-based Disentangled Representation Learning (VDR), 2024;
     log1p_relu: Formal et al., SPLADE, 2021.
     """
     check_activation(activation)
+    if not logits.is_floating_point():
+        raise ShapeError(f"`logits` must be of a float dtype, got {logits.dtype}; convert them.")
     if activation == "elu1p":
         # The clamp keeps the branch not taken finite, so that its zero gradient stays zero.
         return torch.where(logits < 0, logits.clamp(max=0).exp(), logits + 1)

@@ -30,13 +30,7 @@ def argmax_dtype(max_length: int | None) -> torch.dtype:
     return torch.int16 if is_short else torch.int32
 
 
-def check_pool(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    accumulate_into: Tensor | None = None,
-) -> None:
+def check_pool(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuses inputs of `project_pool` whose sizes, dtypes or devices disagree.
 
     Raises:
@@ -67,37 +61,41 @@ def check_pool(
             f"`bias` must be [V] = [{V}] and of a float dtype, got {describe(bias)}; "
             "slice it together with `weight`."
         )
-    check_accumulator(accumulate_into, weight)
-    given = (hidden, cu_seqlens, weight, bias, accumulate_into)
-    tensors = [tensor for tensor in given if tensor is not None]
-    devices = {str(tensor.device) for tensor in tensors}
+    check_devices(hidden, cu_seqlens, weight, bias)
+
+
+def check_devices(*tensors: Tensor | None) -> None:
+    """Refuses tensors that lie on several devices.
+
+    Raises:
+        ShapeError: They do.
+    """
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
     if len(devices) > 1:
         raise ShapeError(
             f"all tensors must be on one device, got {sorted(devices)}; move them first."
         )
 
 
-def check_accumulator(accumulate_into: Tensor | None, weight: Tensor) -> None:
-    """Refuses a tensor that the gradient of `weight` cannot be added to.
+def check_kept(
+    logits: Tensor,
+    argmax: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor,
+) -> None:
+    """Refuses a selection that does not belong to what was pooled.
 
     Raises:
-        ShapeError: Its shape is not that of `weight`, or it is no float tensor.
+        ShapeError: Sizes, dtypes or devices disagree.
     """
-    if accumulate_into is None:
-        return
-    if accumulate_into.shape != weight.shape or accumulate_into.dtype not in FLOATS:
+    B, V = cu_seqlens.shape[0] - 1, weight.shape[0]
+    if logits.shape != (B, V) or logits.dtype not in (torch.float32, torch.float64):
         raise ShapeError(
-            f"`accumulate_into` must be [V, H] = {list(weight.shape)} and of a float dtype, got "
-            f"{describe(accumulate_into)}; slice it as `weight` is sliced."
+            f"pooled logits must be [B, V] = [{B}, {V}] and float32 or float64, got "
+            f"{describe(logits)}; pass them as they were pooled."
         )
-
-
-def check_kept(argmax: Tensor, indptr: Tensor, columns: Tensor, B: int, V: int) -> None:
-    """Refuses a selection that does not belong to pooled logits `[B, V]`.
-
-    Raises:
-        ShapeError: Sizes or dtypes disagree.
-    """
     if argmax.shape != (B, V) or argmax.dtype not in (torch.int16, torch.int32):
         raise ShapeError(
             f"the argmax must be [B, V] = [{B}, {V}] and int16 or int32, got {describe(argmax)}; "
@@ -109,6 +107,7 @@ def check_kept(argmax: Tensor, indptr: Tensor, columns: Tensor, B: int, V: int) 
             f"`indptr` must be [B + 1] = [{B + 1}] and `columns` [nnz], both int32 or int64, "
             f"got {describe(indptr)} and {describe(columns)}; take them of one selection."
         )
+    check_devices(logits, argmax, indptr, columns, weight)
 
 
 def document_bounds(cu_seqlens: Tensor, T: int, max_length: int | None = None) -> list[int]:

@@ -160,11 +160,11 @@ def kept_argmax(
     """The argmax of `pooled`, checked together with a selection.
 
     Raises:
-        ShapeError: There is none, or sizes or dtypes disagree.
+        ShapeError: There is none, or sizes, dtypes or devices disagree.
     """
     if pooled.argmax is None:
         raise ShapeError("`pooled` must hold an argmax, got None; pool with `return_argmax=True`.")
-    check_kept(pooled.argmax, indptr, columns, cu_seqlens.shape[0] - 1, weight.shape[0])
+    check_kept(pooled.logits, pooled.argmax, indptr, columns, cu_seqlens, weight)
     return pooled.argmax
 
 

@@ -222,6 +222,27 @@ def test_index_of_chosen_fields_from_standard_input(run, tmp_path):
     assert json.loads(out[0])["hits"][0]["payload"] == {"year": 1, "text": "green tea"}
 
 
+def test_index_names_bad_rows_and_keeps_the_others(run, tmp_path):
+    texts = [{"id": i, "text": "tea"} for i in range(30)]
+    texts[3]["id"], texts[4]["id"], texts[5]["id"] = -1, 2**64, "x" * 600
+    texts[6]["_vdr_id"] = 1
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    place = ("--store", tmp_path / "s", "--json")
+    code, out, err = run("index", file, *place)
+    assert (code, json.loads(out[0])) == (3, {"written": 26, "refused": 4, "texts": 26})
+    for line in (4, 5, 6, 7):
+        assert f"vdr-db: {file}:{line}: " in err
+    assert "must not start with '_vdr" in err
+    kept = tmp_path / "refused.jsonl"
+    assert run("index", file, *place, "--quarantine", kept)[0] == 3
+    sources = [json.loads(line)["source"] for line in kept.read_text().splitlines()]
+    assert sources == [f"{file}:{line}" for line in (4, 5, 6, 7)]
+    file.write_text("".join(json.dumps({"id": -1, "text": "tea"}) + "\n" for _ in range(30)))
+    code, _, err = run("index", file, "--store", tmp_path / "none")
+    assert (code, err.count(f"vdr-db: {file}:")) == (2, 1), "an id that comes twice ends it"
+
+
 def test_index_of_tokens_searches_in_mode_beta(run, tmp_path):
     assert run("index", NOTES, "--store", tmp_path / "s", "--tokens")[0] == 0
     _, out, _ = run("search", "a boiling drink", "--store", tmp_path / "s", "--json")
@@ -238,7 +259,7 @@ def test_bad_input_is_one_line_with_file_and_line_number(run, tmp_path):
     assert f"vdr-db: {bad}:2: the field 'text' is missing" in err
     assert "Traceback" not in err
     code, _, err = run("index", tmp_path / "none.jsonl", "--store", tmp_path / "s")
-    assert (code, "No such file" in err) == (2, True)
+    assert (code, "no such file" in err) == (2, True)
     code, _, err = run("encode")
     assert (code, "Pass texts or --input" in err) == (2, True)
     code, _, err = run("encode", "x", "--out", "a.parquet")

@@ -11,8 +11,8 @@ import pytest
 
 import vdr_db
 from vdr_db.cli.demo import QUERIES, SAMPLE, unpack_sample
-from vdr_db.cli.evaluate import TestCollection, evaluate_bm25
 from vdr_db.cli.main import main
+from vdr_db.evaluation.quality import TestCollection, evaluate_bm25
 
 DATA = Path(vdr_db.__file__).parent / "data"
 

@@ -130,7 +130,7 @@ def test_every_bit_depends_on_the_text_alone_with_any_threads(tmp_path, threads,
         {"head": "vdr", "k": 50, "vocabulary": "ascii_from_999"},
         {"dtype": "bfloat16"},
         {"dtype": torch.float64},
-        {"pool_padding": "max_length"},
+        {"compatibility": "max_length"},
         {"backend": "reference"},
     ],
     ids=str,
@@ -252,12 +252,12 @@ def test_an_impossible_k_is_refused(folder, k):
         ({"query_max_length": 0}, "got 0"),
         ({"activation": "relu"}, "`activation` must be one of"),
         ({"backend": "cuda"}, "`backend` must be one of"),
-        ({"pool_padding": "left"}, "`pool_padding` must be"),
+        ({"compatibility": "left"}, "`compatibility` must be"),
         ({"dtype": "int8"}, "`dtype` must be a float dtype"),
         ({"dtype": "float31"}, "`dtype` must be a float dtype"),
         ({"head": "splade"}, "`head` must be 'mlm' for this folder"),
         ({"vocabulary": "some"}, "`kind` must be one of"),
-        ({"padding_batch_size": 0}, "`padding_batch_size` must be"),
+        ({"k": 0}, "`k` must be None or an integer"),
         ({"device": "abacus"}, "`device` must be one .* got 'abacus'"),
     ],
 )
@@ -485,3 +485,10 @@ def test_a_tokenizers_own_limits_do_not_matter(folder):
     # its file asks for truncation at 12 and padding to 16
     tokens = TextTokenizer.from_folder(folder).encode(["cat " * 30, "dog"])
     assert tokens.lengths.tolist() == [30, 1]
+
+
+def test_the_older_names_of_compatibility_still_work_and_warn(folder):
+    with pytest.warns(DeprecationWarning, match="compatibility="):
+        older = SparseEncoder.from_pretrained(folder, pool_padding=True, device="cpu")
+    newer = SparseEncoder.from_pretrained(folder, compatibility="max_length", device="cpu")
+    assert older.compatibility == newer.compatibility

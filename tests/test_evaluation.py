@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,21 @@ from vdr_db.evaluation.metrics import (
     reciprocal_rank,
 )
 from vdr_db.sparse import SparseRows
+
+
+def test_the_package_offers_every_public_name_and_imports_none_of_them_before():
+    import vdr_db.evaluation as package
+    from vdr_db.evaluation import metrics, quality, sweep
+
+    for name in package.__all__:
+        home = metrics if name in metrics.__all__ else sweep if hasattr(sweep, name) else quality
+        assert getattr(package, name) is getattr(home, name), name
+    assert set(metrics.__all__) | set(sweep.__all__) <= set(package.__all__) == set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+    code = "import sys, vdr_db.evaluation; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
 
 JUDGEMENTS = {"q": {"a": 3, "b": 2, "c": 0, "d": 1}}
 RUN = {"q": [("c", 9.0), ("a", 8.0), ("x", 7.0), ("d", 6.0)]}

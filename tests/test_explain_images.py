@@ -15,7 +15,7 @@ from html_page import Page
 from vdr_db.cli.main import main
 from vdr_db.errors import InputError
 from vdr_db.explain import (
-    image_portrait,
+    explain_image,
     is_image,
     match_of,
     match_of_image,
@@ -119,22 +119,22 @@ def test_a_text_query_against_an_image(collection, encoder, pictures):
     assert sum(reason.product for reason in match.reasons) == pytest.approx(match.score)
     image = match.document
     assert (image.heading, image.text, image.is_image) == ("image", "", True)
-    assert image.evidence.grid == (7, 7)
+    assert image.attribution.grid == (7, 7)
     row = encoder.encode_images([pictures / "0.png"]).rows.to_dicts()[0]
-    found = [row[id] for id in image.evidence.ids.tolist()]
-    np.testing.assert_allclose(image.evidence.weights.max(axis=0), found, rtol=1e-3)
+    found = [row[id] for id in image.attribution.ids.tolist()]
+    np.testing.assert_allclose(image.attribution.weights.max(axis=0), found, rtol=1e-3)
     # What counts is at the patches its words come from.
-    totals = image.evidence.totals_of(match.shares())
-    best = image.evidence.best
+    totals = image.attribution.totals_of(match.shares())
+    best = image.attribution.best
     for share, position in (
         (match.shares().get(int(id), 0.0), p)
-        for id, p in zip(image.evidence.ids, best, strict=True)
+        for id, p in zip(image.attribution.ids, best, strict=True)
     ):
         assert share <= totals[position] + 1e-9
-    followed = set(image.evidence.ids.tolist())
+    followed = set(image.attribution.ids.tolist())
     expected = sum(share for id, share in match.shares().items() if id in followed)
     assert totals.sum() == pytest.approx(expected)
-    drawn = shares_svg(image.evidence, image.picture, match.shares())
+    drawn = shares_svg(image.attribution, image.image, match.shares())
     assert drawn.count("<rect") == (totals > 0).sum() > 0
 
 
@@ -144,8 +144,8 @@ def test_an_image_query_against_a_text_and_an_image(collection, encoder, picture
         (hit,) = [hit for hit in collection.search_by_image(pictures / "0.png", 10) if hit.id == id]
         assert match.score == pytest.approx(hit.score, rel=1e-5)
         assert (match.query.heading, match.document.heading) == ("query", kind)
-        assert match.query.evidence.grid == (7, 7)
-        assert match.query.picture is not None
+        assert match.query.attribution.grid == (7, 7)
+        assert match.query.image is not None
         page = report_html(match)
         Page(page)
         assert page.count("<figure><svg") - page.count("small-maps") >= 1
@@ -158,15 +158,15 @@ def test_an_image_query_against_a_text_and_an_image(collection, encoder, picture
 def test_without_its_file_an_image_is_its_thumbnail_or_its_words(collection, encoder):
     for id, has_thumbnail in (("gone", True), ("bare", False), ("changed", True)):
         match = text_query(collection, encoder, id, open_files=True)
-        assert match.document.picture is None, "another picture would explain nothing"
-        assert match.document.evidence is None
+        assert match.document.image is None, "another picture would explain nothing"
+        assert match.document.attribution is None
         assert bool(match.document.thumbnail) == has_thumbnail
         assert match.document.words
         page = report_html(match)
         assert page.count("<img ") == (2 if has_thumbnail else 0)
     # Files that payloads name are opened only where that is allowed.
     match = text_query(collection, encoder, "0.png")
-    assert (match.document.picture, match.document.thumbnail) == (None, "")
+    assert (match.document.image, match.document.thumbnail) == (None, "")
 
 
 def test_thumbnails_of_payloads_are_checked():
@@ -236,11 +236,11 @@ def test_words_of_two_sides_are_found_in_one_place(encoder):
 
 def test_an_image_that_is_not_the_stored_one_is_refused(encoder, pictures):
     stored = encoder.encode_images([pictures / "0.png"]).rows
-    portrait = image_portrait(encoder.image, pictures / "0.png", expected=stored)
-    assert portrait.nonzeros == stored.nnz
+    explanation = explain_image(encoder.image, pictures / "0.png", expected=stored)
+    assert explanation.nonzeros == stored.nnz
     nothing = SparseRows.empty(1, stored.width)
     with pytest.raises(InputError, match="not the image that was stored"):
-        image_portrait(encoder.image, pictures / "0.png", expected=nothing)
+        explain_image(encoder.image, pictures / "0.png", expected=nothing)
 
 
 # The command
@@ -354,7 +354,7 @@ def shown(encoder, store, pictures):
 
     with VDRQdrant("texts", encoder, path=store) as opened:
         return {
-            "image alone": [image_portrait(encoder.image, pictures / "0.png")],
+            "image alone": [explain_image(encoder.image, pictures / "0.png")],
             "text to image": text_query(opened, encoder, "0.png", open_files=True),
             "thumbnail": text_query(opened, encoder, "gone"),
             "image to text": match_of_image(opened, encoder, pictures / "1.png", "text"),

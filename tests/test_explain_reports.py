@@ -1,4 +1,4 @@
-"""Seeing: where weights come from, why a hit is a hit, and pages and pictures that show it."""
+"""Seeing: where weights come from, why a hit is a hit, and pages and drawings that show it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from chromium import ABSENT, DESKTOP, OVERLAPS, PHONE, RIGHT_EDGES, Browser, fin
 from html_page import Page
 from tiny_png import png
 
+import vdr_db.explain
 from vdr_db.cli.main import main
 from vdr_db.errors import ConfigError, InputError, MissingExtraError, ShapeError
 from vdr_db.explain import (
-    Evidence,
-    Picture,
+    Attribution,
+    Explanation,
+    ShownImage,
     cloud_svg,
+    explain_image,
+    explain_text,
     grid_svg,
-    image_portrait,
     match_of,
     patches_svg,
-    portrait_of_image,
-    portrait_of_text,
-    position_weights,
     report_html,
     save_html,
     save_png,
-    text_evidence,
+    text_attribution,
+    weights_by_position,
 )
 from vdr_db.explain.markup import clean, marked
 from vdr_db.explain.spans import NOWHERE, Mark, marks, token_spans, word_groups
@@ -82,14 +83,14 @@ def keep(path: Path) -> None:
 def test_the_largest_weight_over_positions_is_the_vector(tiny_splade, side):
     encode = tiny_splade.encode_documents if side == "document" else tiny_splade.encode_queries
     row = encode([TEXT])
-    evidence = text_evidence(tiny_splade, TEXT, side=side, row=row)
+    attribution = text_attribution(tiny_splade, TEXT, side=side, row=row)
     weights = row.to_dicts()[0]
-    assert sorted(evidence.ids.tolist()) == sorted(weights)
-    expected = [weights[id] for id in evidence.ids.tolist()]
-    np.testing.assert_allclose(evidence.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
+    assert sorted(attribution.ids.tolist()) == sorted(weights)
+    expected = [weights[id] for id in attribution.ids.tolist()]
+    np.testing.assert_allclose(attribution.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
     assert expected == sorted(expected, reverse=True)
-    assert evidence.totals.sum() == pytest.approx(sum(expected), rel=1e-5)
-    assert text_evidence(tiny_splade, TEXT, side=side).ids.tolist() == evidence.ids.tolist()
+    assert attribution.totals.sum() == pytest.approx(sum(expected), rel=1e-5)
+    assert text_attribution(tiny_splade, TEXT, side=side).ids.tolist() == attribution.ids.tolist()
 
 
 def test_positions_are_those_of_the_kernel(tiny_splade):
@@ -97,7 +98,7 @@ def test_positions_are_those_of_the_kernel(tiny_splade):
 
     from vdr_db.encoders.batching import pack
 
-    evidence = text_evidence(tiny_splade, TEXT)
+    attribution = text_attribution(tiny_splade, TEXT)
     tokens = tiny_splade.tokenizer.encode([TEXT])
     batch = pack(tokens, np.zeros(1, np.int64), tiny_splade.frame("document"))
     with torch.inference_mode():
@@ -108,27 +109,29 @@ def test_positions_are_those_of_the_kernel(tiny_splade):
             batch.runs,
             return_argmax=True,
         )
-    columns = tiny_splade.vocabulary.id_to_column[evidence.ids]
-    assert evidence.best.tolist() == pooled.argmax[0, columns].tolist()
+    columns = tiny_splade.vocabulary.id_to_column[attribution.ids]
+    assert attribution.best.tolist() == pooled.argmax[0, columns].tolist()
 
 
 def test_spans_are_the_words_of_the_text(tiny_splade):
-    evidence = text_evidence(tiny_splade, TEXT)
-    assert evidence.spans[0] == evidence.spans[-1] == NOWHERE
-    assert evidence.positions[0] == "[CLS]"
+    attribution = text_attribution(tiny_splade, TEXT)
+    assert attribution.spans[0] == attribution.spans[-1] == NOWHERE
+    assert attribution.positions[0] == "[CLS]"
     labels = [
-        TEXT[evidence.spans[group[0]][0] : evidence.spans[group[-1]][1]]
-        for group in word_groups(TEXT, evidence.spans)
-        if evidence.spans[group[0]] != NOWHERE
+        TEXT[attribution.spans[group[0]][0] : attribution.spans[group[-1]][1]]
+        for group in word_groups(TEXT, attribution.spans)
+        if attribution.spans[group[0]] != NOWHERE
     ]
     assert labels == re.findall(r"\w+|[^\w\s]", TEXT)
 
 
-def test_a_word_in_pieces_is_one_word_with_one_portrait(tiny_splade):
-    portrait = portrait_of_text(tiny_splade, TEXT)
-    fired = {place.label: place for place in portrait.fired()}
+def test_a_word_in_pieces_is_one_word_with_one_explanation(tiny_splade):
+    explanation = explain_text(tiny_splade, TEXT)
+    fired = {place.label: place for place in explanation.fired()}
     assert fired["giraffe"].words[0][0] == "giraffe"
-    assert dict(portrait.words)["giraffe"] == pytest.approx(fired["giraffe"].words[0][1], rel=1e-5)
+    assert dict(explanation.words)["giraffe"] == pytest.approx(
+        fired["giraffe"].words[0][1], rel=1e-5
+    )
     assert fired["[CLS]"].is_special
     assert not fired["giraffe"].is_special
 
@@ -136,62 +139,70 @@ def test_a_word_in_pieces_is_one_word_with_one_portrait(tiny_splade):
 @pytest.mark.filterwarnings("ignore:.*were cut")
 def test_long_and_empty_texts(tiny_splade):
     before = tiny_splade.truncated
-    evidence = text_evidence(tiny_splade, "giraffe " * 1000)
+    attribution = text_attribution(tiny_splade, "giraffe " * 1000)
     assert tiny_splade.truncated == before + 1
-    assert len(evidence.positions) == tiny_splade.frame("document").max_length
-    portrait = portrait_of_text(tiny_splade, "")
-    assert (portrait.words, portrait.nonzeros) == ([], 0)
-    assert "No weight at all" in report_html([portrait])
-    assert report_html([portrait_of_text(tiny_splade, " \n ")])
+    assert len(attribution.positions) == tiny_splade.frame("document").max_length
+    explanation = explain_text(tiny_splade, "")
+    assert (explanation.words, explanation.nonzeros) == ([], 0)
+    assert "No weight at all" in report_html([explanation])
+    assert report_html([explain_text(tiny_splade, " \n ")])
 
 
 def test_padding_that_takes_part_is_one_position(tiny_splade_folder):
     from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(
-        tiny_splade_folder, device="cpu", pool_padding="max_length", max_length=24
+        tiny_splade_folder, device="cpu", compatibility="max_length", max_length=24
     )
-    evidence = text_evidence(encoder, "a giraffe")
+    attribution = text_attribution(encoder, "a giraffe")
     row = encoder.encode_documents(["a giraffe"]).to_dicts()[0]
-    assert evidence.positions[-1] == "padding"
-    expected = [row[id] for id in evidence.ids.tolist()]
-    np.testing.assert_allclose(evidence.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
+    assert attribution.positions[-1] == "padding"
+    expected = [row[id] for id in attribution.ids.tolist()]
+    np.testing.assert_allclose(attribution.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_evidence_of_a_normalised_vector_has_its_weights(tiny_splade_folder):
+def test_attribution_of_a_normalised_vector_has_its_weights(tiny_splade_folder):
     from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(tiny_splade_folder, device="cpu")
     encoder.norm = True
     row = encoder.encode_documents([TEXT])
-    evidence = text_evidence(encoder, TEXT, row=row)
-    expected = [row.to_dicts()[0][id] for id in evidence.ids.tolist()]
-    np.testing.assert_allclose(evidence.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
+    attribution = text_attribution(encoder, TEXT, row=row)
+    expected = [row.to_dicts()[0][id] for id in attribution.ids.tolist()]
+    np.testing.assert_allclose(attribution.weights.max(axis=0), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_position_weights_are_what_the_formula_says():
+@pytest.mark.parametrize("activation", ["elu1p", "log1p_relu", "double_log1p_relu", "none"])
+def test_weights_by_position_are_what_the_formula_says(activation):
     import torch
 
-    hidden, matrix = torch.randn(3, 4), torch.randn(6, 4)
-    bias, columns = torch.randn(6), torch.tensor([4, 0])
-    found = position_weights(hidden, matrix, bias, columns, "elu1p")
-    logits = (hidden @ matrix.T + bias)[:, columns].numpy()
-    expected = np.where(logits >= 0, logits + 1, np.exp(np.minimum(logits, 0)))
+    from vdr_db.kernels import activate
+
+    states, matrix = torch.randn(3, 4), torch.randn(6, 4)
+    bias, columns = torch.randn(6), [4, 0]
+    rows, picked = matrix[columns].numpy(), bias[columns].numpy()
+    found = weights_by_position(states.numpy(), rows, picked, activation)
+    expected = activate((states @ matrix.T + bias)[:, columns], activation)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    without = weights_by_position(states.numpy(), rows, None, activation)
+    np.testing.assert_allclose(
+        without, activate((states @ matrix.T)[:, columns], activation), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_wrong_sizes_are_refused(tiny_splade):
     with pytest.raises(ShapeError, match=r"\[2, 3\], got \[3, 2\]"):
-        Evidence(("a", "b"), np.arange(3, dtype=np.int32), np.zeros((3, 2), np.float32))
+        Attribution(("a", "b"), np.arange(3, dtype=np.int32), np.zeros((3, 2), np.float32))
     with pytest.raises(ShapeError, match="4 patches"):
-        Evidence(("a",) * 4, np.zeros(0, np.int32), np.zeros((4, 0), np.float32), grid=(3, 2))
+        Attribution(("a",) * 4, np.zeros(0, np.int32), np.zeros((4, 0), np.float32), grid=(3, 2))
     with pytest.raises(ShapeError, match="`spans`"):
-        Evidence(("a",), np.zeros(0, np.int32), np.zeros((1, 0), np.float32), ((0, 1), (1, 2)))
+        Attribution(("a",), np.zeros(0, np.int32), np.zeros((1, 0), np.float32), ((0, 1), (1, 2)))
     with pytest.raises(ShapeError, match="one row, got 2"):
-        text_evidence(tiny_splade, "a", row=tiny_splade.encode_documents(["a", "b"]))
+        text_attribution(tiny_splade, "a", row=tiny_splade.encode_documents(["a", "b"]))
     with pytest.raises(ConfigError, match="media_type"):
-        Picture(b"", "text/html", 1, 1)
-    with pytest.raises(ConfigError, match="at least one portrait"):
+        ShownImage(b"", "text/html", 1, 1)
+    with pytest.raises(ConfigError, match="at least one explanation"):
         report_html([])
 
 
@@ -228,7 +239,7 @@ def test_marks_show_where_the_score_comes_from(match):
 
 def test_modes_and_unknown_ids(collection, tiny_splade):
     alpha = match_of(collection, tiny_splade, "tall animal", "zoo", mode="alpha")
-    assert alpha.query.evidence is None
+    assert alpha.query.attribution is None
     assert alpha.score == pytest.approx(
         sum(term.product for term in collection.explain("tall animal", "zoo", mode="alpha"))
     )
@@ -246,7 +257,7 @@ def test_a_collection_of_bags_can_be_explained(tiny_splade):
     with VDRQdrant("bags", tiny_splade, path=":memory:", documents="tokens") as bags:
         bags.add_texts(["hot tea"], ids=[1])
         match = match_of(bags, tiny_splade, "a hot drink", 1)
-    assert match.document.evidence is None
+    assert match.document.attribution is None
     assert "hot" in [reason.word for reason in match.reasons]
     assert report_html(match)
 
@@ -320,12 +331,12 @@ def test_a_cloud_has_no_overlaps_and_is_always_the_same():
 
 
 def test_the_grid_names_rows_and_columns(tiny_splade):
-    evidence = text_evidence(tiny_splade, "tall <b>")
-    grid = grid_svg(evidence, tiny_splade.vocabulary)
-    assert grid.count("<rect") == len(evidence.positions) * min(14, evidence.ids.size)
+    attribution = text_attribution(tiny_splade, "tall <b>")
+    grid = grid_svg(attribution, tiny_splade.vocabulary)
+    assert grid.count("<rect") == len(attribution.positions) * min(14, attribution.ids.size)
     assert ">[CLS]<" in grid
     assert ">&lt;<" in grid
-    nothing = Evidence(("a",), np.zeros(0, np.int32), np.zeros((1, 0), np.float32))
+    nothing = Attribution(("a",), np.zeros(0, np.int32), np.zeros((1, 0), np.float32))
     assert grid_svg(nothing, tiny_splade.vocabulary) == ""
 
 
@@ -335,7 +346,7 @@ def test_the_grid_names_rows_and_columns(tiny_splade):
 @pytest.fixture(scope="module")
 def landscape(tiny_splade):
     """Sky above grass, and weights per patch as an image encoder would give them."""
-    picture = Picture(
+    picture = ShownImage(
         png(96, 64, lambda _x, y: (200, 225, 255) if y < 32 else (90, 160, 90)), "image/png", 96, 64
     )
     ids = [tiny_splade.vocabulary.id(word) for word in ("sky", "grass", "green")]
@@ -343,20 +354,22 @@ def landscape(tiny_splade):
     weights[:12, 0] = np.linspace(2.0, 1.5, 12)
     weights[12:, 1] = np.linspace(1.8, 1.4, 12)
     weights[12:, 2] = 1.0
-    evidence = Evidence.of_patches(weights, ids, (4, 6))
+    attribution = Attribution.of_patches(weights, ids, (4, 6))
     row = SparseRows.from_dicts(
         [dict(zip(ids, weights.max(axis=0).tolist(), strict=True))], tiny_splade.vocabulary.size
     )
-    return portrait_of_image(tiny_splade.vocabulary, row, picture, evidence=evidence)
+    return Explanation.of_image(tiny_splade.vocabulary, row, picture, attribution=attribution)
 
 
 def test_patches_name_their_strongest_word(landscape, tiny_splade):
-    evidence = landscape.evidence
-    assert evidence.positions[7] == "1,1"
-    assert evidence.best.tolist() == [0, 12, 12]
-    strongest = {p: tiny_splade.vocabulary.token(id) for p, (id, _) in evidence.strongest().items()}
+    attribution = landscape.attribution
+    assert attribution.positions[7] == "1,1"
+    assert attribution.best.tolist() == [0, 12, 12]
+    strongest = {
+        p: tiny_splade.vocabulary.token(id) for p, (id, _) in attribution.strongest().items()
+    }
     assert strongest == {p: "sky" if p < 12 else "grass" for p in range(24)}
-    drawn = patches_svg(evidence, tiny_splade.vocabulary, landscape.picture)
+    drawn = patches_svg(attribution, tiny_splade.vocabulary, landscape.image)
     assert drawn.count("data:image/png;base64,") == 1 + 3
     assert drawn.count(">sky<") == 12 + 1  # and the small map
     page = report_html([landscape])
@@ -364,7 +377,7 @@ def test_patches_name_their_strongest_word(landscape, tiny_splade):
     assert "http" not in re.sub(r"Content-Security-Policy|http-equiv", "", page)
 
 
-def test_the_portrait_of_an_image_encoder(tmp_path):
+def test_the_explanation_of_an_image_encoder(tmp_path):
     pytest.importorskip("PIL")
     from image_folders import write_cross_modal
 
@@ -372,28 +385,28 @@ def test_the_portrait_of_an_image_encoder(tmp_path):
 
     encoder = ImageEncoder.from_pretrained(write_cross_modal(tmp_path / "m"), device="cpu")
     image = png(40, 30, lambda x, y: (6 * x, 8 * y, 90))
-    portrait = image_portrait(encoder, image)
+    explanation = explain_image(encoder, image)
     row = encoder.encode_images([image]).rows
     weights = row.to_dicts()[0]
-    expected = [weights[id] for id in portrait.evidence.ids.tolist()]
-    np.testing.assert_allclose(portrait.evidence.weights.max(axis=0), expected, rtol=1e-4)
-    assert portrait.evidence.grid == (3, 3)
-    assert (portrait.picture.width, portrait.picture.height) == (24, 24)
-    assert portrait.nonzeros == row.nnz
-    assert "which word fires on which patch" in report_html([portrait])
+    expected = [weights[id] for id in explanation.attribution.ids.tolist()]
+    np.testing.assert_allclose(explanation.attribution.weights.max(axis=0), expected, rtol=1e-4)
+    assert explanation.attribution.grid == (3, 3)
+    assert (explanation.image.width, explanation.image.height) == (24, 24)
+    assert explanation.nonzeros == row.nnz
+    assert "which word fires on which patch" in report_html([explanation])
     with pytest.raises(InputError, match="cannot be read"):
-        image_portrait(encoder, b"no image")
+        explain_image(encoder, b"no image")
 
 
-# Pictures
+# Drawings
 
 
 def test_png_files(match, landscape, tiny_splade, tmp_path):
     pytest.importorskip("wordcloud")
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    hostile = portrait_of_text(tiny_splade, f"$x$ $ \\frac {HOSTILE} 日本")
-    empty = portrait_of_text(tiny_splade, "")
+    hostile = explain_text(tiny_splade, f"$x$ $ \\frac {HOSTILE} 日本")
+    empty = explain_text(tiny_splade, "")
     for name, shown in (("match", match), ("image", [landscape]), ("odd", [hostile, empty])):
         path = tmp_path / f"report_{name}.png"
         save_png(path, shown, title="it costs $5 or $6")
@@ -401,11 +414,11 @@ def test_png_files(match, landscape, tiny_splade, tmp_path):
             assert opened.width == 1440
             assert len(opened.convert("L").getcolors()) > 50
         keep(path)
-    with pytest.raises(ConfigError, match="at least one portrait"):
+    with pytest.raises(ConfigError, match="at least one explanation"):
         save_png(tmp_path / "none.png", [])
 
 
-def test_pictures_need_their_extra_and_pages_do_not(match, monkeypatch, tmp_path):
+def test_drawings_need_their_extra_and_pages_do_not(match, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"vdr-db\[images\]"):
         save_png(tmp_path / "x.png", match)
@@ -419,6 +432,45 @@ def test_importing_the_package_imports_no_drawing_and_no_model():
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+# Names of before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Evidence", "Attribution"),
+        ("Picture", "ShownImage"),
+        ("Portrait", "Explanation"),
+        ("image_portrait", "explain_image"),
+        ("portrait_of_record", "explain_record"),
+        ("portrait_of_text", "explain_text"),
+        ("text_evidence", "text_attribution"),
+    ],
+)
+def test_old_names_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=f"`{old}` is called `{new}`"):
+        value = getattr(vdr_db.explain, old)
+    assert value is getattr(vdr_db.explain, new)
+    assert old not in vdr_db.explain.__all__
+
+
+def test_old_names_of_functions_keep_their_arguments(landscape, tiny_splade):
+    import torch
+
+    row = SparseRows.from_dicts([{5: 1.0}], tiny_splade.vocabulary.size)
+    with pytest.warns(DeprecationWarning, match=r"Explanation\.of_image"):
+        make = vdr_db.explain.portrait_of_image
+    made = make(tiny_splade.vocabulary, row, landscape.image, evidence=landscape.attribution)
+    assert (made.image, made.attribution) == (landscape.image, landscape.attribution)
+    hidden, matrix, bias = torch.randn(3, 4), torch.randn(6, 4), torch.randn(6)
+    with pytest.warns(DeprecationWarning, match="weights_by_position"):
+        weigh = vdr_db.explain.position_weights
+    found = weigh(hidden, matrix, bias, torch.tensor([4, 0]), "none")
+    np.testing.assert_allclose(found, (hidden @ matrix.T + bias)[:, [4, 0]], rtol=1e-5, atol=1e-6)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vdr_db.explain.nothing
 
 
 # The command

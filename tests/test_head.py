@@ -12,7 +12,8 @@ import torch
 from vdr_db.errors import ConfigError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
-from vdr_db.towers.text_body import ACTIVATIONS, Body, Padding, Run, attend, packing_is_exact
+from vdr_db.towers.packing import Run
+from vdr_db.towers.text_body import ACTIVATIONS, Body, Padding, attend, packing_is_exact
 from vdr_db.towers.text_head import make_head
 
 H, IDS = 16, 1100

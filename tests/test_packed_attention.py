@@ -8,7 +8,8 @@ from model_folders import write_bert
 from without_cuda import load, looped_attention, texts_of
 
 from vdr_db.towers import text_body as body
-from vdr_db.towers.text_body import Ragged, Run, attend
+from vdr_db.towers.packing import Run
+from vdr_db.towers.text_body import Ragged, attend
 
 CUDA = torch.device("cuda", 0)
 

@@ -17,6 +17,7 @@ from model_folders import UPSTREAM_SCHEMAS, bert_tokenizer, bert_tokens, write_u
 from safetensors.torch import load_file, save_file
 
 from vdr_db.checkpoints import text as pretrained
+from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import FAMILIES
@@ -173,10 +174,10 @@ def test_the_text_side_of_a_cross_modal_checkpoint(tmp_path, schema):
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
-@pytest.mark.parametrize("asked", [True, "max_length"])
+@pytest.mark.parametrize("asked", ["max_length", Compatibility("max_length")])
 def test_pool_padding_to_the_maximal_length(tmp_path, asked):
     folder = write_upstream(tmp_path / "m")
-    encoder = SparseEncoder.from_pretrained(folder, pool_padding=asked)
+    encoder = SparseEncoder.from_pretrained(folder, compatibility=asked)
     expected = by_hand(folder, "encoder_p", ids_kept=FROM_999, k=30, most=20, padded_to=20)
     np.testing.assert_allclose(rows(encoder, "encoder_p"), expected, atol=2e-5)
     plain = rows(SparseEncoder.from_pretrained(folder), "encoder_p")
@@ -186,7 +187,7 @@ def test_pool_padding_to_the_maximal_length(tmp_path, asked):
 @pytest.mark.parametrize("size", [1, 2, 128])
 def test_pool_padding_to_the_longest_of_a_batch_in_the_given_order(tmp_path, size):
     folder = write_upstream(tmp_path / "m")
-    encoder = SparseEncoder.from_pretrained(folder, pool_padding="longest", padding_batch_size=size)
+    encoder = SparseEncoder.from_pretrained(folder, compatibility=Compatibility("longest", size))
     checkpoint = Checkpoint(folder, "encoder_p")
     lengths = [len(bert_ids(text)) + 2 for text in TEXTS]
     expected = []
@@ -199,7 +200,7 @@ def test_pool_padding_to_the_longest_of_a_batch_in_the_given_order(tmp_path, siz
 
 def test_pool_padding_gives_an_empty_text_what_the_published_code_gives_it(tmp_path):
     folder = write_upstream(tmp_path / "m")
-    encoder = SparseEncoder.from_pretrained(folder, pool_padding=True)
+    encoder = SparseEncoder.from_pretrained(folder, compatibility="max_length")
     (row,) = encoder.encode_documents([""]).to_scipy().toarray()
     expected = Checkpoint(folder, "encoder_p").embed(
         "", ids_kept=FROM_999, k=30, most=20, padded_to=20

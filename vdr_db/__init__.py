@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vdr_db.version import __version__
+
 if TYPE_CHECKING:
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from vdr_db.sparse import SparseRows
     from vdr_db.stamp import EncoderStamp
     from vdr_db.text.vocabulary import Vocabulary
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CrossModalEncoder",

@@ -20,11 +20,15 @@ expected is a `TypeError`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal, TypeAlias
 
 __all__ = [
     "ConfigError",
+    "Failure",
+    "FailureKind",
     "InputError",
     "MissingExtraError",
     "RejectedRows",
@@ -35,6 +39,29 @@ __all__ = [
     "VdrError",
     "require",
 ]
+
+
+FailureKind: TypeAlias = Literal["transient", "timeout", "too_big", "data", "setup", "fatal"]
+"""What to do about a failed call; the table is in `vdr_db.connectors.failures`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one failed call of a store means.
+
+    Attributes:
+        kind: What to do about it.
+        reason: One line for people, without secrets.
+        retry_after_s: Seconds the server asked to wait, if it did.
+        wants_split: Whether smaller requests may pass where this one did not.
+        rejected: Caller's id → reason, when the store named the rows it refused.
+    """
+
+    kind: FailureKind
+    reason: str
+    retry_after_s: float | None = None
+    wants_split: bool = False
+    rejected: Mapping[int | str, str] | None = None
 
 
 class VdrError(Exception):
@@ -58,7 +85,15 @@ class MissingExtraError(VdrError, ImportError):
 
 
 class StoreError(VdrError):
-    """A store did not do what it was asked."""
+    """A store did not do what it was asked.
+
+    Attributes:
+        failure: What it means, where the connector could tell.
+    """
+
+    def __init__(self, *message: str, failure: Failure | None = None) -> None:
+        super().__init__(*message)
+        self.failure = failure
 
 
 class StoreUnavailable(StoreError):

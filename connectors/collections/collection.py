@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
-from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.images import add_images, encode_query_image
-from vdr_db.connectors.texts import refuse_string, text_batches
-from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreError
+from vdr_db.connectors.collections.encoding import (
+    AnyEncoder,
+    Encoder,
+    Encoding,
+    Mode,
+    checked_mode,
+    load_encoder,
+)
+from vdr_db.connectors.collections.scores import reranked, shared_terms
+from vdr_db.connectors.collections.writing import write
+from vdr_db.connectors.feed import refuse_string
+from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.images import image_batches
+from vdr_db.connectors.texts import text_batches
+from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Collection", "Encoder", "Mode", "needed_encoder", "query_rows"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-Mode: TypeAlias = Literal["full", "alpha", "beta"]
-"""How query and documents are represented.
+__all__ = ["Collection", "Encoder", "Mode"]
 
-| mode  | query            | documents        | model is needed            |
-|-------|------------------|------------------|----------------------------|
-| full  | encoded          | encoded          | for queries and documents  |
-| alpha | bag of tokens    | encoded          | for documents only         |
-| beta  | encoded          | bags of tokens   | for queries only           |
-"""
-
-
-class _Tokens(Protocol):
-    @property
-    def size(self) -> int: ...
-
-    def token(self, token_id: int, /) -> str: ...
-
-
-class Encoder(Protocol):
-    """What a collection needs of an encoder; `vdr_db.SparseEncoder` is one."""
-
-    @property
-    def vocabulary(self) -> _Tokens:
-        """Names of the token ids."""
-
-    def stamp(self) -> EncoderStamp:
-        """Identity of the encoder."""
-
-    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of documents."""
-
-    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of queries."""
-
-    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
-        """Token sets with weight 1."""
+_PAGE = 10_000
 
 
 class Collection:
@@ -72,19 +50,25 @@ class Collection:
 
     Args:
         store: Where vectors are kept; it is closed with the collection.
-        encoder: Makes vectors of texts. Without one, `add_rows` and searches by row still work.
+        encoder: Makes vectors of texts; the name or folder of a model is loaded when it is first
+            needed. Without one, `add_rows` and searches by row still work.
         documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
         store_text: Keep each text in its payload.
         text_key: Payload field of the text.
 
     Raises:
-        StoreMismatch: The store was made for another encoder or kind of documents.
+        StoreMismatch: The store was made for another encoder or kind of documents. An encoder that
+            is only named is compared when it is loaded.
     """
+
+    _has_default_model = False
+    # What writes documents with more than texts and rows tell, instead of the store's own.
+    _upsert: Callable[..., Written] | None = None
 
     def __init__(
         self,
         store: Store,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         documents: Documents | None = None,
         store_text: bool = True,
@@ -93,14 +77,16 @@ class Collection:
         if documents not in (None, "encoded", "tokens"):
             raise ConfigError(f"`documents` must be 'encoded' or 'tokens', got {documents!r}.")
         self.store = store
-        self.encoder = encoder
         self.store_text = store_text
         self.text_key = text_key
-        self._known_stamp: EncoderStamp | None = None
-        if store.width is not None:
-            width = store.width if encoder is None else encoder.vocabulary.size
-            store.create(width, self._stamp(), documents=documents or store.documents)
         self._documents: Documents = documents or store.documents
+        self._encoding = Encoding(encoder, default=self._has_default_model, check=self._check_fit)
+        self._check_fit()
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """Makes vectors of texts; one that is only named is loaded now."""
+        return self._encoding.get()
 
     @property
     def documents(self) -> Documents:
@@ -109,9 +95,7 @@ class Collection:
 
     def __repr__(self) -> str:
         """Store and model, without secrets."""
-        stamp = self._stamp()
-        model = "no encoder" if stamp is None else stamp.model
-        return f"{type(self).__name__}({self.store!r}, {model})"
+        return f"{type(self).__name__}({self.store!r}, {self._encoding.model})"
 
     # Writing
 
@@ -149,39 +133,17 @@ class Collection:
                 id, or a payload has another value in the field of the text.
             RejectedRows: Some texts could not be stored; all others are written.
         """
-        return self._add_texts(self.store.upsert, texts, ids, payloads, batch_size, empty)
-
-    def _add_texts(
-        self,
-        upsert: Callable[..., Written],
-        texts: Iterable[str],
-        ids: Iterable[Id] | None,
-        payloads: Iterable[Mapping[str, Any] | None] | None,
-        batch_size: int,
-        empty: EmptyRows,
-    ) -> list[Id]:
-        """`add_texts` with a store's `upsert`, to which a child class may add arguments."""
-        encoder = self._need_encoder("add_texts")
-        encode = encoder.bag_of_tokens if self._documents == "tokens" else encoder.encode_documents
-        key = self.text_key if self.store_text else None
-        batches = text_batches(texts, ids, payloads, size=batch_size, text_key=key)
-        self._create(encoder.vocabulary.size)
-        written: list[Id] = []
-        refused: dict[Id, str] = {}
-        for batch in batches:
-            refused.update(batch.refused)
-            skipped: set[Id] = set()
-            if batch.texts:
-                rows = encode(batch.texts)
-                try:
-                    report = upsert(rows, batch.fresh_ids, batch.payloads, empty=empty)
-                    skipped.update(report.skipped)
-                except RejectedRows as rejection:
-                    refused.update(zip(rejection.ids, rejection.reasons, strict=True))
-            written += [id for id in batch.ids if id not in skipped]
-        if refused:
-            raise RejectedRows(list(refused), list(refused.values()))
-        return written
+        self._encoding.need("add_texts")
+        batches = text_batches(
+            lambda batch: self._encoding.documents(batch, self._documents),
+            texts,
+            ids,
+            payloads,
+            size=batch_size,
+            text_key=self.text_key if self.store_text else None,
+        )
+        self._create(self._encoding.width)
+        return write(batches, self._upsert or self.store.upsert, empty)
 
     def add_rows(
         self,
@@ -208,23 +170,15 @@ class Collection:
             InputError: An id is unusable or given twice, or the rows have another width.
             RejectedRows: Some rows could not be stored; all others are written.
         """
-        return self._add_rows(self.store.upsert, rows, ids, payloads, empty)
-
-    def _add_rows(
-        self,
-        upsert: Callable[..., Written],
-        rows: SparseRows,
-        ids: Sequence[Id],
-        payloads: Sequence[Mapping[str, Any] | None] | None,
-        empty: EmptyRows,
-    ) -> list[Id]:
         if not isinstance(rows, SparseRows):
             raise TypeError(
                 f"`rows` must be SparseRows, got {type(rows).__name__}; "
                 "make them with SparseRows.from_dicts, from_scipy or from_torch"
             )
         checked = checked_ids(ids)
-        self._create(rows.width if self.encoder is None else self.encoder.vocabulary.size)
+        encoder = self._encoding.named
+        self._create(rows.width if encoder is None else encoder.vocabulary.size)
+        upsert = self._upsert or self.store.upsert
         left_out = set(upsert(rows, checked, payloads, empty=empty).skipped)
         return [id for id in checked if id not in left_out]
 
@@ -266,19 +220,46 @@ class Collection:
             RejectedRows: Some images could not be read or stored, with reasons; all others are
                 written.
         """
-        return add_images(
-            self,
-            images,
-            ids,
-            payloads,
-            batch_size=batch_size,
-            empty=empty,
-            thumbnail_px=thumbnail_px,
-        )
+        encode = self._encoding.images("add_images")
+        if self._documents == "tokens":
+            raise ConfigError(
+                "a collection of bags of tokens takes no images, which have no tokens; build one "
+                "with documents='encoded'."
+            )
 
-    def delete(self, ids: Sequence[Id]) -> int:
-        """Removes documents; returns how many were there."""
-        return self.store.delete(ids)
+        batches = image_batches(
+            encode, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
+        )
+        self._create(self._encoding.width)
+        return write(batches, self.store.upsert, empty)
+
+    def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
+        """Removes documents; returns how many were there.
+
+        Args:
+            ids: Their ids.
+            filter: Removes all documents that it keeps, instead of ids; see `vdr_db.filters`.
+
+        Raises:
+            TypeError: One id or condition came instead of ids, or not exactly one of `ids` and
+                `filter`.
+            ConfigError: The filter is empty, which would remove everything.
+        """
+        if isinstance(ids, (str, bytes, Mapping)) or (ids is None) == (filter is None):
+            raise TypeError(
+                f"`delete` takes a sequence of ids or one condition, got ids={ids!r} and "
+                f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
+            )
+        if ids is not None:
+            return self.store.delete(ids)
+        if filter == {}:
+            raise ConfigError(
+                "an empty filter keeps every document, so nothing is deleted by it; pass "
+                "delete(list(collection.ids())) to remove all."
+            )
+        found = list(self.store.ids(filter))
+        pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
+        return sum(map(self.store.delete, pages))
 
     # Reading
 
@@ -307,14 +288,16 @@ class Collection:
         Raises:
             ConfigError: The mode does not fit the collection, or a number is impossible.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        row = self._query_rows(query, mode)
         if rerank is None:
             return self.store.search(row, limit, filter, offset)
         if rerank < limit + offset:
             raise ConfigError(
                 f"`rerank` must be at least limit + offset = {limit + offset}, got {rerank}."
             )
-        best = self._rerank(row, self.store.search(row, rerank, filter))
+        self._encoding.need("rerank")
+        hits = self.store.search(row, rerank, filter)
+        best = reranked(hits, row, self._encoding.documents, self.text_key)
         return best[offset : offset + limit]
 
     def search_by_image(
@@ -332,7 +315,14 @@ class Collection:
             ConfigError: The encoder reads no images.
             InputError: The image cannot be read.
         """
-        return self.search(encode_query_image(self, image), limit, filter, offset=offset)
+        return self.search(self.encode_query_image(image), limit, filter, offset=offset)
+
+    def encode_query_image(self, image: Any) -> SparseRows:
+        """The vector of an image as a query, one row; errors as in `search_by_image`."""
+        encoded = self._encoding.images("search_by_image")([image])
+        if encoded.refused:
+            raise InputError(f"{encoded.names[0]} cannot be searched for: {encoded.refused[0]}.")
+        return encoded.rows
 
     def search_batch(
         self,
@@ -355,9 +345,9 @@ class Collection:
         """The documents of these ids in this order; unknown ids are left out."""
         return self.store.get(ids, with_rows)
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the store."""
-        return self.store.ids()
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, of documents the filter keeps when one is given, in the order of the store."""
+        return self.store.ids(filter)
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -371,26 +361,13 @@ class Collection:
         Raises:
             InputError: There is no document with this id.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
+        row = self._query_rows(query, mode)
         if len(row) != 1:
             raise ShapeError(f"`explain` takes one query, got {len(row)} rows.")
         records = self.store.get([id], with_rows=True)
         if not records or records[0].row is None:
             raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
-        query_ids, query_weights = row.row(0)
-        document_ids, document_weights = records[0].row.row(0)
-        shared, in_query, in_document = np.intersect1d(
-            query_ids, document_ids, assume_unique=True, return_indices=True
-        )
-        left = query_weights[in_query].astype(np.float64)
-        right = document_weights[in_document].astype(np.float64)
-        terms = [
-            Term(self._token(token), token, weight, other, weight * other)
-            for token, weight, other in zip(
-                shared.tolist(), left.tolist(), right.tolist(), strict=True
-            )
-        ]
-        return sorted(terms, key=lambda term: (-term.product, term.id))
+        return shared_terms(row, records[0].row, self._encoding.token)
 
     # Life
 
@@ -406,7 +383,23 @@ class Collection:
         """Closes the store; a second call does nothing."""
         self.store.close()
 
-    def __enter__(self) -> Collection:
+    @contextmanager
+    def _rebuilt(
+        self,
+        rebuild: Callable[..., AbstractContextManager[Store]],
+        encoder: AnyEncoder | None,
+        **options: object,
+    ) -> Iterator[Self]:
+        """A collection like this one in what `rebuild` of the store gives, for a new encoder."""
+        fresh = copy.copy(self)
+        if encoder is not None:
+            fresh._encoding = Encoding(load_encoder(encoder))
+        width, stamp = fresh._encoding.width, fresh._encoding.stamp()
+        with rebuild(width=width, stamp=stamp, **options) as fresh.store:
+            yield fresh
+        self._encoding = fresh._encoding
+
+    def __enter__(self) -> Self:
         """The collection itself."""
         return self
 
@@ -419,97 +412,19 @@ class Collection:
         """Closes the store."""
         self.close()
 
-    def _stamp(self) -> EncoderStamp | None:
-        # Kept, because a stamp may cost a pass over the weights.
-        if self._known_stamp is None and self.encoder is not None:
-            self._known_stamp = self.encoder.stamp()
-        return self._known_stamp
+    def _check_fit(self) -> None:
+        """Compares a store that is made already with the encoder and the kind of documents."""
+        if self.store.width is not None:
+            width = self._encoding.width or self.store.width
+            self.store.create(width, self._encoding.stamp(), documents=self._documents)
 
-    def _create(self, width: int) -> None:
-        if self.store.width is None:
-            self.store.create(width, self._stamp(), documents=self._documents)
+    def _create(self, width: int | None) -> None:
+        with self._encoding.turn:
+            if self.store.width is None:
+                assert width is not None
+                self.store.create(width, self._encoding.stamp(), documents=self._documents)
 
-    def _need_encoder(self, what: str) -> Encoder:
-        return needed_encoder(self.encoder, what)
-
-    def _query_rows(self, queries: Sequence[str] | SparseRows, mode: Mode | None) -> SparseRows:
-        return query_rows(queries, mode, self._documents, self.encoder)
-
-    def _rerank(self, query: SparseRows, hits: list[Hit]) -> list[Hit]:
-        encoder = self._need_encoder("rerank")
-        if not hits:
-            return []
-        texts = [hit.payload.get(self.text_key) for hit in hits]
-        known = [text for text in texts if isinstance(text, str)]
-        if len(known) < len(texts):
-            raise StoreError(
-                f"`rerank` needs the text of every hit in the payload field {self.text_key!r}, "
-                f"{len(texts) - len(known)} of {len(texts)} have none; add texts with "
-                "store_text=True."
-            )
-        scores = encoder.encode_documents(known).dot(query)[:, 0].tolist()
-        fresh = [Hit(hit.id, score, hit.payload) for hit, score in zip(hits, scores, strict=True)]
-        return sorted(fresh, key=lambda hit: (-hit.score, *id_order(hit.id)))
-
-    def _token(self, token_id: int) -> str:
-        return str(token_id) if self.encoder is None else self.encoder.vocabulary.token(token_id)
-
-
-def needed_encoder(encoder: Encoder | None, what: str) -> Encoder:
-    """The encoder.
-
-    Raises:
-        ConfigError: There is none, or it reads images only.
-    """
-    if encoder is None:
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
-            "use SparseRows."
-        )
-    if not hasattr(encoder, "encode_queries"):
-        raise ConfigError(
-            f"`{what}` with texts needs an encoder that reads texts, got "
-            f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
-        )
-    return encoder
-
-
-def query_rows(
-    queries: Sequence[str] | SparseRows,
-    mode: Mode | None,
-    documents: Documents,
-    encoder: Encoder | None,
-) -> SparseRows:
-    """Queries as rows.
-
-    Args:
-        queries: Texts, or rows, which stay as they are.
-        mode: How queries are represented, `None` for what is usual with such documents.
-        documents: What the document side is.
-        encoder: Makes rows of texts.
-
-    Raises:
-        ConfigError: The mode does not fit the documents, or there is no encoder.
-        TypeError: A query is neither.
-    """
-    usual: Mode = "beta" if documents == "tokens" else "full"
-    mode = usual if mode is None else mode
-    if mode not in ("full", "alpha", "beta"):
-        raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
-    if (mode == "beta") != (documents == "tokens"):
-        held = "bags of tokens" if documents == "tokens" else "encoded documents"
-        raise ConfigError(
-            f"mode {mode!r} cannot be searched in a collection of {held}; "
-            f"use mode {usual!r}, or build a collection with another `documents`."
-        )
-    if isinstance(queries, SparseRows):
-        return queries
-    encoder = needed_encoder(encoder, "search")
-    if not isinstance(queries, Sequence):
-        raise TypeError(f"queries must be strings or SparseRows, got {type(queries).__name__}")
-    for query in queries:
-        if not isinstance(query, str):
-            raise TypeError(f"queries must be strings, got {type(query).__name__}: {query!r}")
-    if mode == "alpha":
-        return encoder.bag_of_tokens(queries)
-    return encoder.encode_queries(queries)
+    def _query_rows(
+        self, queries: str | Sequence[str] | SparseRows, mode: Mode | None
+    ) -> SparseRows:
+        return self._encoding.queries(queries, checked_mode(mode, self._documents))

@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from vdr_db.connectors.base import Documents, Hit
-from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.collections.collection import Collection
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+from vdr_db.connectors.qdrant.errors import shown_url
+from vdr_db.connectors.renamed import renamed
 
-__all__ = ["VDRElasticsearch"]
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from vdr_db.connectors.elasticsearch.bodies import FieldKind
+    from vdr_db.connectors.retry import RetryPolicy
+
+__all__ = ["ElasticsearchOptions", "VDRElasticsearch"]
+
+
+class ElasticsearchOptions(TypedDict, total=False):
+    """Options of `ElasticsearchStore` that `VDRElasticsearch` takes as they are."""
+
+    client: Any
+    url: str | Sequence[str] | None
+    cloud_id: str | None
+    api_key: str | tuple[str, str] | None
+    basic_auth: tuple[str, str] | None
+    kind: FieldKind
+    vector_field: str
+    store_vectors: bool
+    query_top_k: int | None
+    text_fields: Sequence[str]
+    payload_types: Mapping[str, Mapping[str, Any] | str] | None
+    shards: int
+    replicas: int
+    settings: Mapping[str, Any] | None
+    max_docs: int
+    max_bytes: int
+    retry: RetryPolicy | None
+
+
+class ElasticsearchTextOptions(ElasticsearchOptions, TextOptions, total=False):
+    """`ElasticsearchOptions`, TLS, and how documents are kept."""
+
+    ca_certs: str | None
+    ssl_assert_fingerprint: str | None
+    verify_certs: bool | None
+    client_options: Mapping[str, Any] | None
 
 
 class VDRElasticsearch(Collection):
     """A `Collection` in Elasticsearch (8.11 to 9.x), or in OpenSearch through a ready client.
 
-    Exactly one of `url`, `cloud_id` and `client` is needed.
+    Without `url`, `cloud_id` and `client` it is on the server of `$VDR_DB_ELASTICSEARCH_URL` (key:
+    `$VDR_DB_ELASTICSEARCH_API_KEY`), else at http://localhost:9200.
 
     ```python
     articles = VDRElasticsearch(
@@ -29,7 +71,9 @@ class VDRElasticsearch(Collection):
 
     Args:
         index: Name of the alias; the index behind it is called `index-000001` and so on.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
+            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
+            shipped one.
         client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch`.
         url: Address of one node, or of several of one cluster.
         cloud_id: Name of a hosted deployment.
@@ -47,29 +91,28 @@ class VDRElasticsearch(Collection):
 
     Raises:
         ConfigError: The options contradict each other, or client and server do not fit.
-        StoreMismatch: The name holds something else, or the collection is of another encoder.
+        StoreMismatch: The name holds something else, or the collection is of another encoder; a
+            model that is loaded later is compared then.
         StoreUnavailable: The server cannot be reached.
         StoreError: The server does not accept the credentials.
     """
 
+    store: ElasticsearchStore
+    _has_default_model = True
+
     def __init__(
         self,
         index: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
-        client: Any = None,
-        url: str | Sequence[str] | None = None,
-        cloud_id: str | None = None,
-        api_key: str | tuple[str, str] | None = None,
-        basic_auth: tuple[str, str] | None = None,
         ca_certs: str | None = None,
         ssl_assert_fingerprint: str | None = None,
         verify_certs: bool | None = None,
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
-        client_options: dict[str, Any] | None = None,
-        **options: Any,
+        client_options: Mapping[str, Any] | None = None,
+        **options: Unpack[ElasticsearchOptions],
     ) -> None:
         tls = {
             "ca_certs": ca_certs,
@@ -78,17 +121,15 @@ class VDRElasticsearch(Collection):
         }
         given = {name: value for name, value in tls.items() if value is not None}
         merged = {**given, **(client_options or {})} or None
-        store = ElasticsearchStore(
-            index,
-            client=client,
-            url=url,
-            cloud_id=cloud_id,
-            api_key=api_key,
-            basic_auth=basic_auth,
-            client_options=merged,
-            **options,
-        )
-        self._elastic = store
+        if all(options.get(place) is None for place in ("url", "cloud_id", "client")):
+            options["url"] = os.environ.get("VDR_DB_ELASTICSEARCH_URL") or "http://localhost:9200"
+            key = os.environ.get("VDR_DB_ELASTICSEARCH_API_KEY")
+            if key and options.get("api_key") is None and options.get("basic_auth") is None:
+                options["api_key"] = key
+        urls, name = options.get("url") or [], (options.get("cloud_id") or "").partition(":")[0]
+        nodes = ", ".join(map(shown_url, [urls] if isinstance(urls, str) else urls))
+        self._place = nodes or name or "the given client"
+        store = ElasticsearchStore(index, client_options=merged, **options)
         try:
             super().__init__(
                 store, encoder, documents=documents, store_text=store_text, text_key=text_key
@@ -97,7 +138,11 @@ class VDRElasticsearch(Collection):
             store.close()
             raise
 
-    def search_hybrid(
+    def __repr__(self) -> str:
+        """Index, place and model, without secrets."""
+        return f"VDRElasticsearch({self.store.name!r} at {self._place}, {self._encoding.model})"
+
+    def search_with_text(
         self,
         query: str,
         limit: int = 10,
@@ -110,7 +155,7 @@ class VDRElasticsearch(Collection):
         depth: int = 100,
         rank_constant: int = 60,
     ) -> list[Hit]:
-        """The best documents by vector and BM25 together; see `ElasticsearchStore.search_hybrid`.
+        """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`.
 
         Args:
             query: A text.
@@ -124,7 +169,8 @@ class VDRElasticsearch(Collection):
             depth: Hits of each side that fusion by ranks looks at.
             rank_constant: Larger values give the first ranks less weight.
         """
-        return self._elastic.search_hybrid(
+        search = self.store.search_with_text
+        return search(
             self._query_rows([query], mode),
             query,
             text_field or self.text_key,
@@ -136,25 +182,30 @@ class VDRElasticsearch(Collection):
             rank_constant=rank_constant,
         )
 
+    search_hybrid = renamed("search_hybrid", search_with_text)
+
     @contextmanager
-    def loading(self) -> Iterator[VDRElasticsearch]:
+    def loading(self) -> Iterator[Self]:
         """Faster writes inside the block; see `ElasticsearchStore.loading`.
 
         The collection must be there: add a document first, or call `create`.
         """
-        with self._elastic.loading():
+        with self.store.loading():
             yield self
 
     def create(self, width: int | None = None) -> None:
         """Makes the index before anything is added; `width` is needed without an encoder only."""
         if width is None:
-            width = self._need_encoder("create").vocabulary.size
+            width = self._encoding.need("create").vocabulary.size
         self._create(width)
 
-    @contextmanager
     def rebuild(
-        self, encoder: Encoder | None = None, *, expected: int | None = None, keep_old: bool = False
-    ) -> Iterator[Collection]:
+        self,
+        encoder: AnyEncoder | None = None,
+        *,
+        expected: int | None = None,
+        keep_old: bool = False,
+    ) -> AbstractContextManager[Self]:
         """Fills a new index inside the block; the name moves to it at the end, in one step.
 
         ```python
@@ -167,23 +218,13 @@ class VDRElasticsearch(Collection):
             expected: Documents the new index must have; with another number nothing changes.
             keep_old: Leaves the old index, without the name.
         """
-        used = encoder or self.encoder
-        stamp = None if used is None else used.stamp()
-        width = None if used is None else used.vocabulary.size
-        with self._elastic.rebuild(
-            width=width, stamp=stamp, expected=expected, keep_old=keep_old
-        ) as target:
-            yield Collection(target, used, store_text=self.store_text, text_key=self.text_key)
-        self.encoder, self._known_stamp = used, stamp
+        options = {"expected": expected, "keep_old": keep_old}
+        return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False) -> str:
         """Copies everything into a new index on the server; see `ElasticsearchStore.rollover`."""
-        return self._elastic.rollover(keep_old=keep_old)
+        return self.store.rollover(keep_old=keep_old)
 
     def create_template(self) -> str:
         """Writes a composable template; see `ElasticsearchStore.create_template`."""
-        return self._elastic.create_template()
-
-    def __enter__(self) -> VDRElasticsearch:
-        """The collection itself."""
-        return self
+        return self.store.create_template()

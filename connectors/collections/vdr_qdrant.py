@@ -2,38 +2,106 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+from urllib.parse import quote
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
-from vdr_db.connectors.collections.collection import Collection, Encoder, Mode
+from vdr_db.connectors.collections.collection import Collection
+from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
+from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
-from vdr_db.connectors.texts import refuse_string
-from vdr_db.errors import ShapeError
+from vdr_db.connectors.renamed import renamed
+from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.qdrant.engine import Datatype, IndexKind
+    from typing_extensions import Self, Unpack
 
-__all__ = ["VDRQdrant"]
+    from vdr_db.connectors.qdrant.engine import Datatype, DenseVector, IndexKind
+    from vdr_db.connectors.qdrant.requests import IndexMemory
+
+__all__ = ["QdrantOptions", "QdrantTextOptions", "VDRQdrant", "choose_place"]
+
+# A name of a folder is letters and digits of any script, "_", "." and "-".
+_UNSAFE = re.compile(r"[^\w.-]")
+
+
+class QdrantChanges(TypedDict, total=False):
+    """What a rebuild may change; see `QdrantStore.rebuild`."""
+
+    datatype: Datatype | None
+    payload_indexes: Mapping[str, IndexKind] | None
+    collection_options: Mapping[str, Any] | None
+
+
+class QdrantOptions(QdrantChanges, total=False):
+    """Options of `VDRQdrant` beside collection, encoder and documents; see `QdrantStore`."""
+
+    path: str | os.PathLike[str] | None
+    url: str | None
+    client: Any
+    api_key: str | None
+    prefer_grpc: bool
+    timeout: int
+    full_scan_threshold: int
+    index_memory: IndexMemory | None
+    client_options: Mapping[str, Any] | None
+    dense: Mapping[str, DenseVector | int] | None
+    vector_name: str | None
+    versioned: bool
+    existing: Existing | None
+
+
+class QdrantTextOptions(QdrantOptions, TextOptions, total=False):
+    """`QdrantOptions`, and how documents are kept."""
+
+
+def choose_place(collection: str, options: QdrantOptions) -> None:
+    """Adds a place to options without one: the server of the environment, else a folder.
+
+    Raises:
+        ConfigError: Several places are given.
+    """
+    given = [place for place in ("path", "url", "client") if options.get(place) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"one of `path`, `url` and `client` is enough, got {given}; pass one.")
+    if given or not isinstance(collection, str):
+        return
+    if url := os.environ.get("VDR_DB_QDRANT_URL"):
+        options["url"] = url
+        options["api_key"] = options.get("api_key") or os.environ.get("VDR_DB_QDRANT_API_KEY")
+    else:
+        options["path"] = Path.cwd() / f"{_UNSAFE.sub(_quoted, collection)}.qdrant"
+
+
+def _quoted(unsafe: re.Match[str]) -> str:
+    return quote(unsafe[0], safe="", errors="surrogatepass")
 
 
 class VDRQdrant(Collection):
     """A `Collection` in Qdrant: embedded in a folder, in memory, or on a server.
 
-    Exactly one of `path`, `url` and `client` is needed. For `AsyncQdrantClient` there is
-    `AsyncVDRQdrant`.
+    Without `path`, `url` and `client` it is on the server that `$VDR_DB_QDRANT_URL` names (key:
+    `$VDR_DB_QDRANT_API_KEY`), else embedded in the folder `COLLECTION.qdrant` of the working
+    directory. `AsyncVDRQdrant` is the same in an event loop.
 
     Args:
         collection: Name of the collection, or an alias of one.
-        encoder: Makes vectors of texts; without one, only rows can be added and searched.
+        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
+            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
+            shipped one.
         path: Folder of its own for the collection, or `":memory:"`.
         url: Address of a server.
         client: A ready `qdrant_client.QdrantClient`.
@@ -48,37 +116,26 @@ class VDRQdrant(Collection):
 
     Raises:
         ConfigError: The options contradict each other.
-        StoreMismatch: The place holds something else, or the collection is of another encoder.
+        StoreMismatch: The place holds something else, or the collection is of another encoder; a
+            model that is loaded later is compared then.
         StoreUnavailable: It cannot be reached, or another process has it open.
     """
+
+    store: QdrantStore
+    _has_default_model = True
 
     def __init__(
         self,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
-        path: str | os.PathLike[str] | None = None,
-        url: str | None = None,
-        client: Any = None,
-        api_key: str | None = None,
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
-        datatype: Datatype | None = None,
-        payload_indexes: Mapping[str, IndexKind] | None = None,
-        **options: Any,
+        **options: Unpack[QdrantOptions],
     ) -> None:
-        store = QdrantStore(
-            collection,
-            path=path,
-            url=url,
-            client=client,
-            api_key=api_key,
-            datatype=datatype,
-            payload_indexes=payload_indexes,
-            **options,
-        )
-        self._qdrant = store
+        choose_place(collection, options)
+        store = QdrantStore(collection, **options)
         try:
             super().__init__(
                 store, encoder, documents=documents, store_text=store_text, text_key=text_key
@@ -91,14 +148,12 @@ class VDRQdrant(Collection):
     def from_existing(
         cls,
         collection: str,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
-        vector_name: str | None = None,
         adopt: bool = False,
         width: int | None = None,
-        documents: Documents | None = None,
-        **options: Any,
-    ) -> VDRQdrant:
+        **options: Unpack[QdrantTextOptions],
+    ) -> Self:
         """Opens a collection that is on a server already, and neither makes nor changes it.
 
         One that this library made is checked against the encoder. One that others made does not
@@ -117,11 +172,10 @@ class VDRQdrant(Collection):
         Args:
             collection: Its name, or an alias.
             encoder: The model that made its vectors.
-            vector_name: Its sparse vector; needed when it has several.
             adopt: Take one that this library did not make.
             width: Vocabulary size, for one that is adopted without an encoder.
-            documents: What its document side is, by default `"encoded"`.
-            options: `url` or `client`, and more options of `VDRQdrant`.
+            options: `url` or `client`, `vector_name` when it has several sparse vectors, and more
+                options of `VDRQdrant`.
 
         Raises:
             StoreError: There is no such collection.
@@ -131,16 +185,10 @@ class VDRQdrant(Collection):
             ConfigError: It is to be adopted without encoder and width.
         """
         if width is None and encoder is not None:
+            encoder = load_encoder(encoder)
             width = encoder.vocabulary.size
-        existing = Existing(adopt=adopt, width=width, documents=documents or "encoded")
-        return cls(
-            collection,
-            encoder,
-            documents=documents,
-            vector_name=vector_name,
-            existing=existing,
-            **options,
-        )
+        options["existing"] = Existing(adopt, width, options.get("documents") or "encoded")
+        return cls(collection, encoder, **options)
 
     def add_texts(
         self,
@@ -181,9 +229,11 @@ class VDRQdrant(Collection):
         def upsert(rows: SparseRows, part: Sequence[Id], *rest: Any, **options: Any) -> Written:
             taken = [place[id] for id in part]
             picked = {name: column[taken] for name, column in columns.items()}
-            return self._qdrant.upsert(rows, part, *rest, dense=picked, **options)
+            return self.store.upsert(rows, part, *rest, dense=picked, **options)
 
-        return self._add_texts(upsert, texts, given, payloads, batch_size, empty)
+        beside = copy.copy(self)
+        beside._upsert = upsert
+        return beside.add_texts(texts, given, payloads, batch_size=batch_size, empty=empty)
 
     def add_rows(
         self,
@@ -203,13 +253,16 @@ class VDRQdrant(Collection):
             empty: What becomes of rows without entries.
             dense: Name → `[N, size]` dense vectors of the same documents.
         """
-        upsert = partial(self._qdrant.upsert, dense=dense)
-        return self._add_rows(upsert, rows, ids, payloads, empty)
+        if dense is None:
+            return super().add_rows(rows, ids, payloads, empty=empty)
+        beside = copy.copy(self)
+        beside._upsert = partial(self.store.upsert, dense=dense)
+        return beside.add_rows(rows, ids, payloads, empty=empty)
 
-    def search_hybrid(
+    def search_with_dense(
         self,
         query: str | SparseRows,
-        vector: Any,
+        vector: npt.ArrayLike,
         limit: int = 10,
         filter: Any = None,
         *,
@@ -232,8 +285,9 @@ class VDRQdrant(Collection):
             depth: Hits of each side that the fusion looks at.
             rank_constant: Larger values give the first ranks less weight.
         """
-        row = self._query_rows([query] if isinstance(query, str) else query, mode)
-        return self._qdrant.search_hybrid(
+        row = self._query_rows(query, mode)
+        search = self.store.search_with_dense
+        return search(
             row,
             vector,
             limit,
@@ -244,15 +298,16 @@ class VDRQdrant(Collection):
             rank_constant=rank_constant,
         )
 
-    @contextmanager
+    search_hybrid = renamed("search_hybrid", search_with_dense)
+
     def rebuild(
         self,
-        encoder: Encoder | None = None,
+        encoder: AnyEncoder | None = None,
         *,
         expected: int | None = None,
         keep_old: bool = False,
-        **changes: Any,
-    ) -> Iterator[VDRQdrant]:
+        **changes: Unpack[QdrantChanges],
+    ) -> AbstractContextManager[Self]:
         """Fills a new collection inside the block; the name moves to it at the end, in one step.
 
         ```python
@@ -272,27 +327,9 @@ class VDRQdrant(Collection):
         Raises:
             StoreError: See `QdrantStore.rebuild`, as for the rest.
         """
-        used = encoder or self.encoder
-        stamp = None if used is None else used.stamp()
-        width = None if used is None else used.vocabulary.size
-        with self._qdrant.rebuild(
-            width=width, stamp=stamp, expected=expected, keep_old=keep_old, **changes
-        ) as target:
-            yield self._with_store(target, used)
-        self.encoder, self._known_stamp = used, stamp
+        options = {"expected": expected, "keep_old": keep_old, **changes}
+        return self._rebuilt(self.store.rebuild, encoder, **options)
 
-    def rollover(self, *, keep_old: bool = False, **changes: Any) -> str:
+    def rollover(self, *, keep_old: bool = False, **changes: Unpack[QdrantChanges]) -> str:
         """Copies everything into a new collection; see `QdrantStore.rollover`."""
-        return self._qdrant.rollover(keep_old=keep_old, **changes)
-
-    def _with_store(self, store: QdrantStore, encoder: Encoder | None) -> VDRQdrant:
-        fresh = VDRQdrant.__new__(VDRQdrant)
-        Collection.__init__(
-            fresh, store, encoder, store_text=self.store_text, text_key=self.text_key
-        )
-        fresh._qdrant = store
-        return fresh
-
-    def __enter__(self) -> VDRQdrant:
-        """The collection itself."""
-        return self
+        return self.store.rollover(keep_old=keep_old, **changes)

@@ -6,12 +6,14 @@ form does not retry refused ones; so the loop is ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vdr_db.connectors.elasticsearch.transport import BUSY, Backoff, Overloaded, Wire, error_reason
-from vdr_db.errors import StoreError, StoreUnavailable
+from vdr_db.connectors.elasticsearch.transport import Transport, busy, error_reason
+from vdr_db.connectors.halving import RefusedBatch, deliver
+from vdr_db.connectors.retry import Allowance
+from vdr_db.errors import Failure, StoreError, StoreUnavailable
 
 __all__ = ["BulkReport", "BulkWriter"]
 
@@ -39,11 +41,13 @@ class BulkWriter:
         max_bytes: Most bytes in one request; falls when the server calls a request too large.
     """
 
-    def __init__(self, wire: Wire, *, max_docs: int = 500, max_bytes: int = 8 << 20) -> None:
-        """Sends through `wire`."""
+    def __init__(
+        self, transport: Transport, *, max_docs: int = 500, max_bytes: int = 8 << 20
+    ) -> None:
+        """Sends through `transport`."""
         self.max_docs = max_docs
         self.max_bytes = max_bytes
-        self._wire = wire
+        self._transport = transport
 
     def write(
         self,
@@ -68,93 +72,68 @@ class BulkWriter:
         """
         report = BulkReport()
         params = {"require_alias": "true"} if require_alias else {}
-        waiting = [number for number, line in enumerate(lines) if line]
-        while waiting:
-            chunk = self._next_chunk(waiting, lines)
-            waiting = waiting[len(chunk) :]
-            self._write_chunk(path, params, chunk, lines, action, report)
+        address = f"/{path}/_bulk"
+
+        def fitting(numbers: Sequence[int]) -> int:
+            count = size = 0
+            for number in numbers[: self.max_docs]:
+                size += len(lines[number])
+                if count and size > self.max_bytes:
+                    break
+                count += 1
+            return count
+
+        def attempt(numbers: Sequence[int]) -> None:
+            waiting = numbers
+
+            def send() -> None:
+                nonlocal waiting
+                while waiting:
+                    waiting = self._send(address, params, waiting, lines, action, report)
+
+            self._transport.retrier.call(send, is_splittable=len(numbers) > 1)
+
+        def refuse(numbers: Sequence[int], error: Exception) -> None:
+            report.rejected[numbers[0]] = str(error)
+
+        items = [number for number, line in enumerate(lines) if line]
+        deliver(items, attempt, refuse, fitting=fitting)
         report.written.sort()
         report.skipped.sort()
         return report
 
-    def _next_chunk(self, waiting: Sequence[int], lines: Sequence[bytes]) -> list[int]:
-        chunk: list[int] = []
-        size = 0
-        for number in waiting[: self.max_docs]:
-            size += len(lines[number])
-            if chunk and size > self.max_bytes:
-                break
-            chunk.append(number)
-        return chunk
-
-    def _write_chunk(
+    def _send(
         self,
-        path: str,
-        params: dict[str, str],
-        chunk: Sequence[int],
+        address: str,
+        params: Mapping[str, str],
+        numbers: Sequence[int],
         lines: Sequence[bytes],
         action: str,
         report: BulkReport,
-    ) -> None:
-        backoff = self._wire.backoff()
-        parts = [list(chunk)]
-        while parts:
-            part = parts.pop()
-            body = b"".join(lines[number] for number in part)
-            if len(body) > self.max_bytes and len(part) > 1:
-                parts.extend(_halves(part))
-                continue
-            try:
-                # Ids are the caller's, so a request whose answer was lost may be sent again.
-                reply = self._wire.once(
-                    "POST", f"/{path}/_bulk", body, params=params, allow=(400, 413)
-                )
-            except Overloaded as error:
-                self._pause(backoff, error)
-                parts.append(part)
-                continue
-            if reply.status in (400, 413):
-                self._split(reply.status, reply.body, part, len(body), parts, report)
-                continue
-            busy, reason = _account(reply.body, part, action, report)
-            if len(busy) < len(part):
-                backoff.progress()
-            if busy:
-                self._pause(backoff, Overloaded(f"{len(busy)} items refused for now: {reason}"))
-                parts.append(busy)
-
-    def _pause(self, backoff: Backoff, error: Overloaded) -> None:
-        backoff.wait(error)
-        self._wire.retries += 1
-
-    def _split(
-        self,
-        status: int,
-        answer: Any,
-        part: list[int],
-        size: int,
-        parts: list[list[int]],
-        report: BulkReport,
-    ) -> None:
-        """Halves a request that was refused as a whole, to spare the neighbours of the culprit."""
-        if len(part) == 1:
-            reason = "the document is larger than the server takes in one request"
-            report.rejected[part[0]] = error_reason(answer) if status == 400 else reason
-            return
-        if status == 413:
-            self.max_bytes = max(1, size // 2)
-        parts.extend(_halves(part))
-
-
-def _halves(part: list[int]) -> list[list[int]]:
-    """Both halves, the first one last, where it is taken from first."""
-    middle = len(part) // 2
-    return [part[middle:], part[:middle]]
+    ) -> list[int]:
+        """Sends items in one request; returns those to send again, after a wait."""
+        body = b"".join(lines[number] for number in numbers)
+        # Ids are the caller's, so a request whose answer was lost may be sent again.
+        reply = self._transport.once("POST", address, body, params=params, allow=(400, 413))
+        if reply.status == 400:
+            raise RefusedBatch(error_reason(reply.body))
+        if reply.status == 413:
+            if len(numbers) > 1:
+                self.max_bytes = max(1, len(body) // 2)
+            raise RefusedBatch("the document is larger than the server takes in one request")
+        left, failure = _account(reply.body, numbers, action, report)
+        allowance = Allowance.in_charge()
+        if len(left) < len(numbers):
+            allowance.progress()
+        if failure is not None:
+            error = StoreUnavailable(failure.reason, failure=failure)
+            allowance.wait(failure, error)
+        return left
 
 
 def _account(
     answer: Any, part: Sequence[int], action: str, report: BulkReport
-) -> tuple[list[int], str]:
+) -> tuple[list[int], Failure | None]:
     """Sorts the items of an answer into the report; returns those to send again, and why."""
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list) or len(items) != len(part):
@@ -163,16 +142,16 @@ def _account(
             f"{len(items) if isinstance(items, list) else 'none'}; a proxy may have cut it, so run "
             "the same call again."
         )
-    busy: list[int] = []
-    reason = ""
+    left: list[int] = []
+    passing: Failure | None = None
     for number, item in zip(part, items, strict=True):
         outcome = next(iter(item.values()))
         status = int(outcome.get("status", 500))
         if status < 300:
             report.written.append(number)
-        elif status in BUSY:
-            busy.append(number)
-            reason = error_reason(outcome)
+        elif failure := busy(status, error_reason(outcome)):
+            left.append(number)
+            passing = failure
         elif (status == 409 and action == "create") or (
             status == 404 and action == "delete" and "error" not in outcome
         ):
@@ -180,8 +159,11 @@ def _account(
         elif status in (401, 403, 404):
             raise StoreError(
                 f"the server cannot write there ({error_reason(outcome)}); "
-                "create the index first and check what the credentials allow."
+                "create the index first and check what the credentials allow.",
+                failure=Failure("setup", error_reason(outcome)),
             )
         else:
             report.rejected[number] = error_reason(outcome)
-    return busy, reason
+    if passing is not None:
+        passing = replace(passing, reason=f"{len(left)} items refused for now: {passing.reason}")
+    return left, passing

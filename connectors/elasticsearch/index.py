@@ -12,7 +12,7 @@ from urllib.parse import quote
 from vdr_db.connectors.base import Documents, check_stamp
 from vdr_db.connectors.elasticsearch import indices
 from vdr_db.connectors.elasticsearch.bodies import FieldKind, index_mapping, index_settings
-from vdr_db.connectors.elasticsearch.transport import Wire
+from vdr_db.connectors.elasticsearch.transport import Transport
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
@@ -93,11 +93,11 @@ class VersionedIndex:
         is_loading: Whether a `loading` block runs.
     """
 
-    def __init__(self, wire: Wire, name: str, new: NewIndex) -> None:
+    def __init__(self, transport: Transport, name: str, new: NewIndex) -> None:
         """Opens nothing yet."""
         self.name = indices.check_name(name)
         self.is_loading = False
-        self._wire = wire
+        self._transport = transport
         self._new = new
         self._state: indices.IndexState | None = None
 
@@ -123,7 +123,7 @@ class VersionedIndex:
             StoreError: Nothing.
         """
         if self._state is None:
-            self._state = indices.read_state(self._wire, self.name)
+            self._state = indices.read_state(self._transport, self.name)
         if self._state is None:
             raise StoreError(f"{self.where} holds nothing yet; add documents first.")
         return self._state
@@ -135,7 +135,7 @@ class VersionedIndex:
             StoreMismatch: The index was not made by this library, or by a newer version of it.
         """
         if self._state is None:
-            self._state = indices.read_state(self._wire, self.name)
+            self._state = indices.read_state(self._transport, self.name)
         if self._state is None:
             return None
         stored = self._state.meta
@@ -182,10 +182,10 @@ class VersionedIndex:
             # Another name is taken only when that index is there without the alias.
             bodies = {"mapping": self._mapping(meta), "settings": self._settings()}
             first = f"{self.name}-000001"
-            is_ours = indices.create_index(self._wire, first, alias=self.name, **bodies)
+            is_ours = indices.create_index(self._transport, first, alias=self.name, **bodies)
             if not is_ours and self.meta() is None:
-                free = indices.next_backing(self._wire, self.name)
-                indices.create_index(self._wire, free, alias=self.name, **bodies)
+                free = indices.next_backing(self._transport, self.name)
+                indices.create_index(self._transport, free, alias=self.name, **bodies)
         stored = self.made()
         check_stamp(
             self.where,
@@ -200,7 +200,7 @@ class VersionedIndex:
         backing = self.state().backing
         self.is_loading = True
         try:
-            with indices.load_settings(self._wire, backing, asdict(meta)):
+            with indices.load_settings(self._transport, backing, asdict(meta)):
                 yield
         finally:
             self.is_loading = False
@@ -211,7 +211,10 @@ class VersionedIndex:
         state = self.state()
         settings = self._settings_of(state.backing)
         return indices.put_template(
-            self._wire, self.name, mapping=_fresh_mapping(state, self.made()), settings=settings
+            self._transport,
+            self.name,
+            mapping=_fresh_mapping(state, self.made()),
+            settings=settings,
         )
 
     @contextmanager
@@ -236,9 +239,11 @@ class VersionedIndex:
             stamp=meta.stamp if stamp is None else stamp.to_dict(),
             made_by=uuid.uuid4().hex,
         )
-        fresh = VersionedIndex(self._wire, indices.next_backing(self._wire, self.name), self._new)
+        fresh = VersionedIndex(
+            self._transport, indices.next_backing(self._transport, self.name), self._new
+        )
         indices.create_index(
-            self._wire,
+            self._transport,
             fresh.name,
             alias=None,
             mapping=_fresh_mapping(old, meta),
@@ -251,19 +256,19 @@ class VersionedIndex:
         try:
             with fresh.loading():
                 yield fresh
-            count = indices.count_documents(self._wire, fresh.name)
+            count = indices.count_documents(self._transport, fresh.name)
             if expected is not None and count != expected:
                 raise StoreError(
                     f"the new index of {self.name!r} must have {expected} documents, got {count}; "
                     "the alias stays with the old one."
                 )
-            indices.swap_alias(self._wire, self.name, old=old.backing, new=fresh.name)
+            indices.swap_alias(self._transport, self.name, old=old.backing, new=fresh.name)
         except BaseException:
-            indices.delete_index(self._wire, fresh.name)
+            indices.delete_index(self._transport, fresh.name)
             raise
         self._state = None
         if not keep_old:
-            indices.delete_index(self._wire, old.backing)
+            indices.delete_index(self._transport, old.backing)
 
     def rollover(self, *, keep_old: bool) -> str:
         """Copies all documents into a new index and moves the alias; returns its name."""
@@ -274,18 +279,18 @@ class VersionedIndex:
                 "copied; fill a new index through `rebuild`."
             )
         old = self.state().backing
-        with indices.blocked_writes(self._wire, old):
-            indices.refresh_index(self._wire, old)
-            expected = indices.count_documents(self._wire, old)
+        with indices.blocked_writes(self._transport, old):
+            indices.refresh_index(self._transport, old)
+            expected = indices.count_documents(self._transport, old)
             with self.rebuild(
                 width=None, stamp=None, expected=expected, keep_old=keep_old
             ) as fresh:
-                indices.copy_documents(self._wire, old, fresh.name)
+                indices.copy_documents(self._transport, old, fresh.name)
         return self.state().backing
 
     def _version(self) -> tuple[int, int]:
         # Only this type's mapping depends on the version; others may use servers that hide theirs.
-        return self._wire.version() if self._new.kind == "sparse_vector" else (8, 11)
+        return self._transport.version() if self._new.kind == "sparse_vector" else (8, 11)
 
     def _mapping(self, meta: IndexMeta) -> dict[str, Any]:
         return index_mapping(
@@ -308,7 +313,7 @@ class VersionedIndex:
         )
 
     def _settings_of(self, backing: str) -> dict[str, Any]:
-        settings = indices.read_settings(self._wire, backing)
+        settings = indices.read_settings(self._transport, backing)
         # A load that was not ended left its own values; the right ones are remembered.
         settings.update(self.made().before_load or {})
         return {name: value for name, value in settings.items() if value is not None}

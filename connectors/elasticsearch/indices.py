@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from vdr_db.connectors.elasticsearch.transport import Wire, error_reason
+from vdr_db.connectors.elasticsearch.transport import Transport, error_reason
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 
 __all__ = ["META_KEY", "IndexState", "check_name", "create_index", "load_settings", "read_state"]
@@ -60,13 +60,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_state(wire: Wire, name: str) -> IndexState | None:
+def read_state(transport: Transport, name: str) -> IndexState | None:
     """What the server holds under `name`, or `None`.
 
     Raises:
         StoreMismatch: The name is an alias of several indices.
     """
-    reply = wire.call("GET", f"/{quote(name)}/_mapping", allow=(404,))
+    reply = transport.call("GET", f"/{quote(name)}/_mapping", allow=(404,))
     if reply.status == 404:
         return None
     backings = sorted(reply.body)
@@ -79,18 +79,20 @@ def read_state(wire: Wire, name: str) -> IndexState | None:
     return IndexState(backings[0], backings[0] != name, mapping)
 
 
-def read_settings(wire: Wire, index: str) -> dict[str, Any]:
+def read_settings(transport: Transport, index: str) -> dict[str, Any]:
     """The settings of an index that a new one of the same kind should get, as flat names."""
-    answer = wire.call("GET", f"/{quote(index)}/_settings", params={"flat_settings": "true"}).body
+    answer = transport.call(
+        "GET", f"/{quote(index)}/_settings", params={"flat_settings": "true"}
+    ).body
     own = re.compile(
         r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
     )
     return {name: value for name, value in answer[index]["settings"].items() if not own.match(name)}
 
 
-def next_backing(wire: Wire, name: str) -> str:
+def next_backing(transport: Transport, name: str) -> str:
     """The first unused name of the form `name-000001`."""
-    taken = wire.call("GET", f"/{quote(name)}-*/_alias", allow=(404,))
+    taken = transport.call("GET", f"/{quote(name)}-*/_alias", allow=(404,))
     pattern = re.compile(re.escape(name) + r"-(\d{6})")
     found = [pattern.fullmatch(index) for index in (taken.body if taken.status == 200 else ())]
     numbers = [int(match.group(1)) for match in found if match]
@@ -98,7 +100,7 @@ def next_backing(wire: Wire, name: str) -> str:
 
 
 def create_index(
-    wire: Wire,
+    transport: Transport,
     backing: str,
     *,
     alias: str | None,
@@ -109,7 +111,7 @@ def create_index(
     body: dict[str, Any] = {"mappings": dict(mapping), "settings": dict(settings)}
     if alias is not None:
         body["aliases"] = {alias: {"is_write_index": True}}
-    reply = wire.call("PUT", f"/{quote(backing)}", body, allow=(400,))
+    reply = transport.call("PUT", f"/{quote(backing)}", body, allow=(400,))
     if reply.status < 400:
         return True
     text = str(reply.body)
@@ -122,7 +124,7 @@ def create_index(
 
 
 def put_template(
-    wire: Wire, name: str, *, mapping: Mapping[str, Any], settings: Mapping[str, Any]
+    transport: Transport, name: str, *, mapping: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
     """Writes a composable template for all indices `name-*`; returns its name."""
     template = f"vdr-{name}"
@@ -131,42 +133,42 @@ def put_template(
         "priority": 200,
         "template": {"mappings": dict(mapping), "settings": dict(settings)},
     }
-    wire.call("PUT", f"/_index_template/{quote(template)}", body)
+    transport.call("PUT", f"/_index_template/{quote(template)}", body)
     return template
 
 
-def swap_alias(wire: Wire, alias: str, *, old: str | None, new: str) -> None:
+def swap_alias(transport: Transport, alias: str, *, old: str | None, new: str) -> None:
     """Moves an alias to another index in one step."""
     actions: list[dict[str, Any]] = []
     if old is not None:
         actions.append({"remove": {"index": old, "alias": alias}})
     actions.append({"add": {"index": new, "alias": alias, "is_write_index": True}})
-    wire.call("POST", "/_aliases", {"actions": actions})
+    transport.call("POST", "/_aliases", {"actions": actions})
 
 
-def refresh_index(wire: Wire, index: str) -> None:
+def refresh_index(transport: Transport, index: str) -> None:
     """Makes all written documents visible to searches."""
-    wire.call("POST", f"/{quote(index)}/_refresh")
+    transport.call("POST", f"/{quote(index)}/_refresh")
 
 
-def count_documents(wire: Wire, index: str) -> int:
+def count_documents(transport: Transport, index: str) -> int:
     """Documents visible to searches."""
-    return int(wire.call("GET", f"/{quote(index)}/_count").body["count"])
+    return int(transport.call("GET", f"/{quote(index)}/_count").body["count"])
 
 
-def delete_index(wire: Wire, index: str) -> None:
+def delete_index(transport: Transport, index: str) -> None:
     """Deletes an index; one that is gone is no error."""
-    wire.call("DELETE", f"/{quote(index)}", allow=(404,))
+    transport.call("DELETE", f"/{quote(index)}", allow=(404,))
 
 
-def copy_documents(wire: Wire, old: str, new: str) -> None:
+def copy_documents(transport: Transport, old: str, new: str) -> None:
     """Copies all documents on the server and waits until it is done.
 
     Raises:
         StoreError: The server refused documents.
     """
     body = {"source": {"index": old}, "dest": {"index": new}}
-    answer = run_task(wire, "/_reindex", body)
+    answer = run_task(transport, "/_reindex", body)
     failures = answer.get("failures") or answer.get("error")
     if failures:
         raise StoreError(
@@ -175,13 +177,13 @@ def copy_documents(wire: Wire, old: str, new: str) -> None:
         )
 
 
-def merge_segments(wire: Wire, index: str) -> None:
+def merge_segments(transport: Transport, index: str) -> None:
     """Merges an index to one segment and waits until it is done; searches go on meanwhile."""
-    run_task(wire, f"/{quote(index)}/_forcemerge", None, {"max_num_segments": 1})
+    run_task(transport, f"/{quote(index)}/_forcemerge", None, {"max_num_segments": 1})
 
 
 def run_task(
-    wire: Wire,
+    transport: Transport,
     path: str,
     body: Mapping[str, Any] | None,
     params: Mapping[str, Any] | None = None,
@@ -195,12 +197,14 @@ def run_task(
     """
     params = {**(params or {}), "wait_for_completion": "false"}
     # Not repeated when the answer is lost: two copies of such work would get in each other's way.
-    started = wire.once("POST", path, body, params=params).body
+    started = transport.once("POST", path, body, params=params).body
     if "task" not in started:
         return dict(started)
     pause_s = 0.05
     while True:
-        reply = wire.call("GET", f"/_tasks/{quote(str(started['task']), safe=':')}", allow=(404,))
+        reply = transport.call(
+            "GET", f"/_tasks/{quote(str(started['task']), safe=':')}", allow=(404,)
+        )
         if reply.status == 404:
             return {}
         if reply.body.get("completed"):
@@ -214,18 +218,18 @@ def _error_of(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def blocked_writes(wire: Wire, index: str) -> Iterator[None]:
+def blocked_writes(transport: Transport, index: str) -> Iterator[None]:
     """Refuses writes to an index meanwhile, so that none is lost between two indices."""
     path = f"/{quote(index)}/_settings"
-    wire.call("PUT", path, {"index.blocks.write": True})
+    transport.call("PUT", path, {"index.blocks.write": True})
     try:
         yield
     finally:
-        wire.call("PUT", path, {"index.blocks.write": None}, allow=(404,))
+        transport.call("PUT", path, {"index.blocks.write": None}, allow=(404,))
 
 
 @contextmanager
-def load_settings(wire: Wire, index: str, meta: Mapping[str, Any]) -> Iterator[None]:
+def load_settings(transport: Transport, index: str, meta: Mapping[str, Any]) -> Iterator[None]:
     """No refreshes and no replicas meanwhile; both come back as they were, and one refresh runs.
 
     The values to come back to are written into the index first. A process killed in between
@@ -234,16 +238,16 @@ def load_settings(wire: Wire, index: str, meta: Mapping[str, Any]) -> Iterator[N
     path = f"/{quote(index)}"
     before = meta.get("before_load")
     if before is None:
-        current = read_settings(wire, index)
+        current = read_settings(transport, index)
         before = {name: current.get(name) for name in _LOAD_SETTINGS}
     marked = {META_KEY: {**meta, "before_load": before}}
-    wire.call("PUT", f"{path}/_mapping", {"_meta": marked})
+    transport.call("PUT", f"{path}/_mapping", {"_meta": marked})
     try:
-        wire.call("PUT", f"{path}/_settings", _LOAD_SETTINGS)
+        transport.call("PUT", f"{path}/_settings", _LOAD_SETTINGS)
         yield
     finally:
-        wire.call("PUT", f"{path}/_settings", dict(before))
+        transport.call("PUT", f"{path}/_settings", dict(before))
         # Said rather than left out: a server may merge what it is told with what it had.
         clean = {META_KEY: {**meta, "before_load": None}}
-        wire.call("PUT", f"{path}/_mapping", {"_meta": clean})
-        refresh_index(wire, index)
+        transport.call("PUT", f"{path}/_mapping", {"_meta": clean})
+        refresh_index(transport, index)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vdr_db.connectors.base import OpenStore
 from vdr_db.connectors.elasticsearch.index import VersionedIndex
-from vdr_db.errors import StoreError
 from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["IndexLifecycle"]
 
 
-class IndexLifecycle:
+class IndexLifecycle(OpenStore):
     """The part of `ElasticsearchStore` that works on whole indices."""
 
     _index: VersionedIndex
-    _is_closed: bool
 
     @contextmanager
     def loading(self) -> Iterator[Self]:
@@ -87,6 +86,6 @@ class IndexLifecycle:
         self._check_open()
         return self._index.rollover(keep_old=keep_old)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise StoreError(f"{self._index.where} is closed; open it again to use it.")
+    @property
+    def _where(self) -> str:
+        return self._index.where

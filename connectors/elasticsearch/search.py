@@ -18,8 +18,8 @@ from vdr_db.connectors.elasticsearch.bodies import (
 )
 from vdr_db.connectors.elasticsearch.filters import filter_query
 from vdr_db.connectors.elasticsearch.index import VersionedIndex
-from vdr_db.connectors.elasticsearch.transport import BUSY, Overloaded, Wire, error_reason, refusal
-from vdr_db.errors import ConfigError, require
+from vdr_db.connectors.elasticsearch.transport import Transport, busy, error_reason, refusal
+from vdr_db.errors import ConfigError, StoreUnavailable, require
 from vdr_db.filters import Filter, parse_filter
 from vdr_db.sparse import SparseRows
 
@@ -41,9 +41,11 @@ def as_query(filter: Filter | Mapping[str, Any] | None) -> dict[str, Any] | None
 class Searcher:
     """Reads `index`; searches use at most `query_top_k` tokens of each query."""
 
-    def __init__(self, wire: Wire, index: VersionedIndex, query_top_k: int | None) -> None:
-        """Sends through `wire`."""
-        self._wire = wire
+    def __init__(
+        self, transport: Transport, index: VersionedIndex, query_top_k: int | None
+    ) -> None:
+        """Sends through `transport`."""
+        self._transport = transport
         self._index = index
         self._query_top_k = query_top_k
 
@@ -77,7 +79,7 @@ class Searcher:
         depth: int,
         rank_constant: int,
     ) -> list[Hit]:
-        """The best documents by vector and BM25; see `ElasticsearchStore.search_hybrid`."""
+        """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`."""
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")
         meta = self._index.made()
@@ -106,7 +108,7 @@ class Searcher:
         for start in range(0, len(ids), _PAGE):
             part = ids[start : start + _PAGE]
             docs = [{"_id": document_id(id), "_source": source} for id in part]
-            answer = self._wire.call("POST", f"/{self._index.path}/_mget", {"docs": docs}).body
+            answer = self._transport.call("POST", f"/{self._index.path}/_mget", {"docs": docs}).body
             for id, document in zip(part, answer["docs"], strict=True):
                 if not document.get("found"):
                     continue
@@ -118,12 +120,14 @@ class Searcher:
                 records.append(Record(id, body.get("payload") or {}, row))
         return records
 
-    def ids(self) -> Iterator[Id]:
-        """All ids by pages, each page behind the last id of the one before."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, each page behind the last id of the one before."""
+        tree = as_query(filter)
+        query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
         after: list[Any] | None = None
         while True:
             body: dict[str, Any] = {
-                "query": {"match_all": {}},
+                "query": query,
                 "size": _PAGE,
                 "sort": [{"order": "asc"}],
                 "_source": False,
@@ -131,7 +135,7 @@ class Searcher:
             }
             if after is not None:
                 body["search_after"] = after
-            reply = self._wire.call("POST", f"/{self._index.path}/_search", body)
+            reply = self._transport.call("POST", f"/{self._index.path}/_search", body)
             hits = reply.body["hits"]["hits"]
             yield from (id_of(hit["sort"][0]) for hit in hits)
             if len(hits) < _PAGE:
@@ -154,7 +158,7 @@ class Searcher:
             # Some hits of some shards would look like all hits.
             params = {"allow_partial_search_results": "false"}
             path = f"/{self._index.path}/_search"
-            answers = [self._wire.call("POST", path, bodies[0], params=params).body]
+            answers = [self._transport.call("POST", path, bodies[0], params=params).body]
         else:
             for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
                 answers += self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
@@ -173,23 +177,24 @@ class Searcher:
     def _run_many(self, bodies: Sequence[dict[str, Any]]) -> list[Any]:
         orjson = require("orjson", "elasticsearch")
         answers: list[Any] = [None] * len(bodies)
-        waiting = list(range(len(bodies)))
-        backoff = self._wire.backoff()
-        while True:
+        path = f"/{self._index.path}/_msearch"
+
+        def ask() -> None:
+            waiting = [number for number, answer in enumerate(answers) if answer is None]
             head = b'{"allow_partial_search_results":false}\n'
             body = b"".join(head + orjson.dumps(bodies[number]) + b"\n" for number in waiting)
-            path = f"/{self._index.path}/_msearch"
-            responses = self._wire.call("POST", path, body, backoff=backoff).body["responses"]
-            busy = []
+            responses = self._transport.once("POST", path, body).body["responses"]
+            passing = None
             for number, answer in zip(waiting, responses, strict=True):
-                status = int(answer.get("status", 200))
-                if status in BUSY:
-                    busy.append((number, error_reason(answer)))
-                elif status >= 400:
-                    raise refusal(status, f"POST {path}: {status} {error_reason(answer)}")
-                else:
+                status, reason = int(answer.get("status", 200)), error_reason(answer)
+                if status < 400:
                     answers[number] = answer
-            if not busy:
-                return answers
-            backoff.wait(Overloaded(f"{len(busy)} searches refused for now: {busy[0][1]}"))
-            waiting = [number for number, _ in busy]
+                elif (failure := busy(status, f"searches refused for now: {reason}")) is None:
+                    raise refusal(status, f"POST {path}: {status} {reason}")
+                else:
+                    passing = failure
+            if passing is not None:
+                raise StoreUnavailable(passing.reason, failure=passing)
+
+        self._transport.retrier.call(ask)
+        return answers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal
 
 from vdr_db.connectors.base import (
@@ -26,8 +25,10 @@ from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, Versioned
 from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_index
 from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
 from vdr_db.connectors.elasticsearch.search import Fusion, Searcher, as_query
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy, Wire, connect
+from vdr_db.connectors.elasticsearch.transport import Transport, connect
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.renamed import renamed
+from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.connectors.validation import checked_query, prepare
 from vdr_db.errors import ConfigError, RejectedRows, StoreError
 from vdr_db.filters import Filter
@@ -62,7 +63,7 @@ class ElasticsearchStore(IndexLifecycle):
             `get(with_rows=True)`, `explain`, `rollover`, and whatever else reads `_source`.
         query_top_k: Sends only that many of the heaviest tokens of a query; `None` sends all. Time
             in the engine grows with the number of tokens.
-        text_fields: Payload fields of a new index that `search_hybrid` can search by BM25.
+        text_fields: Payload fields of a new index that `search_with_text` can search by BM25.
         payload_types: Elasticsearch types for payload fields of a new index that other programs
             want to query by themselves, `{"year": "long"}`; our filters do not need them.
         shards: Primary shards of a new index.
@@ -129,13 +130,12 @@ class ElasticsearchStore(IndexLifecycle):
                 basic_auth=basic_auth,
                 options=client_options or {},
             )
-        self.wire = Wire(client, policy=retry, secrets=secrets)
+        self.transport = Transport(client, Retrier(retry), secrets=secrets)
         self.query_top_k = query_top_k
         self.limits = BatchLimits(rows=max_docs, bytes=max_bytes, row_bytes=max_bytes)
-        self._writer = BulkWriter(self.wire, max_docs=max_docs, max_bytes=max_bytes)
-        self._is_closed = False
+        self._writer = BulkWriter(self.transport, max_docs=max_docs, max_bytes=max_bytes)
         try:
-            self._index = VersionedIndex(self.wire, index, new)
+            self._index = VersionedIndex(self.transport, index, new)
             self._index.meta()
         except BaseException:
             self.close()
@@ -218,7 +218,7 @@ class ElasticsearchStore(IndexLifecycle):
             width=meta.width,
             empty=empty,
             limits=self.limits,
-            where=self._index.where,
+            where=self._where,
         )
         action: Literal["index", "create"] = "index" if existing == "replace" else "create"
         count = 0
@@ -257,13 +257,13 @@ class ElasticsearchStore(IndexLifecycle):
     def flush(self) -> None:
         """Makes everything written visible, and durable under any translog setting."""
         self._made()
-        refresh_index(self.wire, self.name)
-        self.wire.call("POST", f"/{self._index.path}/_flush")
+        refresh_index(self.transport, self.name)
+        self.transport.call("POST", f"/{self._index.path}/_flush")
 
     def optimize(self) -> None:
         """Merges the index to one segment, for faster searches; not while writing goes on."""
         self._made()
-        merge_segments(self.wire, self.name)
+        merge_segments(self.transport, self.name)
 
     # Reading
 
@@ -276,7 +276,7 @@ class ElasticsearchStore(IndexLifecycle):
     ) -> list[Hit]:
         """The best documents; see `Store.search`."""
         checked_page(limit, offset)
-        query = checked_query(row, self._made().width, self._index.where, single=True)
+        query = checked_query(row, self._made().width, self._where, single=True)
         return self._searcher().rows(query, limit, filter, offset)[0]
 
     def search_batch(
@@ -287,10 +287,10 @@ class ElasticsearchStore(IndexLifecycle):
     ) -> list[list[Hit]]:
         """`search` for each row, many in one request."""
         checked_page(limit, 0)
-        query = checked_query(rows, self._made().width, self._index.where)
+        query = checked_query(rows, self._made().width, self._where)
         return self._searcher().rows(query, limit, filter, 0)
 
-    def search_hybrid(
+    def search_with_text(
         self,
         row: SparseRows,
         text: str,
@@ -322,7 +322,7 @@ class ElasticsearchStore(IndexLifecycle):
             ConfigError: The field is not indexed as text, or an option is impossible.
         """
         checked_page(limit, 0)
-        query = checked_query(row, self._made().width, self._index.where, single=True)
+        query = checked_query(row, self._made().width, self._where, single=True)
         return self._searcher().hybrid(
             query,
             text,
@@ -335,6 +335,8 @@ class ElasticsearchStore(IndexLifecycle):
             rank_constant=rank_constant,
         )
 
+    search_hybrid = renamed("search_hybrid", search_with_text)
+
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out.
 
@@ -344,15 +346,15 @@ class ElasticsearchStore(IndexLifecycle):
         meta = self._made()
         if with_rows and not meta.store_vectors:
             raise StoreError(
-                f"{self._index.where} was made with store_vectors=False, so no vectors can be read "
+                f"{self._where} was made with store_vectors=False, so no vectors can be read "
                 "back; make the index anew with store_vectors=True to explain or copy from it."
             )
         return self._searcher().get(checked_ids(ids), with_rows)
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, integers first, each kind in ascending order."""
+    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, integers first, each kind in ascending order."""
         self._made()
-        return self._searcher().ids()
+        return self._searcher().ids(filter)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -360,26 +362,15 @@ class ElasticsearchStore(IndexLifecycle):
             return 0
         tree = as_query(filter)
         body = {"query": {"bool": {"filter": [tree]}}} if tree is not None else None
-        return int(self.wire.call("POST", f"/{self._index.path}/_count", body).body["count"])
+        return int(self.transport.call("POST", f"/{self._index.path}/_count", body).body["count"])
 
     def close(self) -> None:
         """Closes the connections, unless the client was given; a second call does nothing."""
-        if not self._is_closed and self._owns_client:
-            self.wire.close()
-        self._is_closed = True
-
-    def __enter__(self) -> ElasticsearchStore:
-        """The store itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the store."""
-        self.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self.transport.retrier.stop.set()
+            if self._owns_client:
+                self.transport.close()
 
     # Inside
 
@@ -392,8 +383,8 @@ class ElasticsearchStore(IndexLifecycle):
         return self._index.made()
 
     def _searcher(self) -> Searcher:
-        return Searcher(self.wire, self._index, self.query_top_k)
+        return Searcher(self.transport, self._index, self.query_top_k)
 
     def _refresh(self) -> None:
         if not self._index.is_loading:
-            refresh_index(self.wire, self.name)
+            refresh_index(self.transport, self.name)

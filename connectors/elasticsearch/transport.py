@@ -8,68 +8,25 @@ a deadline for the whole.
 from __future__ import annotations
 
 import base64
-import random
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
+from vdr_db.connectors.failures import (
+    classify,
+    failure_of_status,
+    one_line,
+    redact,
+    told,
+    wait_asked_for,
+)
+from vdr_db.connectors.retry import Retrier
+from vdr_db.errors import ConfigError, Failure, StoreError, StoreUnavailable, require
 
-__all__ = [
-    "BUSY",
-    "Backoff",
-    "Overloaded",
-    "Reply",
-    "RetryPolicy",
-    "Wire",
-    "connect",
-    "error_reason",
-    "refusal",
-]
+__all__ = ["Reply", "Transport", "busy", "connect", "error_reason", "refusal"]
 
-BUSY = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that pass: the same request may succeed a little later."""
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """When to try again what failed for a passing reason.
-
-    The n-th wait is drawn from [0, min(cap_s, base_s * 2^n)] ("full jitter", so that many writers
-    do not come back together), and is at least what the server asks for by Retry-After.
-
-    Attributes:
-        tries: Attempts without any progress before giving up.
-        base_s: Scale of the first wait, in seconds.
-        cap_s: Longest drawn wait, in seconds.
-        deadline_s: Total time for one request, waits included, in seconds.
-    """
-
-    tries: int = 8
-    base_s: float = 0.5
-    cap_s: float = 30.0
-    deadline_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if self.tries < 1 or min(self.base_s, self.cap_s, self.deadline_s) < 0:
-            raise ConfigError(
-                f"a retry policy needs `tries` >= 1 and times >= 0 seconds, got {self}."
-            )
-
-
-class Overloaded(StoreUnavailable):
-    """A passing failure: no connection, no answer, or a server that asks to come back later.
-
-    Attributes:
-        retry_after_s: Seconds the server asks to wait, or `None`.
-    """
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(message)
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -80,74 +37,23 @@ class Reply:
     body: Any
 
 
-class Backoff:
-    """Waits between attempts of one request, until tries or time run out."""
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
-        """Starts the clock."""
-        self.policy = policy
-        self._sleep = sleep
-        self._clock = clock
-        self._draw = draw
-        self._attempt = 0
-        self._end = clock() + policy.deadline_s
-
-    def progress(self) -> None:
-        """Starts counting tries anew, because something got through; the deadline stays."""
-        self._attempt = 0
-
-    def wait(self, error: Overloaded) -> None:
-        """Sleeps before the next attempt.
-
-        Raises:
-            StoreUnavailable: No tries or not enough time is left; says what failed last.
-        """
-        pause = self._draw() * min(self.policy.cap_s, self.policy.base_s * 2.0**self._attempt)
-        self._attempt += 1
-        pause = max(pause, error.retry_after_s or 0.0)
-        if self._attempt >= self.policy.tries:
-            spent = f"{self._attempt} attempts"
-        elif self._clock() + pause > self._end:
-            spent = f"{self.policy.deadline_s:g} s"
-        else:
-            self._sleep(pause)
-            return
-        raise StoreUnavailable(
-            f"the search server could not be used for {spent} ({error}); what was acknowledged is "
-            "safe, so run the same call again once the server answers."
-        ) from error
-
-
-class Wire:
+class Transport:
     """Sends requests through a client object.
 
-    Attributes:
-        policy: When to try again.
-        retries: Attempts repeated so far, for progress reports.
+    Args:
+        client: An `elasticsearch` or `opensearch-py` client.
+        retrier: Makes requests again that failed for a passing reason.
+        secrets: Texts that must never appear in an error.
+
+    Raises:
+        ConfigError: It is another client.
     """
 
     def __init__(
-        self,
-        client: Any,
-        *,
-        policy: RetryPolicy | None = None,
-        secrets: Sequence[str] = (),
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
+        self, client: Any, retrier: Retrier | None = None, *, secrets: Sequence[str] = ()
     ) -> None:
-        """Takes a client; `secrets` are texts that must never appear in an error."""
-        self.policy = policy or RetryPolicy()
-        self.retries = 0
+        self.retrier = retrier or Retrier()
         self._secrets = tuple(secret for secret in secrets if secret)
-        self._start_backoff = partial(Backoff, self.policy, sleep=sleep, clock=clock, draw=draw)
         self._version: tuple[int, int] | None = None
         self._is_opensearch = type(client).__module__.split(".")[0] == "opensearchpy"
         if self._is_opensearch:
@@ -163,11 +69,7 @@ class Wire:
 
     def __repr__(self) -> str:
         """Names the kind of client and nothing that could be secret."""
-        return f"Wire({'opensearch-py' if self._is_opensearch else 'elasticsearch'})"
-
-    def backoff(self) -> Backoff:
-        """A fresh allowance of tries and time."""
-        return self._start_backoff()
+        return f"Transport({'opensearch-py' if self._is_opensearch else 'elasticsearch'})"
 
     def call(
         self,
@@ -177,7 +79,6 @@ class Wire:
         *,
         params: Mapping[str, Any] | None = None,
         allow: Sequence[int] = (),
-        backoff: Backoff | None = None,
     ) -> Reply:
         """Sends a request until it is answered. Send only what may be carried out twice.
 
@@ -187,20 +88,13 @@ class Wire:
             body: JSON, or bytes of newline-delimited JSON.
             params: Query parameters.
             allow: Statuses at and above 400 that are returned rather than raised.
-            backoff: An allowance shared with other requests; a fresh one without.
 
         Raises:
             StoreUnavailable: No answer within tries and deadline.
             StoreError: The server refused the request.
             ConfigError: Client and server do not fit each other.
         """
-        backoff = backoff or self.backoff()
-        while True:
-            try:
-                return self.once(method, path, body, params=params, allow=allow)
-            except Overloaded as error:
-                backoff.wait(error)
-                self.retries += 1
+        return self.retrier.call(lambda: self.once(method, path, body, params=params, allow=allow))
 
     def once(
         self,
@@ -211,7 +105,7 @@ class Wire:
         params: Mapping[str, Any] | None = None,
         allow: Sequence[int] = (),
     ) -> Reply:
-        """Sends a request once; a passing failure is raised as `Overloaded`."""
+        """Sends a request once; a passing failure is `StoreUnavailable`."""
         headers = {"accept": "application/json"}
         if body is not None:
             kind = "x-ndjson" if isinstance(body, bytes) else "json"
@@ -223,8 +117,9 @@ class Wire:
         if status < 400 or status in allow:
             return Reply(status, answer)
         reason = self._scrub(f"{method} {path}: {status} {error_reason(answer)}")
-        if status in BUSY:
-            raise Overloaded(reason, retry_after)
+        failure = busy(status, reason, retry_after)
+        if failure is not None:
+            raise StoreUnavailable(reason, failure=failure)
         raise refusal(status, reason)
 
     def version(self) -> tuple[int, int]:
@@ -234,11 +129,6 @@ class Wire:
             major, minor = str(number).split(".")[:2]
             self._version = int(major), int(minor)
         return self._version
-
-    @property
-    def is_opensearch(self) -> bool:
-        """Whether the client is one of OpenSearch."""
-        return self._is_opensearch
 
     def close(self) -> None:
         """Closes the client's connections."""
@@ -259,15 +149,15 @@ class Wire:
                 "client=opensearchpy.OpenSearch(...)."
             ) from error
         except elasticsearch.ApiError as error:
-            return error.status_code, error.body, _retry_after(error.meta.headers)
+            return error.status_code, error.body, wait_asked_for(error.meta.headers)
         except transport.TlsError as error:
             raise StoreError(
                 f"no secure connection ({self._scrub(str(error))}); check `ca_certs` or "
-                "`ssl_assert_fingerprint`."
+                "`ssl_assert_fingerprint`.",
+                failure=Failure("setup", "no secure connection"),
             ) from error
         except (transport.TransportError, transport.SerializationError) as error:
-            # Not chained: what a client puts in its errors is not ours to vouch for.
-            raise Overloaded(f"{method} {path}: {self._scrub(_first_line(error))}") from None
+            raise self._unanswered(method, path, error) from None
         return reply.meta.status, reply.body, None
 
     def _send_opensearch(
@@ -280,18 +170,25 @@ class Wire:
             )
         except opensearchpy.SSLError as error:
             raise StoreError(
-                f"no secure connection ({self._scrub(str(error))}); check the client's TLS options."
+                f"no secure connection ({self._scrub(str(error))}); check the client's TLS "
+                "options.",
+                failure=Failure("setup", "no secure connection"),
             ) from error
         except (opensearchpy.ConnectionError, opensearchpy.SerializationError) as error:
-            raise Overloaded(f"{method} {path}: {self._scrub(_first_line(error))}") from None
+            raise self._unanswered(method, path, error) from None
         except opensearchpy.TransportError as error:
             return int(error.status_code), error.info, None
         return 200, answer, None
 
+    def _unanswered(self, method: str, path: str, error: Exception) -> StoreUnavailable:
+        # To be raised unchained: what a client puts in its errors is not ours to vouch for.
+        reason = f"{method} {path}: {told(error, self._secrets)}"
+        is_late = classify(error).kind == "timeout"
+        failure = Failure("timeout" if is_late else "transient", reason)
+        return StoreUnavailable(reason, failure=failure)
+
     def _scrub(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        return redact(text, self._secrets)
 
 
 def connect(
@@ -340,12 +237,12 @@ def error_reason(body: Any) -> str:
     """The innermost reason of an Elasticsearch error, in one line."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if not isinstance(error, Mapping):
-        return _first_line(error) if error else "no reason given"
+        return one_line(error, _LONGEST_REASON) if error else "no reason given"
     reasons: list[str] = []
     while isinstance(error, Mapping) and len(reasons) < 4:
         reasons.append(f"{error.get('type', 'error')}: {error.get('reason') or 'no reason given'}")
         error = error.get("caused_by")
-    return _first_line("; ".join(reasons))
+    return one_line("; ".join(reasons), _LONGEST_REASON)
 
 
 def _check_majors(status: int, answer: Any) -> None:
@@ -363,26 +260,22 @@ def _check_majors(status: int, answer: Any) -> None:
     )
 
 
+def busy(status: int, reason: str, retry_after_s: float | None = None) -> Failure | None:
+    """What a status means that passes; `None` for all others."""
+    failure = failure_of_status(status, reason, retry_after_s)
+    return failure if failure and failure.kind in ("transient", "timeout") else None
+
+
 def refusal(status: int, reason: str) -> StoreError:
     """The error for a request that the server will not carry out however often it is sent."""
     if status == 401:
-        return StoreError(f"the server does not accept the credentials ({reason}).")
-    if status == 403:
-        return StoreError(f"the credentials do not allow this ({reason}).")
-    if "too_many" in reason and "clauses" in reason:
-        return StoreError(
+        message = f"the server does not accept the credentials ({reason})."
+    elif status == 403:
+        message = f"the credentials do not allow this ({reason})."
+    elif "too_many" in reason and "clauses" in reason:
+        message = (
             f"the query has more clauses than the server allows ({reason}); set `query_top_k`."
         )
-    return StoreError(f"the server refused the request ({reason}).")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return None  # absent, or a date: then the drawn wait has to do
-
-
-def _first_line(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 500 else text[:497] + "..."
+    else:
+        message = f"the server refused the request ({reason})."
+    return StoreError(message, failure=Failure("setup", reason))

@@ -60,12 +60,12 @@ class Batch:
     dense: DenseRows
     size: int
 
-    def halves(self) -> tuple[Batch, Batch]:
-        """The batch in two parts, of which the first is not empty."""
-        middle = len(self.points) // 2
-        return self._part(slice(0, middle)), self._part(slice(middle, None))
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.ids)
 
-    def _part(self, part: slice) -> Batch:
+    def __getitem__(self, part: slice) -> Batch:
+        """Some of the documents."""
         points = self.points[part]
         return Batch(
             ids=self.ids[part],

@@ -245,11 +245,13 @@ class EdgeEngine:
         return [_stored(record, with_rows) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         self._check_usable()
-        request = self._edge.ScrollRequest(offset=after, limit=limit, with_payload=list(fields))
+        request = self._edge.ScrollRequest(
+            offset=after, limit=limit, with_payload=list(fields), filter=self._native(filter)
+        )
         with self._translated("be read"):
             records, following = self._shard.scroll(request)
         page = [_stored(record, False) for record in records]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Documents, Payload
+from vdr_db.connectors.halving import RefusedBatch
 from vdr_db.connectors.qdrant.filters import json_path
 from vdr_db.errors import ConfigError, StoreMismatch
 from vdr_db.filters import Key
@@ -55,10 +56,6 @@ INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime", "uuid", "tenan
 DATATYPES = ("float32", "float16", "uint8")
 DISTANCES = ("cosine", "dot", "euclid", "manhattan")
 _FORMAT = 1
-
-
-class RefusedBatch(Exception):
-    """A server refuses what is in a batch; the store looks for the rows it means."""
 
 
 @dataclass(frozen=True)
@@ -303,9 +300,12 @@ class Engine(Protocol):
         """The points that are there, in any order."""
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
-        """A page of points from `after` on with these payload fields, and where the next starts."""
+        """A page of points from `after` on with these payload fields, and where the next starts.
+
+        The filter, in any of its forms, leaves points out.
+        """
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""

@@ -7,16 +7,12 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from vdr_db.connectors.qdrant.engine import RefusedBatch
+from vdr_db.connectors.failures import classify, told
+from vdr_db.connectors.halving import RefusedBatch
 from vdr_db.errors import StoreError, StoreUnavailable
 
 __all__ = ["NameTaken", "shown_url", "translated"]
 
-_PASSING_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"}
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-_PASSING_ERRORS = {"ResponseHandlingException", "ResourceExhaustedResponse"}
-_REFUSING_STATUS = {400, 413, 422}
-_TOO_LARGE = re.compile(r"larger than|too large|message size", re.IGNORECASE)
 _TAKEN = re.compile(r"already exists", re.IGNORECASE)
 
 
@@ -47,39 +43,26 @@ def translated(
     except (StoreError, RefusedBatch):
         raise
     except Exception as error:
+        failure = classify(error)
+        said = told(error, [secret or ""])
         status = getattr(error, "status_code", None)
         code = getattr(getattr(error, "code", lambda: None)(), "name", None)
-        told = _told(error, secret)
-        too_large = code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(told)
-        refused = status in _REFUSING_STATUS or code == "INVALID_ARGUMENT" or too_large
-        if refusable and refused:
-            raise RefusedBatch(told) from error
+        if refusable and (failure.kind == "too_big" or (failure.kind == "data" and status != 409)):
+            raise RefusedBatch(said) from error
         if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise StoreError(
                 f"{where} cannot {action}: the server refuses the credentials; check "
-                "`api_key` and its rights."
+                "`api_key` and its rights.",
+                failure=failure,
             ) from error
-        if status == 409 or code == "ALREADY_EXISTS" or _TAKEN.search(told):
-            raise NameTaken(f"{where} cannot {action}: {told}.") from error
-        passing = (
-            status in _PASSING_STATUS
-            or code in _PASSING_CODES
-            or isinstance(error, (OSError, TimeoutError))
-            or type(error).__name__ in _PASSING_ERRORS
-        )
-        kind = StoreUnavailable if passing else StoreError
-        advice = "; check the address, or try again later" if passing else ""
-        raise kind(f"{where} cannot {action}: {told}{advice}.") from error
-
-
-def _told(error: Exception, secret: str | None) -> str:
-    """What the error says, short and without the key."""
-    details = getattr(error, "details", None)
-    text = str(details()) if callable(details) else str(error)
-    text = " ".join(text.split()) or type(error).__name__
-    if secret:
-        text = text.replace(secret, "***")
-    return text if len(text) <= 300 else text[:300] + "…"
+        if status == 409 or code == "ALREADY_EXISTS" or _TAKEN.search(said):
+            raise NameTaken(f"{where} cannot {action}: {said}.", failure=failure) from error
+        if failure.kind in ("transient", "timeout") or isinstance(error, OSError):
+            raise StoreUnavailable(
+                f"{where} cannot {action}: {said}; check the address, or try again later.",
+                failure=failure if failure.kind != "fatal" else None,
+            ) from error
+        raise StoreError(f"{where} cannot {action}: {said}.", failure=failure) from error
 
 
 def shown_url(url: str) -> str:

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.qdrant.engine import Datatype, Engine, IndexKind, Manifest, checked_indexes
+from vdr_db.connectors.base import Documents, OpenStore, check_stamp
+from vdr_db.connectors.qdrant.engine import (
+    VECTOR_NAME,
+    Datatype,
+    DenseVector,
+    Engine,
+    IndexKind,
+    Manifest,
+    checked_indexes,
+)
 from vdr_db.connectors.qdrant.errors import NameTaken
 from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.errors import ConfigError, StoreError
@@ -22,13 +31,78 @@ if TYPE_CHECKING:
 __all__ = ["CollectionLifecycle"]
 
 
-class CollectionLifecycle:
-    """The part of `QdrantStore` that works on whole collections."""
+class CollectionLifecycle(OpenStore):
+    """The part of `QdrantStore` for whole collections: it makes, describes and replaces them."""
 
     name: str
     _engine: Engine
     _manifest: Manifest | None
-    _closed: bool
+    _datatype: Datatype | None
+    _payload_indexes: dict[str, IndexKind]
+    _dense: dict[str, DenseVector]
+    _vector_name: str | None
+    _full_scan_threshold: int
+
+    @property
+    def width(self) -> int | None:
+        """Width of all rows, `None` while the collection is not made."""
+        return None if self._manifest is None else self._manifest.width
+
+    @property
+    def stamp(self) -> EncoderStamp | None:
+        """The encoder the collection was made for, as far as known."""
+        return None if self._manifest is None else self._manifest.stamp
+
+    @property
+    def documents(self) -> Documents:
+        """What the document side is."""
+        return "encoded" if self._manifest is None else self._manifest.documents
+
+    @property
+    def datatype(self) -> Datatype:
+        """How the index keeps weights."""
+        kept = self._datatype if self._manifest is None else self._manifest.datatype
+        return kept or "float32"
+
+    @property
+    def dense(self) -> dict[str, DenseVector]:
+        """The dense vectors beside the sparse one; `""` is one without a name."""
+        return self._dense if self._manifest is None else dict(self._manifest.dense)
+
+    def create(
+        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+    ) -> None:
+        """Makes the collection, or checks the one that is there; see `Store.create`."""
+        self._check_open()
+        if self._manifest is not None:
+            kept = (self._manifest.width, self._manifest.stamp, self._manifest.documents)
+            check_stamp(self._where, kept, (width, stamp, documents))
+            return
+        SparseRows.empty(0, width)  # checks the width
+        manifest = Manifest(
+            collection=self.name,
+            width=width,
+            stamp=stamp,
+            documents=documents,
+            datatype=self.datatype,
+            full_scan_threshold=self._full_scan_threshold,
+            payload_indexes=self._payload_indexes,
+            dense=self._dense,
+            vector=self._vector_name or VECTOR_NAME,
+        )
+        try:
+            self._engine.create(manifest)
+        except NameTaken:
+            # Another process was faster; what it made must be what was asked for.
+            self._manifest = self._engine.open()
+            if self._manifest is None:
+                raise
+            self._manifest.check_options(
+                self._where, self._datatype, self._payload_indexes, self._dense
+            )
+            self.create(width, stamp, documents=documents)
+            return
+        self._manifest = manifest
 
     @contextmanager
     def rebuild(
@@ -107,7 +181,7 @@ class CollectionLifecycle:
                 versions.drop(name)
             raise
         finally:
-            target._closed = True
+            target._is_closed = True
         # From here on the new collection is never deleted: it may be in use already.
         versions.move_alias(self.name, name)
         self._manifest = manifest
@@ -159,4 +233,14 @@ class CollectionLifecycle:
         return self._engine
 
     def _made(self) -> Manifest:
-        raise NotImplementedError
+        self._check_open()
+        if self._manifest is None:
+            raise StoreError(
+                f"{self._where} holds nothing yet; add documents first, or check its name "
+                "and place."
+            )
+        return self._manifest
+
+    @property
+    def _where(self) -> str:
+        return self._engine.where

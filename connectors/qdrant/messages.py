@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import Payload
-from vdr_db.connectors.qdrant.engine import DenseRows, PointId, RefusedBatch
+from vdr_db.connectors.halving import RefusedBatch
+from vdr_db.connectors.qdrant.engine import DenseRows, PointId
 from vdr_db.sparse import SparseRows
 
 __all__ = ["PointMessages"]

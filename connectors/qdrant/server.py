@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Payload
-from vdr_db.connectors.collections.qdrant_blocking import BlockingClient
 from vdr_db.connectors.qdrant.engine import DenseRows, Found, Manifest, PointId, Stored
 from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
 from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
@@ -24,10 +23,13 @@ from vdr_db.connectors.qdrant.requests import (
     Requests,
 )
 from vdr_db.connectors.qdrant.versions import Versions
+from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 from vdr_db.sparse import SparseRows
 
 __all__ = ["SERVER_LIMITS", "ServerEngine"]
+
+Answer = TypeVar("Answer")
 
 SERVER_LIMITS = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
 """The server's own limit for a request is 32 MiB; its documentation asks for far smaller ones."""
@@ -49,6 +51,7 @@ class ServerEngine:
         api_key: For `url`; it is never shown.
         prefer_grpc: Speak gRPC (port 6334 unless `client_options` says otherwise).
         timeout: Seconds for one request.
+        retry: When to try again; opening is tried once, so that a wrong address is told at once.
         index_memory: Where the sparse index lives; `None` is the server's default (pinned).
         client_options: More arguments of `QdrantClient`, such as `grpc_port` or TLS settings.
         collection_options: More arguments of `create_collection`, such as `shard_number`.
@@ -68,6 +71,7 @@ class ServerEngine:
         api_key: str | None = None,
         prefer_grpc: bool = True,
         timeout: int = 60,
+        retry: RetryPolicy | None = None,
         index_memory: IndexMemory | None = None,
         client_options: Mapping[str, Any] | None = None,
         collection_options: Mapping[str, Any] | None = None,
@@ -84,12 +88,11 @@ class ServerEngine:
         self._versioned = versioned
         self._existing = existing
         self._secret = api_key
+        self._retrier = Retrier(retry)
         self._owns_client = client is None
         if client is not None:
             self._where = f"collection {collection!r} of the given client"
-            if isinstance(client, BlockingClient):
-                self._where, self._secret = client.where, client.secret
-            elif not isinstance(client, module.QdrantClient):
+            if not isinstance(client, module.QdrantClient):
                 raise ConfigError(
                     f"`client` must be a qdrant_client.QdrantClient, got {type(client).__name__}."
                 )
@@ -227,6 +230,7 @@ class ServerEngine:
         engine._collection = name
         engine._where = self._where.replace(repr(self._collection), repr(name), 1)
         engine._owns_client = False
+        engine._retrier = Retrier(self._retrier.policy)
         engine._versioned = False
         engine._make(name, manifest, asked, indexes)
         return engine
@@ -240,18 +244,17 @@ class ServerEngine:
         dense: DenseRows | None = None,
     ) -> None:
         """Writes one batch and waits until it is visible; see `Engine.upsert`."""
-        with self._translated("be written", refusable=True):
-            self._requests.upsert(self._collection, points, rows, payloads, dense or {})
+
+        def send() -> None:
+            with self._translated("be written", refusable=True):
+                self._requests.upsert(self._collection, points, rows, payloads, dense or {})
+
+        self._retrier.call(send, is_splittable=len(points) > 1)
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, several queries in one request."""
         requests = self._requests.searches(rows, limit, offset, filter)
-        answers = []
-        with self._translated("be searched"):
-            for start in range(0, len(requests), QUERIES_AT_ONCE):
-                part = requests[start : start + QUERIES_AT_ONCE]
-                answers += self._client.query_batch_points(self._collection, requests=part)
-        return [self._requests.found(answer) for answer in answers]
+        return self._query(requests)
 
     def hybrid(
         self,
@@ -276,42 +279,43 @@ class ServerEngine:
             depth=depth,
             rank_constant=rank_constant,
         )
-        with self._translated("be searched"):
-            answers = self._client.query_batch_points(self._collection, requests=[request])
-        return self._requests.found(answers[0])
+        return self._query([request])[0]
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
-        with self._translated("be read"):
-            records = self._client.retrieve(
-                self._collection,
-                ids=list(points),
-                with_payload=True,
-                with_vectors=[self._requests.vector] if with_rows else False,
-            )
+        records = self._asked(
+            "be read",
+            self._client.retrieve,
+            ids=list(points),
+            with_payload=True,
+            with_vectors=[self._requests.vector] if with_rows else False,
+        )
         return [self._requests.stored(record, with_rows) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str]
+        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
-        with self._translated("be read"):
-            records, following = self._client.scroll(
-                self._collection, offset=after, limit=limit, with_payload=list(fields)
-            )
+        records, following = self._asked(
+            "be read",
+            self._client.scroll,
+            scroll_filter=self._requests.filter(filter),
+            offset=after,
+            limit=limit,
+            with_payload=list(fields),
+        )
         return [self._requests.stored(record, False) for record in records], following
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
         native = self._requests.filter(filter)
-        with self._translated("be counted"):
-            return int(self._client.count(self._collection, count_filter=native, exact=True).count)
+        answer = self._asked("be counted", self._client.count, count_filter=native, exact=True)
+        return int(answer.count)
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points and waits until they are gone."""
         selector = self._models.PointIdsList(points=list(points))
-        with self._translated("be written"):
-            self._client.delete(self._collection, points_selector=selector, wait=True)
+        self._asked("be written", self._client.delete, points_selector=selector, wait=True)
 
     def flush(self) -> None:
         """Does nothing: the server answers when a write is in its log."""
@@ -320,7 +324,8 @@ class ServerEngine:
         """Does nothing: the server does it in the background."""
 
     def close(self) -> None:
-        """Closes the connection, unless the client was given ready."""
+        """Ends waits, and closes the connection unless the client was given ready."""
+        self._retrier.stop.set()
         if self._owns_client and hasattr(self, "_client"):
             self._client.close()
 
@@ -363,8 +368,7 @@ class ServerEngine:
 
     def _largest_index(self) -> int | None:
         options = {"with_payload": False, "with_vectors": [self._requests.vector]}
-        with self._translated("be read"):
-            records, _ = self._client.scroll(self._collection, limit=_LOOKED_AT, **options)
+        records, _ = self._asked("be read", self._client.scroll, limit=_LOOKED_AT, **options)
         stored = [self._requests.stored(record, True).indices for record in records]
         return max((max(indices) for indices in stored if indices), default=None)
 
@@ -391,6 +395,23 @@ class ServerEngine:
             id=_manifest_point(name), vector={}, payload={METADATA_KEY: manifest.to_dict()}
         )
         self._client.upsert(_MANIFESTS, points=[point], wait=True)
+
+    def _query(self, requests: Sequence[Any]) -> list[list[Found]]:
+        answers: list[list[Found]] = []
+        for start in range(0, len(requests), QUERIES_AT_ONCE):
+            part = requests[start : start + QUERIES_AT_ONCE]
+            found = self._asked("be searched", self._client.query_batch_points, requests=part)
+            answers += map(self._requests.found, found)
+        return answers
+
+    def _asked(self, action: str, method: Callable[..., Answer], **arguments: Any) -> Answer:
+        """The answer of a client's method about this collection; asked again where that helps."""
+
+        def ask() -> Answer:
+            with self._translated(action):
+                return method(self._collection, **arguments)
+
+        return self._retrier.call(ask)
 
     def _translated(self, action: str, *, refusable: bool = False) -> AbstractContextManager[None]:
         return translated(self._where, action, self._secret, refusable=refusable)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from vdr_db.connectors.base import (
     Id,
     Record,
     Written,
-    check_stamp,
     checked_page,
 )
+from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_ids
 from vdr_db.connectors.qdrant.documents import (
     ID_FIELD,
@@ -35,28 +34,25 @@ from vdr_db.connectors.qdrant.documents import (
 )
 from vdr_db.connectors.qdrant.engine import (
     DATATYPES,
-    VECTOR_NAME,
     Datatype,
     DenseVector,
     Engine,
     IndexKind,
-    Manifest,
     PointId,
-    RefusedBatch,
     Stored,
     checked_dense,
     checked_indexes,
 )
-from vdr_db.connectors.qdrant.errors import NameTaken
 from vdr_db.connectors.qdrant.existing import Existing, point_of
 from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.validation import checked_query
-from vdr_db.errors import ConfigError, RejectedRows, StoreError
+from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
     from vdr_db.connectors.qdrant.requests import IndexMemory
+    from vdr_db.connectors.retry import RetryPolicy
 
 __all__ = ["QdrantStore"]
 
@@ -74,6 +70,8 @@ class QdrantStore(CollectionLifecycle):
         api_key: For `url`.
         prefer_grpc: Speak gRPC to the server, several times smaller than REST for sparse vectors.
         timeout: Seconds for one request to a server.
+        retry: When and how long to try again what a server fails to do for a passing reason. The
+            first look at a server is not repeated, so that a wrong address is told at once.
         datatype: How the index keeps weights: `"float32"` (the default), or `"float16"`, `"uint8"`
             for less memory and other scores. Vectors read back are float32 in any case.
         payload_indexes: Payload key → `"keyword"`, `"integer"`, `"float"`, `"bool"`, `"datetime"`,
@@ -109,6 +107,7 @@ class QdrantStore(CollectionLifecycle):
         api_key: str | None = None,
         prefer_grpc: bool = True,
         timeout: int = 60,
+        retry: RetryPolicy | None = None,
         datatype: Datatype | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
         full_scan_threshold: int = 500,
@@ -130,6 +129,7 @@ class QdrantStore(CollectionLifecycle):
         for name, option, place, fits in (
             ("api_key", api_key, "url", url is not None),
             ("client_options", client_options, "url", url is not None),
+            ("retry", retry, "url` or `client", path is None),
             ("collection_options", collection_options, "url` or `client", path is None),
             ("index_memory", index_memory, "url` or `client", path is None),
             ("vector_name", vector_name, "url` or `client", path is None),
@@ -152,7 +152,6 @@ class QdrantStore(CollectionLifecycle):
         self._full_scan_threshold = full_scan_threshold
         # An embedded engine writes one batch at a time; a server takes several streams.
         self.concurrent_writers = 1 if path is not None else 2
-        self._closed = False
         self._engine: Engine
         if path is not None:
             from vdr_db.connectors.qdrant.edge import EdgeEngine
@@ -168,6 +167,7 @@ class QdrantStore(CollectionLifecycle):
                 api_key=api_key,
                 prefer_grpc=prefer_grpc,
                 timeout=timeout,
+                retry=retry,
                 index_memory=index_memory,
                 client_options=client_options,
                 collection_options=collection_options,
@@ -179,7 +179,7 @@ class QdrantStore(CollectionLifecycle):
             self._manifest = self._engine.open()
             if self._manifest is not None:
                 self._manifest.check_options(
-                    self._engine.where, self._datatype, self._payload_indexes, self._dense
+                    self._where, self._datatype, self._payload_indexes, self._dense
                 )
         except BaseException:
             self._engine.close()
@@ -216,71 +216,10 @@ class QdrantStore(CollectionLifecycle):
         existing = Existing(adopt=adopt, width=width, documents=documents)
         return cls(collection, vector_name=vector_name, existing=existing, **options)
 
-    @property
-    def width(self) -> int | None:
-        """Width of all rows, `None` while the collection is not made."""
-        return None if self._manifest is None else self._manifest.width
-
-    @property
-    def stamp(self) -> EncoderStamp | None:
-        """The encoder the collection was made for, as far as known."""
-        return None if self._manifest is None else self._manifest.stamp
-
-    @property
-    def documents(self) -> Documents:
-        """What the document side is."""
-        return "encoded" if self._manifest is None else self._manifest.documents
-
-    @property
-    def datatype(self) -> Datatype:
-        """How the index keeps weights."""
-        kept = self._datatype if self._manifest is None else self._manifest.datatype
-        return kept or "float32"
-
-    @property
-    def dense(self) -> dict[str, DenseVector]:
-        """The dense vectors beside the sparse one; `""` is one without a name."""
-        return self._dense if self._manifest is None else dict(self._manifest.dense)
-
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""
-        state = ", closed" if self._closed else ""
-        return f"QdrantStore({self._engine.where}{state})"
-
-    def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
-    ) -> None:
-        """Makes the collection, or checks the one that is there; see `Store.create`."""
-        self._check_open()
-        if self._manifest is not None:
-            kept = (self._manifest.width, self._manifest.stamp, self._manifest.documents)
-            check_stamp(self._engine.where, kept, (width, stamp, documents))
-            return
-        SparseRows.empty(0, width)  # checks the width
-        manifest = Manifest(
-            collection=self.name,
-            width=width,
-            stamp=stamp,
-            documents=documents,
-            datatype=self.datatype,
-            full_scan_threshold=self._full_scan_threshold,
-            payload_indexes=self._payload_indexes,
-            dense=self._dense,
-            vector=self._vector_name or VECTOR_NAME,
-        )
-        try:
-            self._engine.create(manifest)
-        except NameTaken:
-            # Another process was faster; what it made must be what was asked for.
-            self._manifest = self._engine.open()
-            if self._manifest is None:
-                raise
-            self._manifest.check_options(
-                self._engine.where, self._datatype, self._payload_indexes, self._dense
-            )
-            self.create(width, stamp, documents=documents)
-            return
-        self._manifest = manifest
+        state = ", closed" if self._is_closed else ""
+        return f"QdrantStore({self._where}{state})"
 
     def upsert(
         self,
@@ -309,10 +248,14 @@ class QdrantStore(CollectionLifecycle):
             made=self._made(),
             limits=self._engine.limits,
             empty=empty,
-            where=self._engine.where,
+            where=self._where,
         )
+
+        def refuse(one: Batch, error: Exception) -> None:
+            upload.refused[one.ids[0]] = str(error)
+
         for batch in upload.batches():
-            upload.refused.update(self._write(batch))
+            deliver(batch, self._write, refuse)
         if upload.refused:
             raise RejectedRows(list(upload.refused), list(upload.refused.values()))
         return upload.written
@@ -329,7 +272,7 @@ class QdrantStore(CollectionLifecycle):
             offset: Hits to leave out at the start.
         """
         checked_page(limit, offset)
-        query = checked_query(row, self._made().width, self._engine.where, single=True)
+        query = checked_query(row, self._made().width, self._where, single=True)
         return self._search(query, limit, offset, filter)[0]
 
     def search_batch(
@@ -337,10 +280,10 @@ class QdrantStore(CollectionLifecycle):
     ) -> list[list[Hit]]:
         """`search` for each row, in as few requests as possible."""
         checked_page(limit, 0)
-        queries = checked_query(rows, self._made().width, self._engine.where)
+        queries = checked_query(rows, self._made().width, self._where)
         return self._search(queries, limit, 0, filter)
 
-    def search_hybrid(
+    def search_with_dense(
         self,
         row: SparseRows,
         vector: Any,
@@ -372,8 +315,8 @@ class QdrantStore(CollectionLifecycle):
         checked_page(limit, offset)
         checked_fusion(depth, rank_constant)
         made = self._made()
-        query = checked_query(row, made.width, self._engine.where, single=True)
-        using, numbers = checked_nearest(vector, using, made.dense, self._engine.where)
+        query = checked_query(row, made.width, self._where, single=True)
+        using, numbers = checked_nearest(vector, using, made.dense, self._where)
         found = self._engine.hybrid(
             query,
             using,
@@ -385,6 +328,8 @@ class QdrantStore(CollectionLifecycle):
             rank_constant=rank_constant,
         )
         return hits_of(found)
+
+    search_hybrid = renamed("search_hybrid", search_with_dense)
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
@@ -401,13 +346,16 @@ class QdrantStore(CollectionLifecycle):
             if point in found
         ]
 
-    def ids(self) -> Iterator[Id]:
-        """All ids, in the order of the points; documents written meanwhile may be missed."""
+    def ids(self, filter: Any = None) -> Iterator[Id]:
+        """All ids, or those the filter keeps, in the order of the points.
+
+        Documents written meanwhile may be missed.
+        """
         self._made()
         after: PointId | None = None
         while True:
             self._check_open()
-            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD])
+            page, after = self._engine.scroll(after, _PAGE, [ID_FIELD], filter)
             for stored in page:
                 yield stored.payload.get(ID_FIELD, stored.point)
             if after is None:
@@ -442,49 +390,15 @@ class QdrantStore(CollectionLifecycle):
 
     def close(self) -> None:
         """Releases the store; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        if not self._is_closed:
+            self._is_closed = True
             self._engine.close()
 
-    def __enter__(self) -> QdrantStore:
-        """The store itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the store."""
-        self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"{self._engine.where} is closed; open it again to use it.")
-
-    def _made(self) -> Manifest:
-        self._check_open()
-        if self._manifest is None:
-            raise StoreError(
-                f"{self._engine.where} holds nothing yet; add documents first, or check its name "
-                "and place."
-            )
-        return self._manifest
-
-    def _write(self, batch: Batch) -> dict[Id, str]:
-        """Writes a batch, halving it around what a server refuses; id → reason."""
+    def _write(self, batch: Batch) -> None:
         arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]
         if batch.dense:
             arguments.append(batch.dense)
-        try:
-            self._engine.upsert(*arguments)
-        except RefusedBatch as refusal:
-            if len(batch.points) == 1:
-                return {batch.ids[0]: str(refusal)}
-            first, second = batch.halves()
-            return {**self._write(first), **self._write(second)}
-        return {}
+        self._engine.upsert(*arguments)
 
     def _search(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         results: list[list[Hit]] = [[] for _ in range(len(queries))]

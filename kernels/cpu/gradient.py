@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vdr_db.errors import ShapeError
-from vdr_db.kernels.arguments import check_accumulator, document_bounds
+from vdr_db.kernels.arguments import document_bounds
 from vdr_db.kernels.reference import compute_dtype, text_of
 
 __all__ = ["backward", "backward_sparse"]
@@ -46,8 +46,6 @@ def backward(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
-    *,
-    accumulate_into: Tensor | None = None,
 ) -> Gradients:
     """Gradients of the inputs of `reference.project_pool`.
 
@@ -60,16 +58,11 @@ def backward(
         need_hidden: Compute the first result.
         need_weight: Compute the second.
         need_bias: Compute the third.
-        accumulate_into: `[V, H]`, float: the gradient of weight is added to it, and it is returned.
 
     Returns:
         Gradients of hidden `[T, H]` and weight `[V, H]` in their dtypes, and of bias `[V]` in that
         of `grad_logits`; None where not needed.
-
-    Raises:
-        ShapeError: `accumulate_into` does not fit.
     """
-    check_accumulator(accumulate_into, weight)
     bounds = document_bounds(cu_seqlens, hidden.shape[0])
     dtype = compute_dtype(hidden, weight)
     grad = grad_logits.to(dtype)
@@ -83,11 +76,7 @@ def backward(
         grad_hidden = gradient_of_hidden(grad, argmax, bounds, weight, is_sparse)
         grad_hidden = grad_hidden.to(hidden.dtype)
     if need_weight:
-        grad_weight = accumulate_into
-        is_added = grad_weight is not None
-        if grad_weight is None:
-            grad_weight = torch.empty(weight.shape, dtype=weight.dtype)
-        write_gradient_of_weight(grad_weight, grad, argmax, bounds, hidden, is_sparse, is_added)
+        grad_weight = gradient_of_weight(grad, argmax, bounds, hidden, weight.dtype, is_sparse)
     grad_bias = grad.sum(0).to(grad_logits.dtype) if need_bias else None
     return grad_hidden, grad_weight, grad_bias
 
@@ -104,8 +93,6 @@ def backward_sparse(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
-    *,
-    accumulate_into: Tensor | None = None,
 ) -> Gradients:
     """Gradients of the inputs of `reference.gather_kept`.
 
@@ -120,8 +107,6 @@ def backward_sparse(
         need_hidden: Compute the first result.
         need_weight: Compute the second.
         need_bias: Compute the third.
-        accumulate_into: `[V, H]`, float: the gradient of weight is added to it, and it is returned;
-            rows without a kept entry are not touched.
 
     Returns:
         As `backward`.
@@ -129,7 +114,6 @@ def backward_sparse(
     Raises:
         ShapeError: Sizes disagree.
     """
-    check_accumulator(accumulate_into, weight)
     T, V, nnz = hidden.shape[0], weight.shape[0], columns.shape[0]
     if grad_values.shape != (nnz,) or argmax_at_kept.shape != (nnz,):
         raise ShapeError(
@@ -140,9 +124,7 @@ def backward_sparse(
     dtype = compute_dtype(hidden, weight)
     grad_hidden = grad_weight = grad_bias = None
     if need_weight:
-        grad_weight = accumulate_into
-        if grad_weight is None:
-            grad_weight = torch.zeros(weight.shape, dtype=weight.dtype)
+        grad_weight = torch.zeros(weight.shape, dtype=weight.dtype)
     if T == 0 or nnz == 0:
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_bias = grad_values.new_zeros(V) if need_bias else None
@@ -161,7 +143,7 @@ def backward_sparse(
         rows, counts = torch.unique_consecutive(by_column, return_counts=True)
         starts = (counts.cumsum(0) - counts).to(torch.int32)
         sums = sum_bags(hidden, token[order], starts, grad[order])
-        grad_weight[rows.long()] += sums.to(torch.promote_types(dtype, grad_weight.dtype))
+        grad_weight[rows.long()] = sums.to(weight.dtype)
     if need_bias:
         # In float64 and in the order of the entries, so that the sums repeat bit for bit.
         sums = torch.bincount(columns, weights=grad.double(), minlength=V)
@@ -169,22 +151,20 @@ def backward_sparse(
     return grad_hidden, grad_weight, grad_bias
 
 
-def write_gradient_of_weight(
-    output: Tensor,
+def gradient_of_weight(
     grad: Tensor,
     argmax: Tensor,
     bounds: list[int],
     hidden: Tensor,
+    dtype: torch.dtype,
     is_sparse: bool,
-    is_added: bool,
-) -> None:
-    """Writes the gradient of weight to `output` `[V, H]`, or adds it; rounded to its dtype once."""
+) -> Tensor:
+    """`[V, H]`, rounded to its dtype once."""
     B, V = grad.shape
-    T = hidden.shape[0]
+    T, H = hidden.shape
+    result = torch.empty((V, H), dtype=dtype)
     if T == 0:
-        if not is_added:
-            output.zero_()
-        return
+        return result.zero_()
     hidden = hidden.to(grad.dtype)
     first_token = torch.tensor(bounds[:-1], dtype=torch.int32)
     step = max(1, _PAIRS // max(B, 1))
@@ -201,11 +181,8 @@ def write_gradient_of_weight(
         else:
             starts = torch.arange(share.shape[0], dtype=torch.int32) * B
             part = sum_bags(hidden, token.view(-1), starts, share.view(-1))
-        rows = output[first : first + step]
-        if is_added:
-            rows += part
-        else:
-            rows.copy_(part)
+        result[first : first + step] = part
+    return result
 
 
 def gradient_of_hidden(

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdr_db.kernels.arguments import argmax_dtype, check_pool, document_bounds
+from vdr_db.kernels.arguments import argmax_dtype, document_bounds
 from vdr_db.kernels.cpu.gradient import backward, backward_sparse
 from vdr_db.kernels.cpu.selection import select_topk
 from vdr_db.kernels.cpu.tiles import Tile, padded_rows, rows_are_independent, tile_for
-from vdr_db.kernels.reference import Pooled, compute_dtype
+from vdr_db.kernels.reference import compute_dtype
 
-__all__ = ["backward", "backward_sparse", "forward", "project_pool", "select_topk"]
+__all__ = ["backward", "backward_sparse", "forward", "select_topk"]
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,6 @@ class Block:
     tokens: int
     rows: int
     spans: tuple[Span, ...]
-
-
-def project_pool(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    return_argmax: bool = False,
-    max_length: int | None = None,
-) -> Pooled:
-    """`reference.project_pool` for tensors in main memory, without its gradient."""
-    check_pool(hidden, cu_seqlens, weight, bias)
-    pooled = forward(hidden, cu_seqlens, weight, bias, return_argmax, max_length=max_length)
-    return Pooled(*pooled)
 
 
 @torch.no_grad()

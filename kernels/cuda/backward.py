@@ -15,8 +15,7 @@ eager autograd does. `backward_sparse` takes g for nnz kept entries only: B·k i
 
 Each row of an output has one owner and one order of addition: results repeat bit for bit. Texts
 without tokens get and give nothing. Outputs have the dtype of what they are gradients of (bias:
-float32); with `accumulate_into` the weight gradient is added to that tensor, for example to rows
-`[offset:]` of a tied embedding's `.grad`, and that tensor is returned.
+float32).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from vdr_db.kernels.cuda.backward_launches import (
     launch_weight_onehot,
 )
 from vdr_db.kernels.cuda.configs import BackwardTiles, backward_tiles
-from vdr_db.kernels.cuda.entry_orders import entries_by_column, text_of_each
+from vdr_db.kernels.cuda.entry_lists import entries_by_column, text_of_each
 from vdr_db.kernels.cuda.primitives import compute_capability, on_device, short_rows
 
 __all__ = ["backward", "backward_sparse"]
@@ -52,7 +51,6 @@ def backward(
     need_weight: bool = True,
     need_bias: bool = False,
     *,
-    accumulate_into: Tensor | None = None,
     method: str | None = None,
     tiles: BackwardTiles | None = None,
 ) -> Gradients:
@@ -67,7 +65,6 @@ def backward(
         need_hidden: Compute the gradient of `hidden`.
         need_weight: Compute the gradient of `weight`.
         need_bias: Compute the gradient of the bias.
-        accumulate_into: `[V, H]` tensor that the weight gradient is added to, any float dtype.
         method: `"gather"` or `"onehot"`; by default the mean length decides.
         tiles: Run with these tiles instead of the table's.
 
@@ -90,35 +87,31 @@ def backward(
             "pass the gradient and the argmax of one forward call."
         )
     tiles = tiles or _tiles(hidden)
-    grad_hidden, grad_weight, grad_bias = _outputs(
-        hidden, weight, need_hidden, need_weight, need_bias, accumulate_into
-    )
+    outputs = _outputs(hidden, weight, need_hidden, need_weight, need_bias)
+    grad_hidden, grad_weight, grad_bias = outputs
     if T == 0 or B == 0 or V == 0:
-        return _nothing(grad_hidden, grad_weight, grad_bias, accumulate_into)
+        return _zeroed(outputs)
     grad, argmax = grad_logits.to(torch.float32).contiguous(), argmax.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
+    cu_seqlens = cu_seqlens.contiguous()
     use_onehot = method == "onehot" or (method is None and tiles.onehot_length >= T / B)
     with on_device(hidden):
         if use_onehot and (need_hidden or need_weight):
             texts = text_of_each(cu_seqlens, T)
             if grad_weight is not None:
-                is_added = accumulate_into is not None
-                launch_weight_onehot(
-                    grad, argmax, hidden, cu_seqlens, texts, grad_weight, tiles, is_added
-                )
+                launch_weight_onehot(grad, argmax, hidden, cu_seqlens, texts, grad_weight, tiles)
             if grad_hidden is not None:
                 launch_hidden_onehot(grad, argmax, cu_seqlens, texts, weight, grad_hidden, tiles)
         else:
             if grad_weight is not None:
-                is_added = accumulate_into is not None
-                launch_weight_gather(grad, argmax, hidden, cu_seqlens, grad_weight, tiles, is_added)
+                launch_weight_gather(grad, argmax, hidden, cu_seqlens, grad_weight, tiles)
             if grad_hidden is not None:
                 launch_hidden_gather(
-                    grad, None, None, argmax, cu_seqlens, weight, grad_hidden, tiles
+                    grad, None, None, None, argmax, cu_seqlens, weight, grad_hidden, tiles
                 )
         if grad_bias is not None:
             launch_bias(grad, argmax, grad_bias)
-    return grad_hidden, _arrived(grad_weight, accumulate_into), grad_bias
+    return outputs
 
 
 def backward_sparse(
@@ -133,7 +126,6 @@ def backward_sparse(
     need_weight: bool = True,
     need_bias: bool = False,
     *,
-    accumulate_into: Tensor | None = None,
     tiles: BackwardTiles | None = None,
 ) -> Gradients:
     """Gradients from the gradient of kept logits only.
@@ -149,8 +141,6 @@ def backward_sparse(
         need_hidden: Compute the gradient of `hidden`.
         need_weight: Compute the gradient of `weight`.
         need_bias: Compute the gradient of the bias.
-        accumulate_into: `[V, H]` tensor that the weight gradient is added to; only rows with kept
-            entries are touched.
         tiles: Run with these tiles instead of the table's.
 
     Returns:
@@ -168,27 +158,27 @@ def backward_sparse(
             f"and {tuple(indptr.shape)}; take them at one selection."
         )
     tiles = tiles or _tiles(hidden)
-    grad_hidden, grad_weight, grad_bias = _outputs(
-        hidden, weight, need_hidden, need_weight, need_bias, accumulate_into
-    )
+    outputs = _outputs(hidden, weight, need_hidden, need_weight, need_bias)
+    grad_hidden, grad_weight, grad_bias = outputs
     if T == 0 or nnz == 0:
-        return _nothing(grad_hidden, grad_weight, grad_bias, accumulate_into)
+        return _zeroed(outputs)
     grad, argmax = grad_values.to(torch.float32).contiguous(), argmax_at_kept.contiguous()
     columns = columns.to(torch.int32).contiguous()
+    cu_seqlens, indptr = cu_seqlens.contiguous(), indptr.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
     with on_device(hidden):
+        texts = text_of_each(indptr, nnz)
         if grad_weight is not None or grad_bias is not None:
-            texts = text_of_each(indptr, nnz)
             order, ends, totals = entries_by_column(columns, texts, B, V)
             launch_weight_kept(
                 *(grad, argmax, hidden, cu_seqlens, texts, order, ends, totals),
-                *(grad_weight, grad_bias, tiles, accumulate_into is not None),
+                *(grad_weight, grad_bias, tiles),
             )
         if grad_hidden is not None:
             launch_hidden_gather(
-                grad, indptr, columns, argmax, cu_seqlens, weight, grad_hidden, tiles
+                grad, indptr, columns, texts, argmax, cu_seqlens, weight, grad_hidden, tiles
             )
-    return grad_hidden, _arrived(grad_weight, accumulate_into), grad_bias
+    return outputs
 
 
 def _tiles(hidden: Tensor) -> BackwardTiles:
@@ -197,51 +187,20 @@ def _tiles(hidden: Tensor) -> BackwardTiles:
 
 
 def _outputs(
-    hidden: Tensor,
-    weight: Tensor,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    accumulate_into: Tensor | None,
+    hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
 ) -> Gradients:
     """Unwritten outputs; every kernel path writes every element."""
-    if accumulate_into is not None and accumulate_into.shape != weight.shape:
-        raise ShapeError(
-            f"`accumulate_into` must be [V, H] = {tuple(weight.shape)}, "
-            f"got {tuple(accumulate_into.shape)}; slice it as `weight` is sliced."
-        )
     device = hidden.device
-    grad_weight = None
-    if need_weight:
-        if accumulate_into is None:
-            grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-        else:
-            grad_weight = short_rows(accumulate_into)
     return (
         torch.empty(hidden.shape, dtype=hidden.dtype, device=device) if need_hidden else None,
-        grad_weight,
+        torch.empty(weight.shape, dtype=weight.dtype, device=device) if need_weight else None,
         torch.empty(weight.shape[0], dtype=torch.float32, device=device) if need_bias else None,
     )
 
 
-def _arrived(grad_weight: Tensor | None, accumulate_into: Tensor | None) -> Tensor | None:
-    """The weight gradient, in `accumulate_into` also where kernels had to add to a copy of it."""
-    if grad_weight is None or accumulate_into is None or grad_weight is accumulate_into:
-        return grad_weight
-    return accumulate_into.copy_(grad_weight)
-
-
-def _nothing(
-    grad_hidden: Tensor | None,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-    accumulate_into: Tensor | None,
-) -> Gradients:
+def _zeroed(outputs: Gradients) -> Gradients:
     """Zero gradients, for batches without entries."""
-    if grad_hidden is not None:
-        grad_hidden.zero_()
-    if grad_weight is not None:
-        grad_weight = grad_weight.zero_() if accumulate_into is None else accumulate_into
-    if grad_bias is not None:
-        grad_bias.zero_()
-    return grad_hidden, grad_weight, grad_bias
+    for output in outputs:
+        if output is not None:
+            output.zero_()
+    return outputs

@@ -24,12 +24,10 @@ def add_rows(total, weight, rows_ptr, row, inside, offs_h, H, stride_row, stride
 
 
 @triton.jit
-def store_rows(output_ptr, total, row, inside, offs_h, H, stride_row, stride_h, ADD: tl.constexpr):
-    """Stores float32 rows [n, BLOCK_H] in the output's dtype, or adds them to what is there."""
+def store_rows(output_ptr, total, row, inside, offs_h, H, stride_row, stride_h):
+    """Stores float32 rows [n, BLOCK_H] in the output's dtype."""
     pointers = output_ptr + row.to(tl.int64)[:, None] * stride_row + offs_h[None, :] * stride_h
     mask = inside[:, None] & (offs_h < H)[None, :]
-    if ADD:
-        total += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     tl.store(pointers, total.to(output_ptr.dtype.element_ty), mask=mask)
 
 
@@ -49,7 +47,6 @@ def weight_gather_kernel(
     H: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    ADD: tl.constexpr,
 ):
     """Weight gradient of all entries: gathers one token per text for each owned row."""
     offs_v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -69,9 +66,7 @@ def weight_gather_kernel(
             total, grad, hidden_ptr, start + position, inside, offs_h, H,
             stride_hidden_t, stride_hidden_h,
         )  # fmt: skip
-    store_rows(
-        output_ptr, total, offs_v, offs_v < V, offs_h, H, stride_output_v, stride_output_h, ADD
-    )
+    store_rows(output_ptr, total, offs_v, offs_v < V, offs_h, H, stride_output_v, stride_output_h)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -121,7 +116,6 @@ def weight_onehot_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ADD: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -148,9 +142,7 @@ def weight_onehot_kernel(
             onehot = onehot.to(tl.float32)
             rows = rows.to(tl.float32)
         total = tl.dot(onehot, rows, total, input_precision=PRECISION)
-    store_rows(
-        output_ptr, total, offs_v, offs_v < V, offs_h, H, stride_output_v, stride_output_h, ADD
-    )
+    store_rows(output_ptr, total, offs_v, offs_v < V, offs_h, H, stride_output_v, stride_output_h)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -202,9 +194,7 @@ def hidden_onehot_kernel(
             rows = rows.to(tl.float32)
         total = tl.dot(rows, onehot, total, input_precision=PRECISION)
     output_ptr += tl.program_id(2).to(tl.int64) * stride_output_split
-    store_rows(
-        output_ptr, total.T, offs_t, offs_t < T, offs_h, H, stride_output_t, stride_output_h, False
-    )
+    store_rows(output_ptr, total.T, offs_t, offs_t < T, offs_h, H, stride_output_t, stride_output_h)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -320,7 +310,6 @@ def weight_kept_kernel(
     ROWS: tl.constexpr,
     NEED_WEIGHT: tl.constexpr,
     NEED_BIAS: tl.constexpr,
-    ADD: tl.constexpr,
 ):
     """Weight and bias gradient of kept entries: one program per weight row (and part of H)."""
     column = tl.program_id(0)
@@ -347,12 +336,7 @@ def weight_kept_kernel(
     if NEED_WEIGHT:
         result = tl.sum(total, 0)
         pointers = output_ptr + column.to(tl.int64) * stride_output_v + offs_h * stride_output_h
-        if ADD:
-            if stop > first:
-                result += tl.load(pointers, mask=offs_h < H, other=0.0).to(tl.float32)
-                tl.store(pointers, result.to(output_ptr.dtype.element_ty), mask=offs_h < H)
-        else:
-            tl.store(pointers, result.to(output_ptr.dtype.element_ty), mask=offs_h < H)
+        tl.store(pointers, result.to(output_ptr.dtype.element_ty), mask=offs_h < H)
     if NEED_BIAS:  # noqa: SIM102 - the outer condition is decided by the compiler
         if tl.program_id(1) == 0:
             tl.store(bias_ptr + column, tl.sum(bias, 0))

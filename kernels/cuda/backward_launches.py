@@ -2,7 +2,7 @@
 
 `pooling_backward` decides which of them run. Arguments that recur: `grad` and `argmax` are float32
 and int16 or int32, contiguous, `[B, V]` or `[nnz]`; `texts` holds the text of each token or entry;
-`output` is written, or added to where `is_added`.
+`output` is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vdr_db.kernels.cuda.backward_kernels import (
     weight_onehot_kernel,
 )
 from vdr_db.kernels.cuda.configs import BackwardTiles
-from vdr_db.kernels.cuda.entry_orders import BLOCK, entries_by_token, text_of_each
+from vdr_db.kernels.cuda.entry_lists import BLOCK, entries_by_token, text_of_each
 from vdr_db.kernels.cuda.primitives import is_interpreted
 
 __all__ = [
@@ -57,7 +57,6 @@ def launch_weight_kept(
     output: Tensor | None,
     bias: Tensor | None,
     tiles: BackwardTiles,
-    is_added: bool,
 ) -> None:
     """Weight and bias gradient of kept entries, whichever is wanted, by walking columns' lists."""
     H, V = hidden.shape[1], totals.shape[0]
@@ -80,7 +79,6 @@ def launch_weight_kept(
         ROWS=4,
         NEED_WEIGHT=output is not None,
         NEED_BIAS=bias is not None,
-        ADD=is_added,
         num_warps=tiles.gather_warps,
         enable_fp_fusion=True,
     )
@@ -93,7 +91,6 @@ def launch_weight_gather(
     cu_seqlens: Tensor,
     output: Tensor,
     tiles: BackwardTiles,
-    is_added: bool,
 ) -> None:
     """Weight gradient of all entries by gathering tokens."""
     B, V = grad.shape
@@ -112,7 +109,6 @@ def launch_weight_gather(
         H=H,
         BLOCK_V=tiles.weight_v,
         BLOCK_H=block_h,
-        ADD=is_added,
         num_warps=tiles.gather_warps,
         enable_fp_fusion=True,
     )
@@ -126,7 +122,6 @@ def launch_weight_onehot(
     texts: Tensor,
     output: Tensor,
     tiles: BackwardTiles,
-    is_added: bool,
 ) -> None:
     """Weight gradient of all entries on the matrix unit."""
     H, V = hidden.shape[1], grad.shape[1]
@@ -145,7 +140,6 @@ def launch_weight_onehot(
         BLOCK_M=tiles.onehot_m,
         BLOCK_H=tiles.onehot_h,
         BLOCK_K=tiles.onehot_k,
-        ADD=is_added,
         UPCAST=hidden.dtype == torch.bfloat16 and is_interpreted(weight_onehot_kernel),
         PRECISION="tf32x3",
         num_warps=tiles.onehot_warps,
@@ -205,6 +199,7 @@ def launch_hidden_gather(
     grad: Tensor,
     indptr: Tensor | None,
     columns: Tensor | None,
+    entry_texts: Tensor | None,
     argmax: Tensor,
     cu_seqlens: Tensor,
     weight: Tensor,
@@ -213,7 +208,10 @@ def launch_hidden_gather(
 ) -> None:
     """Hidden gradient by walking each token's list; of all entries, or of kept ones."""
     T, H, V = output.shape[0], output.shape[1], weight.shape[0]
-    order, ends, totals = entries_by_token(argmax, indptr, cu_seqlens, T, V, tiles.chunk)
+    token_texts = text_of_each(cu_seqlens, T)
+    order, ends, totals = entries_by_token(
+        argmax, indptr, entry_texts, cu_seqlens, token_texts, V, tiles.chunk, tiles.place_warps
+    )
     n_splits = torch.clamp((totals + (tiles.split - 1)) // tiles.split, min=1)
     slot_ends = n_splits.cumsum(0)
     spill_ends = torch.where(n_splits > 1, n_splits, 0).cumsum(0)
@@ -230,7 +228,7 @@ def launch_hidden_gather(
         grad,
         columns,
         weight,
-        text_of_each(cu_seqlens, T),
+        token_texts,
         order,
         ends,
         totals,

@@ -1,9 +1,10 @@
 """Tile sizes as data: which block shapes, warps and stages each kernel runs with.
 
-Nothing is tuned at run time. `POOL_TILES` is read from top to bottom and the first row that fits
-decides; every row is compiled and its registers, spills and shared memory are checked by the
-compile gate (`benchmarks/compile_gate.py`). `kernels.autotune` measures candidates on a device on
-request and returns a row that can be pasted here.
+Nothing is tuned at run time. `POOL_TILES` is read from top to bottom and the first row that fits,
+into the card's shared memory too, decides; every tile is compiled for every card and its registers,
+spills and shared memory are checked by the compile gate (`benchmarks/compile_gate.py`).
+`benchmarks/autotune.py` measures candidates on a device on request and returns a row that can be
+pasted here.
 
 Why the numbers are what they are (H200, bfloat16): the vocabulary lies on the M axis of the matrix
 instruction, so the maximum over tokens stays inside a thread; 256 x 128 accumulators use 8 warps
@@ -26,11 +27,12 @@ __all__ = [
     "SelectTiles",
     "backward_tiles",
     "pool_tile",
-    "select_tiles",
 ]
 
 ANY = 2**62
 """Upper bound that every size meets."""
+SMALL_BUFFERS = 1024
+"""Bytes of shared memory beside the load pipeline: barriers, and room to reduce."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class PoolTile:
     num_stages: int
     descriptors: bool
 
+    def shared_bytes(self, bits: int) -> int:
+        """Most shared memory that a program needs with inputs of `bits` bits."""
+        step = (self.block_v + self.block_t) * self.block_k * bits // 8
+        return self.num_stages * step + SMALL_BUFFERS
+
 
 @dataclass(frozen=True)
 class PoolRow:
@@ -81,6 +88,8 @@ class PoolRow:
 
 # sm, bits, hidden, vocabulary and mean length up to;  layout, V, T, K, group, warps, stages, TMA
 POOL_TILES: tuple[PoolRow, ...] = (
+    PoolRow(120, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
+    PoolRow(120, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
@@ -89,13 +98,20 @@ POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(90, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 32, 8, 8, 3, True)),
     PoolRow(80, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 4, 3, False)),
     PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
-    PoolRow(80, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 32, 8, 8, 2, False)),
-    PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 32, 8, 8, 2, False)),
+    PoolRow(80, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
+    PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False)),
 )
 
 
 def pool_tile(
-    sm: int, bits: int, hidden: int, vocabulary: int, mean_length: float, *, descriptors: bool
+    sm: int,
+    bits: int,
+    hidden: int,
+    vocabulary: int,
+    mean_length: float,
+    *,
+    descriptors: bool,
+    shared_memory: int,
 ) -> PoolTile:
     """Tile of the forward kernel for these sizes.
 
@@ -106,6 +122,7 @@ def pool_tile(
         vocabulary: Number of weight rows V.
         mean_length: Mean tokens per text, T / B.
         descriptors: Whether both matrices can be read by tensor descriptors.
+        shared_memory: Bytes that a program may have: cards of one generation differ in it.
     """
     for row in POOL_TILES:
         if (
@@ -115,9 +132,13 @@ def pool_tile(
             and vocabulary <= row.vocabulary_max
             and mean_length <= row.length_max
             and (descriptors or not row.tile.descriptors)
+            and row.tile.shared_bytes(bits) <= shared_memory
         ):
             return row.tile
-    raise LookupError(f"no tile for sm {sm}, {bits} bits, H={hidden}, V={vocabulary}")
+    raise LookupError(
+        f"no tile for sm {sm}, {bits} bits, H={hidden}, V={vocabulary}, {shared_memory} bytes of "
+        "shared memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,8 @@ class BackwardTiles:
         gather_h: Hidden dimensions per gathering program.
         rows: Rows gathered per step of the hidden gradient.
         split: Entries of one token summed by one program; longer lists are split and summed again.
-        chunk: Entries of one text ordered by one group of programs.
+        chunk: Entries that one program orders.
+        place_warps: Warps of that program: one entry a thread keeps the way through the sort short.
         onehot_m: Owned rows (weight rows or tokens) per matrix-unit program.
         onehot_h: Hidden dimensions per matrix-unit program.
         onehot_k: Summed entries per matrix-unit step.
@@ -146,6 +168,7 @@ class BackwardTiles:
     rows: int = 16
     split: int = 1024
     chunk: int = 512
+    place_warps: int = 16
     onehot_m: int = 128
     onehot_h: int = 128
     onehot_k: int = 64
@@ -156,16 +179,23 @@ class BackwardTiles:
 
 # The crossover is where L * 2H FLOP on the matrix unit cost as much as one gathered row of H.
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
+    (100, 16): BackwardTiles(onehot_length=128, rows=8),
     (90, 16): BackwardTiles(onehot_length=128),
     (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64, onehot_k=32),
     (80, 16): BackwardTiles(onehot_length=96, onehot_k=32),
-    (80, 32): BackwardTiles(onehot_length=16, onehot_m=64, onehot_h=64, onehot_k=32),
+    (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64, onehot_k=32),
 }
 
 
 def backward_tiles(sm: int, bits: int) -> BackwardTiles:
     """Tiles of the gradients for a compute capability and an input width in bits."""
-    return BACKWARD_TILES[90 if sm >= 90 else 80, bits]
+    # From 120 on cards multiply by warps again, as those of 80 do.
+    generation = sm if sm < 120 else 80
+    return next(
+        tiles
+        for (least, width), tiles in BACKWARD_TILES.items()
+        if width == bits and least <= max(generation, 80)
+    )
 
 
 @dataclass(frozen=True)
@@ -196,8 +226,4 @@ class SelectTiles:
 
 
 SELECT_TILES = SelectTiles()
-
-
-def select_tiles() -> SelectTiles:
-    """Tiles of the selection; the same on every device so far."""
-    return SELECT_TILES
+"""Tiles of the selection; the same on every device so far."""

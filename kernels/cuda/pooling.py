@@ -41,10 +41,11 @@ from vdr_db.kernels.cuda.primitives import (
     fits_descriptor,
     is_interpreted,
     on_device,
+    shared_memory,
     short_rows,
 )
 
-__all__ = ["argmax_dtype", "backward", "backward_sparse", "forward"]
+__all__ = ["backward", "backward_sparse", "forward"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
@@ -65,9 +66,10 @@ def forward(
 
     Args:
         hidden: `[T, H]` packed hidden states, bfloat16, float16 or float32, any strides.
-        cu_seqlens: `[B + 1]` int32 or int64, text b is hidden[cu_seqlens[b]:cu_seqlens[b + 1]].
+        cu_seqlens: `[B + 1]` int32 or int64, text b is hidden[cu_seqlens[b]:cu_seqlens[b + 1]];
+            any stride.
         weight: `[V, H]`, dtype and device of `hidden`, any strides.
-        bias: `[V]` or None, any float dtype.
+        bias: `[V]` or None, any float dtype, any stride.
         need_argmax: Also return token positions, which the gradient needs.
         max_length: Bound on tokens per text, if known; up to 32,767 positions are then int16. Taken
             on trust, but never wrong in silence: a logit whose position does not fit is NaN.
@@ -104,6 +106,8 @@ def forward(
         return logits, None if argmax is None else argmax.fill_(-1)
 
     hidden, weight = short_rows(hidden), short_rows(weight)
+    # Kernels walk vectors by one: a copy of a few, not a stride in every kernel.
+    cu_seqlens, bias = cu_seqlens.contiguous(), None if bias is None else bias.contiguous()
     tile = tile or _tile(hidden, weight, B, precision)
     with on_device(hidden):
         if tile.layout == "aligned":
@@ -138,6 +142,7 @@ def _tile(hidden: Tensor, weight: Tensor, B: int, precision: str) -> PoolTile:
         weight.shape[0],
         hidden.shape[0] / B,
         descriptors=fits_descriptor(hidden) and fits_descriptor(weight),
+        shared_memory=shared_memory(hidden),
     )
 
 

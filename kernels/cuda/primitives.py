@@ -12,12 +12,14 @@ too, without changing a bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "fits_descriptor",
     "is_interpreted",
     "on_device",
+    "shared_memory",
     "short_rows",
 ]
 
@@ -124,6 +127,18 @@ def compute_capability(tensor: Tensor) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
+
+
+def shared_memory(tensor: Tensor) -> int:
+    """Bytes of shared memory that one program may have on a tensor's device."""
+    if tensor.device.type != "cuda":
+        return 227 * 1024
+    return _shared_memory(tensor.device.index)
+
+
+@functools.cache
+def _shared_memory(index: int) -> int:
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from vdr_db.errors import ShapeError
 from vdr_db.kernels.activation import Activation, check_activation
 from vdr_db.kernels.arguments import Lexical, check_selection
-from vdr_db.kernels.cuda.configs import SelectTiles, select_tiles
+from vdr_db.kernels.cuda.configs import SELECT_TILES, SelectTiles
 from vdr_db.kernels.cuda.primitives import on_device
 from vdr_db.kernels.cuda.topk_kernels import (
     count_kept_kernel,
@@ -48,12 +48,12 @@ def select_topk(
     activation: Activation,
     lexical: Lexical | None = None,
     trim: bool = True,
-    tiles: SelectTiles | None = None,
+    tiles: SelectTiles = SELECT_TILES,
 ) -> Selection:
     """The k largest columns of each row, joined with given columns, and their weights.
 
     Args:
-        logits: `[B, V]` float32, unit stride within a row.
+        logits: `[B, V]` float32, any strides; copied unless a row's is 1.
         k: How many columns to take from each row, 1 to V; None takes all.
         activation: Turns kept logits into weights.
         lexical: (indptr `[B + 1]`, columns `[n]`): columns to keep in any case, in any order.
@@ -75,7 +75,6 @@ def select_topk(
     logits = logits.detach()
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    tiles = tiles or select_tiles()
     B, V = logits.shape
     device = logits.device
     n_chunks = triton.cdiv(V, tiles.chunk)
@@ -165,13 +164,13 @@ def _limits(logits: Tensor, k: int, tiles: SelectTiles) -> Tensor:
 
 def _marks(lexical: Lexical, B: int, V: int) -> Tensor:
     """Bits `[B, ceil(V / 32)]` int32 of the columns to keep in any case."""
-    indptr, columns = lexical
+    indptr, columns = lexical[0].contiguous(), lexical[1].contiguous()
     n = columns.shape[0]
     entries = torch.arange(n, device=columns.device, dtype=indptr.dtype)
     texts = torch.searchsorted(indptr[1:], entries, right=True, out_int32=True)
     bits = torch.zeros((B, triton.cdiv(V, 32)), dtype=torch.int32, device=columns.device)
     mark_lexical_kernel[(triton.cdiv(n, MARK_BLOCK),)](
-        columns.contiguous(),
+        columns,
         texts,
         bits,
         n,

@@ -1,7 +1,8 @@
 """Device code of the selection; `topk` says how the passes fit together.
 
 Logits are compared as ordered int32 keys (see `primitives`), so equal numbers are equal keys, NaN
-is the largest key, and padding is the smallest int32, below the key of -inf.
+is the largest key, and padding is the smallest int32, below the key of -inf. Parts are padded with
+-inf itself: neither is ever kept.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -23,6 +24,16 @@ def load_keys(row_ptr, first, n, BLOCK: tl.constexpr, KEYS: tl.constexpr):
         return tl.load(row_ptr + offs, mask=offs < n, other=-0x80000000)
     logits = tl.load(row_ptr + offs, mask=offs < n, other=0.0)
     return tl.where(offs < n, ordered_key(logits), -0x80000000)
+
+
+@triton.jit
+def load_part_keys(part_ptr, first, n, BLOCK: tl.constexpr):
+    """Keys of a block of a part; past its end the key of -inf, which is never kept either.
+
+    Unlike padding it needs no mask after the load, and masks cost registers.
+    """
+    offs = first + tl.arange(0, BLOCK)
+    return ordered_key(tl.load(part_ptr + offs, mask=offs < n, other=float("-inf")))
 
 
 @triton.jit
@@ -116,15 +127,17 @@ def part_candidates_kernel(
     """The `n_kept` largest keys of each part of a row, in no particular order."""
     row = (tl.program_id(0) // n_parts).to(tl.int64)
     first = tl.program_id(0) % n_parts * BLOCK
-    row_ptr = logits_ptr + row * stride_logits
-    keys = load_keys(row_ptr, first, V, BLOCK, False)
-    threshold, _ = kth_largest(keys, row_ptr, V, n_kept, BLOCK, True, False)
+    # offsets from the part on are constants of a thread; from the row on each takes registers
+    part_ptr = logits_ptr + (row * stride_logits + first)
+    n = V - first
+    keys = load_part_keys(part_ptr, 0, n, BLOCK)
+    threshold, _ = kth_largest(keys, part_ptr, n, n_kept, BLOCK, True, False)
     above = tl.sum((keys > threshold).to(tl.int32), 0)
     output_ptr = candidates_ptr + tl.program_id(0).to(tl.int64) * n_kept
     next_above = tl.full((), 0, tl.int32)
     next_equal = above
     for step in tl.range(0, BLOCK, SCAN):
-        scanned = load_keys(row_ptr, first + step, V, SCAN, False)
+        scanned = load_part_keys(part_ptr, step, n, SCAN)
         is_above = (scanned > threshold).to(tl.int32)
         is_equal = (scanned == threshold).to(tl.int32)
         place = tl.where(

@@ -199,6 +199,36 @@ def test_texts_without_tokens(collection):
     assert collection.count() == 1
 
 
+def test_deleting_by_a_condition(collection):
+    collection.add_texts(TEXTS, IDS, [{"n": 1, "s": "a"}, {"n": 2, "s": "a"}, {"n": 3}])
+    assert set(collection.ids({"s": "a"})) == {"einstein", "chess"}
+    assert collection.delete(filter={"s": "nowhere"}) == 0
+    assert collection.delete(filter={"s": "a", "n": {"gt": 1}}) == 1
+    assert set(collection.ids()) == {"einstein", 3}
+    # A condition where ids are expected once deleted nothing, silently.
+    for wrong in ({"s": "a"}, "einstein", b"einstein", None):
+        with pytest.raises(TypeError, match=r"delete\(filter=\{field: value\}\)"):
+            collection.delete(wrong)
+    with pytest.raises(TypeError, match="one condition"):
+        collection.delete(["einstein"], filter={"s": "a"})
+    with pytest.raises(ConfigError, match="keeps every document"):
+        collection.delete(filter={})
+    for read in (collection.get, collection.store.get, collection.store.delete):
+        with pytest.raises(TypeError, match=r"a condition goes where `filter` is"):
+            read({"s": "a"})
+    assert collection.count() == 2
+    assert collection.delete(filter={"not": {"n": 7}}) == 2
+
+
+def test_deleting_many_by_a_condition(encoder):
+    with VDRQdrant("rows", encoder, path=":memory:") as rows:
+        many = SparseRows.from_dicts([{i % 20: 1.0} for i in range(2500)], encoder.vocabulary.size)
+        rows.add_rows(many, range(2500), [{"even": i % 2 == 0} for i in range(2500)])
+        assert len(list(rows.ids({"even": False}))) == 1250
+        assert rows.delete(filter={"even": True}) == 1250
+        assert set(rows.ids()) == set(range(1, 2500, 2))
+
+
 def test_nothing_to_add(collection):
     assert collection.add_texts([]) == []
     assert collection.count() == 0
@@ -309,9 +339,11 @@ def test_the_encoder_of_a_collection_is_remembered(tmp_path, encoder):
         assert {t.token for t in articles.explain(encoder.encode_queries(["theory"]), 3)} <= {
             str(i) for i in range(len(WORDS))
         }
-        with pytest.raises(ConfigError, match="needs an encoder"):
-            articles.search(QUESTION)
-        with pytest.raises(ConfigError, match="needs an encoder"):
+        # The default model is another one, which is told when it is needed.
+        for _ in range(2):
+            with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
+                articles.search(QUESTION)
+        with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
             articles.add_texts(TEXTS)
 
 
@@ -321,6 +353,15 @@ def test_without_an_encoder(tmp_path):
         assert rows.store.width == 7
         assert rows.search(row({1: 2.0}, width=7)) == [Hit("a", 2.0, {})]
         assert rows.explain(row({1: 2.0}, width=7), "a") == [Term("1", 1, 2.0, 1.0, 2.0)]
+
+
+def test_a_plain_collection_has_no_model_by_default():
+    with Collection(MemoryStore()) as rows:
+        rows.add_rows(row({1: 1.0}, width=7), ["a"])
+        for use in (lambda: rows.search(QUESTION), lambda: rows.add_texts(TEXTS)):
+            with pytest.raises(ConfigError, match="needs an encoder"):
+                use()
+        assert repr(rows).endswith("no encoder)")
 
 
 def test_a_collection_never_written_is_no_empty_answer(tmp_path, encoder):
@@ -351,7 +392,7 @@ def test_close(encoder):
 
 
 def test_options(encoder):
-    with pytest.raises(ConfigError, match="exactly one"):
-        VDRQdrant("articles", encoder)
+    with pytest.raises(ConfigError, match=r"is enough, got \['path', 'url'\]"):
+        VDRQdrant("articles", encoder, path=":memory:", url="http://x")
     with pytest.raises(ConfigError, match="'images'"):
         VDRQdrant("articles", encoder, path=":memory:", documents="images")

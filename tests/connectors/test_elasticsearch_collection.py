@@ -10,7 +10,7 @@ from store_samples import WORDS, WordEncoder
 from vdr_db.connectors.base import Store
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import StoreMismatch
 
 TEXTS = ["Einstein published the theory", "a theory of chess", "chess is a game", ""]
@@ -32,7 +32,7 @@ def open_collection(proxy):
 
     yield open_one
     for collection in opened:
-        remove_indices(collection._elastic)
+        remove_indices(collection.store)
         collection.close()
 
 
@@ -50,6 +50,8 @@ def test_texts_are_found_and_explained(open_collection):
     assert [term.product for term in terms] == sorted((t.product for t in terms), reverse=True)
     assert [hit.id for hit in articles.search("chess", filter={"n": 2})] == ["1"]
     assert [len(found) for found in articles.search_batch(["chess", "zzz"], 5)] == [2, 0]
+    assert list(articles.ids({"n": {"gte": 1}})) == [1, 4, "1"]
+    assert articles.delete(filter={"n": {"gt": 2}}) == 1
     assert articles.delete(["1"]) == 1
     assert [record.id for record in articles.get([1, "1"])] == [1]
 
@@ -59,9 +61,9 @@ def test_text_and_vector_together(open_collection):
     articles.create()
     with articles.loading():
         articles.add_texts(TEXTS, ids=IDS)
-    found = articles.search_hybrid("Einstein published", 3)
+    found = articles.search_with_text("Einstein published", 3)
     assert found[0].id == "einstein"
-    assert articles.search_hybrid("chess", 3, {"text": TEXTS[2]}, fusion="sum")[0].id == "1"
+    assert articles.search_with_text("chess", 3, {"text": TEXTS[2]}, fusion="sum")[0].id == "1"
 
 
 def test_a_rebuild_may_change_the_encoder(open_collection):

@@ -15,7 +15,7 @@ from sparse_samples import zipf_rows
 
 from vdr_db import SparseRows
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import RejectedRows, StoreError, StoreUnavailable
 
 WIDTH = 1000
@@ -105,14 +105,14 @@ def test_items_refused_for_now_are_sent_again_alone(made, proxy):
     store.upsert(ROWS[:5], IDS[:5], PAYLOADS[:5])
     assert [request.documents for request in proxy.seen("_bulk")] == [5, 2, 1]
     assert b'"_id":"3"' in proxy.seen("_bulk")[2].body
-    assert store.wire.retries == 2
+    assert store.transport.retrier.retries == 2
     check_exact(store, ROWS[:5], IDS[:5], PAYLOADS[:5])
 
 
 def test_an_endlessly_busy_item_ends_in_an_error_and_the_others_are_there(made, proxy):
     store = made()
     proxy.decide = lambda request: RefusedItems((0,)) if "_bulk" in request.path else None
-    with pytest.raises(StoreUnavailable, match=r"8 attempts .*queue is full"):
+    with pytest.raises(StoreUnavailable, match=r"failed 8 times .*queue is full"):
         store.upsert(ROWS[:3], IDS[:3], PAYLOADS[:3])
     assert len(proxy.seen("_bulk")) <= 2 + 8
     proxy.clear()
@@ -229,9 +229,13 @@ def test_searches_refused_one_by_one_are_asked_again(made, proxy):
 
 def test_an_answer_cut_by_a_proxy_is_not_taken_for_success(made, proxy):
     store = made()
-    proxy.plan(Answer(200, body=b'{"errors":false,"items":[]}'))
+    cut = Answer(200, body=b'{"errors":false,"items":[]}')
+    proxy.decide = lambda request: cut if "_bulk" in request.path else None
     with pytest.raises(StoreUnavailable, match="must list as many, got 0"):
         store.upsert(ROWS[:2], IDS[:2])
+    proxy.decide = None
+    proxy.plan(cut)  # once: the same is sent again
+    assert store.upsert(ROWS[:2], IDS[:2]).count == 2
 
 
 def test_a_server_that_is_gone_is_an_error_in_bounded_time(noida_port, open_store):

@@ -48,7 +48,7 @@ def test_everything_works_alike(store):
 def test_failures_are_understood(store, proxy):
     proxy.plan(Answer(429), Answer(503), Reset(), LostAnswer(), None)
     assert store.upsert(ROWS[:2], [1, 2]).count == 2
-    assert store.wire.retries == 4
+    assert store.transport.retrier.retries == 4
     with pytest.raises(RejectedRows) as caught:
         store.upsert(ROWS[:2], [3, 4], [{"year": 1}, {"year": "x"}])
     assert caught.value.ids == [4]

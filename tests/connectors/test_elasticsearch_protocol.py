@@ -237,21 +237,23 @@ def test_vector_and_text_are_searched_together(made):
     texts = ["red apple", "green pear", "apple apple pie", "nothing"]
     rows = row({1: 1.0}, {1: 3.0}, {2: 1.0}, {1: 2.0})
     store.upsert(rows, list(range(4)), [{"body": text} for text in texts])
-    fused = store.search_hybrid(row({1: 1.0}), "apple", "body")
+    fused = store.search_with_text(row({1: 1.0}), "apple", "body")
     by_vector, by_text = [1, 3, 0], [2, 0]
     ranks = {id: 1 / (61 + place) for place, id in enumerate(by_vector)}
     for place, id in enumerate(by_text):
         ranks[id] = ranks.get(id, 0) + 1 / (61 + place)
     assert {hit.id: pytest.approx(hit.score) for hit in fused} == ranks
     assert fused[0].id == 0
-    summed = store.search_hybrid(row({1: 1.0}), "apple", "body", fusion="sum", text_weight=100.0)
+    with pytest.warns(DeprecationWarning, match="`search_hybrid` is called `search_with_text`"):
+        assert store.search_hybrid(row({1: 1.0}), "apple", "body") == fused
+    summed = store.search_with_text(row({1: 1.0}), "apple", "body", fusion="sum", text_weight=100.0)
     assert [hit.id for hit in summed][:2] == [2, 0] or [hit.id for hit in summed][:2] == [0, 2]
-    only = store.search_hybrid(row({}), "pear", "body", filter={"body": "green pear"})
+    only = store.search_with_text(row({}), "pear", "body", filter={"body": "green pear"})
     assert [hit.id for hit in only] == [1]
     with pytest.raises(ConfigError, match="no text field 'title'"):
-        store.search_hybrid(row({1: 1.0}), "x", "title")
+        store.search_with_text(row({1: 1.0}), "x", "title")
     with pytest.raises(ConfigError, match="fusion"):
-        store.search_hybrid(row({1: 1.0}), "x", "body", fusion="max")
+        store.search_with_text(row({1: 1.0}), "x", "body", fusion="max")
 
 
 # Refusals
@@ -326,7 +328,7 @@ def test_a_lost_index_is_not_made_anew_with_guessed_types(made):
     remove_indices(store)
     with pytest.raises(StoreError, match="cannot write there"):
         store.upsert(ROWS[:1], [1])
-    reply = store.wire.call("GET", f"/{store.name}", allow=(404,))
+    reply = store.transport.call("GET", f"/{store.name}", allow=(404,))
     assert reply.status == 404
 
 
@@ -353,12 +355,14 @@ def test_an_index_is_opened_with_what_it_was_made_for_only(made, open_store):
 def test_a_foreign_index_is_left_alone(made, open_store):
     store = made()
     foreign = services.unique_name()
-    store.wire.call("PUT", f"/{foreign}", {"mappings": {"properties": {"a": {"type": "long"}}}})
+    store.transport.call(
+        "PUT", f"/{foreign}", {"mappings": {"properties": {"a": {"type": "long"}}}}
+    )
     try:
         with pytest.raises(StoreMismatch, match="not made by this version"):
             open_store(foreign)
     finally:
-        store.wire.call("DELETE", f"/{foreign}")
+        store.transport.call("DELETE", f"/{foreign}")
 
 
 def test_two_processes_may_create_at_once(open_store):
@@ -394,7 +398,7 @@ def test_without_stored_vectors_what_needs_them_says_so(made):
 
 def flat_settings(store):
     path = f"/{store._index.state().backing}/_settings"
-    answer = store.wire.call("GET", path, params={"flat_settings": "true"}).body
+    answer = store.transport.call("GET", path, params={"flat_settings": "true"}).body
     settings = next(iter(answer.values()))["settings"]
     names = ("index.refresh_interval", "index.number_of_replicas")
     return tuple(settings.get(name) for name in names)
@@ -440,8 +444,8 @@ def test_a_rebuild_replaces_everything_in_one_step(made, proxy, open_store):
     assert store.stamp == new_stamp
     assert flat_settings(store) == ("7s", "0")
     assert len(proxy.seen("_aliases")) == 1
-    assert len(store.search_hybrid(row({}), "pear", "body")) == 3
-    old = store.wire.call("GET", f"/{store.name}-000001", allow=(404,))
+    assert len(store.search_with_text(row({}), "pear", "body")) == 3
+    old = store.transport.call("GET", f"/{store.name}-000001", allow=(404,))
     assert old.status == 404
 
 
@@ -456,7 +460,7 @@ def test_a_failed_rebuild_changes_nothing(made):
     with pytest.raises(KeyError), store.rebuild():
         raise KeyError
     assert store.count() == 5
-    names = store.wire.call("GET", f"/{store.name}-*/_alias").body
+    names = store.transport.call("GET", f"/{store.name}-*/_alias").body
     assert list(names) == [f"{store.name}-000001"]
 
 
@@ -470,7 +474,9 @@ def test_a_rollover_copies_everything_and_blocks_writes_meanwhile(made, proxy):
     blocks = [r.body for r in proxy.requests if "_settings" in r.path and b"blocks" in r.body]
     assert [b"true" in body for body in blocks] == [True, False]
     assert store.rollover(keep_old=True) == f"{store.name}-000003"
-    kept = ElasticsearchStore(f"{store.name}-000002", url=proxy.url, retry=store.wire.policy)
+    kept = ElasticsearchStore(
+        f"{store.name}-000002", url=proxy.url, retry=store.transport.retrier.policy
+    )
     with kept:
         assert kept.count() == 20
         assert kept.upsert(ROWS[:1], ["more"]).count == 1
@@ -481,12 +487,12 @@ def test_a_rollover_copies_everything_and_blocks_writes_meanwhile(made, proxy):
 def test_a_template_carries_the_mapping(made):
     store = made()
     template = store.create_template()
-    reply = store.wire.call("GET", f"/_index_template/{template}").body
+    reply = store.transport.call("GET", f"/_index_template/{template}").body
     body = reply["index_templates"][0]["index_template"]
     assert body["index_patterns"] == [f"{store.name}-*"]
     assert body["template"]["mappings"]["properties"]["vdr"] == {"type": "rank_features"}
-    store.wire.call("PUT", f"/{store.name}-000007")
-    made_by_cluster = store.wire.call("GET", f"/{store.name}-000007/_mapping").body
+    store.transport.call("PUT", f"/{store.name}-000007")
+    made_by_cluster = store.transport.call("GET", f"/{store.name}-000007/_mapping").body
     mapping = made_by_cluster[f"{store.name}-000007"]["mappings"]
     assert mapping["_meta"] == store._index.state().mapping["_meta"]
 

@@ -77,7 +77,7 @@ def test_a_real_server_does_what_the_stand_in_does(store, rows, queries):
     assert len(list(store.ids())) == 2000
     heavy = SparseRows.from_dicts([{int(rows.row(0)[0][0]): 1000.0}], WIDTH)
     assert store.search(heavy, 1)[0].score > 500 * float(rows.row(0)[1][0])
-    assert store.search_hybrid(queries[0], "number 7", "text", 5)
+    assert store.search_with_text(queries[0], "number 7", "text", 5)
     store.create_template()
     assert store.rollover() == f"{store.name}-000002"
     check_scores(store, rows, queries)

@@ -1,4 +1,4 @@
-"""Pictures in collections: written beside texts, found by texts and by pictures."""
+"""Images in collections: written beside texts, found by texts and by images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vdr_db.connectors import Collection, MemoryStore, VDRQdrant
 from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreMismatch
 
 
-class PictureEncoder(WordEncoder):
-    """Reads "pictures" that hold words: bytes, or files of them; those with `broken` it refuses."""
+class ImageWordEncoder(WordEncoder):
+    """Reads "images" that hold words: bytes, or files of them; those with `broken` it refuses."""
 
     def encode_images(self, images):
         images = list(images)
@@ -66,12 +66,12 @@ def opened_in(request, kind, encoder):
         name = services.unique_name()
         with VDRElasticsearch(name, encoder, url=proxy.url, replicas=0) as opened:
             yield opened
-            remove_indices(opened._elastic)
+            remove_indices(opened.store)
 
 
 @pytest.fixture(params=STORES)
 def collection(request):
-    with opened_in(request, request.param, PictureEncoder()) as opened:
+    with opened_in(request, request.param, ImageWordEncoder()) as opened:
         yield opened
 
 
@@ -132,7 +132,7 @@ def test_ids_made_of_the_content(collection, folder):
     assert all(uuid.UUID(id).version == 5 for id in ids)
     assert collection.count() == 2
     assert collection.add_images([b"chess kings"]) == [ids[0]]
-    assert collection.add_texts(["go stones"]) != [ids[1]], "a text is no picture"
+    assert collection.add_texts(["go stones"]) != [ids[1]], "a text is no image"
     with pytest.raises(InputError, match="an image occurs twice in this call with different"):
         collection.add_images([b"a", b"a"], payloads=[{"n": 1}, {"n": 2}])
 
@@ -234,7 +234,7 @@ def test_encoders_of_one_kind_say_what_they_lack():
     only = SimpleNamespace(
         vocabulary=WordEncoder().vocabulary,
         stamp=WordEncoder().stamp,
-        encode_images=PictureEncoder().encode_images,
+        encode_images=ImageWordEncoder().encode_images,
     )
     with Collection(MemoryStore(), only) as images:
         images.add_images([b"chess kings"], ids=[1])
@@ -244,7 +244,7 @@ def test_encoders_of_one_kind_say_what_they_lack():
         with pytest.raises(ConfigError, match="needs an encoder that reads texts"):
             images.add_texts(["chess"])
     with (
-        Collection(MemoryStore(), PictureEncoder(), documents="tokens") as bags,
+        Collection(MemoryStore(), ImageWordEncoder(), documents="tokens") as bags,
         pytest.raises(ConfigError, match="bags of tokens takes no images"),
     ):
         bags.add_images([b"a"])
@@ -262,32 +262,32 @@ def model(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_files(tmp_path):
     image = pytest.importorskip("PIL.Image")
     from image_folders import pixels
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "files"
     folder.mkdir()
     for i in range(5):
         image.fromarray(pixels(40 + i, 30, seed=i)).save(folder / f"{i}.png")
     return folder
 
 
-def test_with_a_cross_modal_encoder(tmp_path, model, pictures):
+def test_with_a_cross_modal_encoder(tmp_path, model, image_files):
     from vdr_db import CrossModalEncoder, SparseEncoder
 
-    (pictures / "broken.png").write_bytes(b"nothing")
+    (image_files / "broken.png").write_bytes(b"nothing")
     encoder = CrossModalEncoder.from_pretrained(model, device="cpu")
-    with VDRQdrant("pictures", encoder, path=tmp_path / "store") as collection:
+    with VDRQdrant("images", encoder, path=tmp_path / "store") as collection:
         collection.add_texts(["the cat", "blue book"], ids=["cat", "book"])
         with pytest.raises(RejectedRows) as caught:
-            collection.add_images(pictures)
+            collection.add_images(image_files)
         assert caught.value.ids == ["broken.png"]
         assert collection.count({"modality": "image"}) == 5
         for i in range(5):
-            best = collection.search_by_image(pictures / f"{i}.png")[0]
+            best = collection.search_by_image(image_files / f"{i}.png")[0]
             assert best.id == f"{i}.png"
-        rows = encoder.encode_images([pictures / "3.png"]).rows
+        rows = encoder.encode_images([image_files / "3.png"]).rows
         (record,) = collection.get(["3.png"], with_rows=True)
         assert record.row.allclose(rows)
         query = encoder.encode_queries(["green sea"])
@@ -298,18 +298,18 @@ def test_with_a_cross_modal_encoder(tmp_path, model, pictures):
         assert isinstance(alone, list), "a bag of tokens needs no model at query time"
     text_side = SparseEncoder.from_pretrained(model, device="cpu")
     with pytest.raises(StoreMismatch, match=r"head 'vdr\+image' .store. against 'vdr'"):
-        VDRQdrant("pictures", text_side, path=tmp_path / "store")
+        VDRQdrant("images", text_side, path=tmp_path / "store")
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_every_direction_ranks_as_the_model_does(request, kind, model, pictures):
+def test_every_direction_ranks_as_the_model_does(request, kind, model, image_files):
     """Text → image, image → text, image → image: ids and scores of the exact dot products."""
     from vdr_db import CrossModalEncoder
 
-    (pictures / "broken.png").write_bytes(b"nothing")
+    (image_files / "broken.png").write_bytes(b"nothing")
     encoder = CrossModalEncoder.from_pretrained(model, device="cpu")
     texts = ["the cat", "blue book", "green sea and water", "a small star"]
-    files = [pictures / f"{i}.png" for i in range(5)]
+    files = [image_files / f"{i}.png" for i in range(5)]
     stored = {
         "text": (encoder.encode_documents(texts), [f"text {i}" for i in range(len(texts))]),
         "image": (encoder.encode_images(files).rows, [f"{i}.png" for i in range(5)]),
@@ -320,10 +320,10 @@ def test_every_direction_ranks_as_the_model_does(request, kind, model, pictures)
     with opened_in(request, kind, encoder) as collection:
         collection.add_texts(texts, ids=stored["text"][1])
         with pytest.raises(RejectedRows) as caught:
-            collection.add_images(pictures, thumbnail_px=256)
+            collection.add_images(image_files, thumbnail_px=256)
         assert caught.value.ids == ["broken.png"]
         assert collection.count(keep["image"]) == 5
-        image = pictures / "2.png"
+        image = image_files / "2.png"
         queries = {
             "text": (encoder.encode_queries(["green sea"]), lambda **o: collection.search(
                 "green sea", 10, **o)),
@@ -372,42 +372,44 @@ def run(capsys, *arguments):
     return code, shown.out, shown.err
 
 
-def test_the_command_line(tmp_path, model, pictures, capsys):
+def test_the_command_line(tmp_path, model, image_files, capsys):
     store = tmp_path / "store"
-    index = ["index", "--images", pictures, "--store", store, "--device", "cpu", "--json"]
+    index = ["index", "--images", image_files, "--store", store, "--device", "cpu", "--json"]
     code, out, err = run(capsys, *index, "--model", model)
     assert (code, json.loads(out)) == (0, {"written": 5, "refused": 0, "documents": 5})
     assert "5 images written" in err
-    (pictures / "broken.png").write_bytes(b"nothing")
+    (image_files / "broken.png").write_bytes(b"nothing")
     code, out, err = run(capsys, *index, "--model", model)
     assert (code, json.loads(out)) == (3, {"written": 5, "refused": 1, "documents": 5})
     assert "broken.png: it is no picture of a known format" in err
 
     place = ["--store", store, "--device", "cpu", "--json"]
-    code, out, _ = run(capsys, "search", "--image", pictures / "2.png", *place, "--limit", 2)
+    code, out, _ = run(capsys, "search", "--image", image_files / "2.png", *place, "--limit", 2)
     assert code == 0
     hits = json.loads(out)["hits"]
     assert hits[0]["id"] == "2.png"
-    assert hits[0]["payload"]["image"] == str(pictures / "2.png")
+    assert hits[0]["payload"]["image"] == str(image_files / "2.png")
     assert hits[0]["words"]
     code, out, _ = run(capsys, "search", "green sea", *place, "--filter", '{"modality": "image"}')
     assert code in (0, 1)
     code, _, err = run(capsys, "search", *place)
     assert (code, "Pass what to look for" in err) == (2, True)
-    code, _, err = run(capsys, "search", "--image", pictures / "broken.png", *place)
+    code, _, err = run(capsys, "search", "--image", image_files / "broken.png", *place)
     assert (code, "cannot be searched for" in err) == (2, True)
 
 
-def test_the_command_line_says_what_is_wrong(tmp_path, model, pictures, capsys):
+def test_the_command_line_says_what_is_wrong(tmp_path, model, image_files, capsys):
     from model_folders import write_bert
 
     place = ["--store", tmp_path / "store", "--device", "cpu"]
     code, _, err = run(capsys, "index", *place)
     assert (code, "Pass files of texts or --images FOLDER" in err) == (2, True)
-    code, _, err = run(capsys, "index", "--images", pictures, "--tokens", *place, "--model", model)
+    code, _, err = run(
+        capsys, "index", "--images", image_files, "--tokens", *place, "--model", model
+    )
     assert (code, "an image has no tokens" in err) == (2, True)
     text_model = write_bert(tmp_path / "text")
-    code, _, err = run(capsys, "index", "--images", pictures, *place, "--model", text_model)
+    code, _, err = run(capsys, "index", "--images", image_files, *place, "--model", text_model)
     assert (code, "must hold an image encoder" in err) == (2, True)
     empty = tmp_path / "none"
     empty.mkdir()
@@ -420,7 +422,7 @@ def test_a_vector_for_each_kind_in_one_collection(tmp_path):
     qdrant_client = pytest.importorskip("qdrant_client")
     from qdrant_contract_server import QdrantContractServer
 
-    encoder = PictureEncoder()
+    encoder = ImageWordEncoder()
     with QdrantContractServer(tmp_path / "server") as server:
         client = qdrant_client.QdrantClient(url=server.url, check_compatibility=False)
         parameters = qdrant_client.models.SparseVectorParams()

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from store_samples import WIDTH, WordEncoder, row, rows
 
 from vdr_db.connectors import AsyncVDRQdrant, QdrantStore, VDRQdrant
+from vdr_db.connectors.collections.asynchronous import _blocking_client
 from vdr_db.errors import ConfigError, RejectedRows, StoreError, StoreMismatch, StoreUnavailable
 from vdr_db.sparse import SparseRows
 
@@ -99,10 +101,14 @@ def test_the_same_answers_as_the_other_one(client, client_options, server):
         assert await collection.search(queries[0], 5, offset=5) == store.search(
             queries[0], 5, offset=5
         )
-        assert await collection.search_hybrid(queries[0], dense[3], 5) == store.search_hybrid(
-            queries[0], dense[3], 5
-        )
+        fused = store.search_with_dense(queries[0], dense[3], 5)
+        assert await collection.search_with_dense(queries[0], dense[3], 5) == fused
+        with pytest.warns(DeprecationWarning, match="called `search_with_dense` now"):
+            assert await collection.search_hybrid(queries[0], dense[3], 5) == fused
         assert await collection.get(["id 3", 5, "none"], True) == store.get(["id 3", 5], True)
+        assert [id async for id in collection.ids()] == list(store.ids())
+        assert {id async for id in collection.ids({"n": 3})} == set(store.ids({"n": 3}))
+        assert {id async for id in collection.ids(native)} == set(store.ids({"n": 3}))
         assert await collection.delete(["id 3", 5, "none"]) == 2
         assert await collection.count() == store.count() == 298
 
@@ -127,14 +133,20 @@ def test_texts_are_encoded_in_a_thread(client, client_options):
         hits = await asyncio.gather(*(collection.search(text) for text in TEXTS * 5))
         assert [one[0].id for one in hits] == ids * 5
         assert hits[0][0].payload == {"n": 0, "text": TEXTS[0]}
+        again = await collection.search(TEXTS[0], 1, rerank=3)
+        terms = await collection.explain("theory", "e")
+        await collection.flush()
+        await collection.optimize()
         with pytest.raises(TypeError, match="got one string"):
             await collection.search_batch("theory")
-        return hits
+        return hits, again, terms
 
-    hits = run(client_options, work, encoder=encoder)
+    hits, again, terms = run(client_options, work, encoder=encoder)
     assert threads
     assert threading.get_ident() not in threads
     assert hits[0] == made.search(TEXTS[0])
+    assert again == made.search(TEXTS[0], 1, rerank=3)
+    assert terms == made.explain("theory", "e") != []
 
 
 def test_the_event_loop_goes_on_while_the_encoder_works(client, client_options):
@@ -235,9 +247,60 @@ def test_trouble_and_secrets(client_options, server):
 def test_the_client_must_be_an_asynchronous_one(client):
     with pytest.raises(ConfigError, match="for QdrantClient there is VDRQdrant"):
         AsyncVDRQdrant("c", client=client)
-    for options in ({}, {"client": client, "url": "http://x"}):
-        with pytest.raises(ConfigError, match="exactly one"):
+    for options in ({"client": client, "url": "http://x"}, {"url": "http://x", "path": "y"}):
+        with pytest.raises(ConfigError, match="is enough"):
             AsyncVDRQdrant("c", **options)
+
+
+def test_a_client_of_the_same_options_takes_its_place(tmp_path, server):
+    server.api_key = "a-secret-key-4711"
+    address = {"grpc_port": server.grpc_port, "timeout": 7, "prefer_grpc": True}
+
+    async def main(**options):
+        theirs = qdrant_client.AsyncQdrantClient(check_compatibility=False, **address, **options)
+        collection = AsyncVDRQdrant("rows", client=theirs)
+        assert await collection.add_rows(rows(3), [1, 2, 3]) == [1, 2, 3]
+        remote = collection._collection.store._engine._client._client
+        await collection.close()
+        assert await theirs.collection_exists("rows"), "it is still open"
+        await theirs.close()
+        return remote
+
+    key = {"api_key": server.api_key}
+    host, port = server.url.removeprefix("http://").split(":")
+    for place in ({"url": server.url}, {"host": host, "port": int(port), "https": False}):
+        with pytest.warns(UserWarning, match="Api key is used with an insecure"):
+            remote = asyncio.run(main(**place, **key))
+        assert (remote._prefer_grpc, remote._timeout) == (True, 7)
+    for options in ({"prefix": "service/v1"}, {"verify": False, "headers": {"x": "y"}}):
+        theirs = qdrant_client.AsyncQdrantClient(
+            url="https://example.invalid", check_compatibility=False, **options
+        )
+        made = _blocking_client(theirs)
+        ours, wanted = (dict(one.init_options) for one in (made, theirs))
+        assert ours == wanted
+        assert made._client.rest_uri == theirs._client.rest_uri
+        made.close()
+        asyncio.run(theirs.close())
+
+
+def test_what_only_the_given_client_can_reach_is_refused(tmp_path):
+    async def token():
+        return "x"
+
+    local = ({"location": ":memory:"}, {"path": str(tmp_path)})
+    bound = ({"transport": httpx.AsyncHTTPTransport()}, {"auth_token_provider": token})
+    for options, told in (
+        *((one, r"in local mode.*pass path=':memory:'") for one in local),
+        *(
+            ({"url": "https://127.0.0.1:1", **one}, rf"\['{next(iter(one))}'\].*pass `url` with")
+            for one in bound
+        ),
+    ):
+        theirs = qdrant_client.AsyncQdrantClient(check_compatibility=False, **options)
+        with pytest.raises(ConfigError, match=told):
+            AsyncVDRQdrant("c", client=theirs)
+        asyncio.run(theirs.close())
 
 
 # Making collections
@@ -318,7 +381,7 @@ def test_versioned_collections_can_be_rebuilt(client, client_options):
 
 
 def test_unknown_options_are_refused_at_once(client):
-    for options in ({"path": "x"}, {"vector": "x"}):
+    for options in ({"vector": "x"}, {"width": 3}):
         with pytest.raises(TypeError, match="unknown options"):
             AsyncVDRQdrant("c", url="http://127.0.0.1:1", **options)
 
@@ -326,8 +389,8 @@ def test_unknown_options_are_refused_at_once(client):
 # Images
 
 
-class Pictures(WordEncoder):
-    """Reads files of words as if they were pictures."""
+class ImageWordEncoder(WordEncoder):
+    """Reads files of words as if they were images."""
 
     def encode_images(self, images, thumbnail_px=None):
         contents = [path.read_text() for path in map(Path, images)]
@@ -348,7 +411,7 @@ def folder(tmp_path):
 
 
 def test_images(client, client_options, folder):
-    encoder = Pictures()
+    encoder = ImageWordEncoder()
     made = VDRQdrant("theirs", encoder, client=client)
     with pytest.raises(RejectedRows) as theirs:
         made.add_images(folder, thumbnail_px=32)
@@ -382,7 +445,7 @@ def test_searches_go_on_between_batches_of_images(client, client_options, folder
     (folder / "3.png").write_text("Paris")
     batches = []
 
-    class Watched(Pictures):
+    class Watched(ImageWordEncoder):
         busy = 0
 
         def encode_images(self, images, thumbnail_px=None):

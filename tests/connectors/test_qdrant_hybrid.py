@@ -99,13 +99,15 @@ def test_fusion_equals_the_reciprocal_ranks_of_both_exact_rankings(connect, cons
             constant or 2,
             depth=20,
         )
-        hits = store.search_hybrid(query, vector, 10, condition, depth=20, rank_constant=constant)
+        hits = store.search_with_dense(
+            query, vector, 10, condition, depth=20, rank_constant=constant
+        )
         best = sorted(expected.values(), reverse=True)[:10]
         assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-5)
         for hit in hits:
             assert hit.score == pytest.approx(expected[hit.id], rel=1e-5)
-    page = store.search_hybrid(query, vector, 4, offset=3, depth=20, rank_constant=constant)
-    whole = store.search_hybrid(query, vector, 7, depth=20, rank_constant=constant)
+    page = store.search_with_dense(query, vector, 4, offset=3, depth=20, rank_constant=constant)
+    whole = store.search_with_dense(query, vector, 7, depth=20, rank_constant=constant)
     assert [hit.score for hit in page] == [hit.score for hit in whole[3:]]
 
 
@@ -115,7 +117,9 @@ def test_an_empty_sparse_query_ranks_by_the_dense_vector(connect):
     columns = dense(20)
     store.upsert(rows(20), list(range(20)), dense={"text": columns})
     vector = dense(1, seed=3)
-    hits = store.search_hybrid(SparseRows.empty(1, WIDTH), vector, 5)
+    hits = store.search_with_dense(SparseRows.empty(1, WIDTH), vector, 5)
+    with pytest.warns(DeprecationWarning, match="`search_hybrid` is called `search_with_dense`"):
+        assert store.search_hybrid(SparseRows.empty(1, WIDTH), vector, 5) == hits
     assert [hit.id for hit in hits] == np.argsort(-(columns @ vector[0]))[:5].tolist()
 
 
@@ -131,8 +135,8 @@ def test_a_collection_knows_its_dense_vectors_again(connect):
         with pytest.raises(StoreMismatch, match="has the dense vectors"):
             connect("known", dense={"text": 5})
     with pytest.raises(ConfigError, match="name one with `using`"):
-        again.search_hybrid(row({1: 1.0}), dense(1)[0])
-    assert len(again.search_hybrid(row({1: 1.0}), dense(1)[0], using="text")) >= 2
+        again.search_with_dense(row({1: 1.0}), dense(1)[0])
+    assert len(again.search_with_dense(row({1: 1.0}), dense(1)[0], using="text")) >= 2
 
 
 def test_impossible_dense_vectors_never_reach_an_engine(connect):
@@ -153,17 +157,17 @@ def test_impossible_dense_vectors_never_reach_an_engine(connect):
             store.upsert(rows(3), ["a", "b", "c"], dense=wrong)
     for wrong, error in ((dense(2), ShapeError), (np.full(SIZE, np.inf), InputError)):
         with pytest.raises(error):
-            store.search_hybrid(row({1: 1.0}), wrong)
+            store.search_with_dense(row({1: 1.0}), wrong)
     for number in ({"depth": 0}, {"rank_constant": 0}, {"limit": 0}):
         with pytest.raises(ConfigError):
-            store.search_hybrid(row({1: 1.0}), dense(1)[0], **number)
+            store.search_with_dense(row({1: 1.0}), dense(1)[0], **number)
 
 
 def test_without_dense_vectors_the_way_to_get_them_is_told(connect):
     store = connect("none")
     store.create(WIDTH)
     with pytest.raises(ConfigError, match=r"make it with dense=\{name: size\}"):
-        store.search_hybrid(row({1: 1.0}), dense(1)[0])
+        store.search_with_dense(row({1: 1.0}), dense(1)[0])
     for wrong in ({"text": 0}, {"text": True}, {"": 3}, {"vdr": 3}):
         with pytest.raises(ConfigError):
             connect("wrong", dense=wrong)
@@ -187,13 +191,13 @@ def test_texts_with_dense_vectors(connect):
         ids = articles.add_texts(texts, dense={"text": columns}, batch_size=1)
         assert ids[1] == ids[2]
         assert articles.count() == 2
-        hits = articles.search_hybrid("theory", columns[1], 2)
+        hits = articles.search_with_dense("theory", columns[1], 2)
         assert {hit.id for hit in hits} == set(ids)
         assert hits[0].payload["text"]
         articles.add_rows(
             WordEncoder().encode_documents(texts[:1]), ["e"], dense={"text": columns[:1]}
         )
-        assert articles.search_hybrid("theory", columns[0], 1)[0].id in ("e", ids[0])
+        assert articles.search_with_dense("theory", columns[0], 1)[0].id in ("e", ids[0])
         with pytest.raises(ShapeError, match="3 texts, 3 ids and 2 of 'text'"):
             articles.add_texts(texts, dense={"text": columns[:2]})
 
@@ -213,7 +217,7 @@ def test_sparse_beside_a_dense_collection_of_others(server, prefer_grpc):
     assert store.dense == {"mini": DenseVector(SIZE, "dot")}
     store.upsert(rows(10), list(range(10)), dense={"mini": dense(10)})
     before = server.requests["query_batch"]
-    hits = store.search_hybrid(rows(10)[4], dense(10)[4], 3)
+    hits = store.search_with_dense(rows(10)[4], dense(10)[4], 3)
     assert server.requests["query_batch"] == before + 1
     assert hits[0].id == 4
     kept = client.retrieve(name, [4], with_vectors=True)[0].vector

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_samples import WIDTH, rows
 
 from vdr_db.connectors import AsyncVDRQdrant, QdrantStore
-from vdr_db.connectors.qdrant.engine import RefusedBatch
+from vdr_db.connectors.halving import RefusedBatch
 from vdr_db.connectors.qdrant.messages import PointMessages
 from vdr_db.connectors.qdrant.requests import Requests
 from vdr_db.errors import RejectedRows
@@ -170,9 +170,9 @@ def test_the_asynchronous_collection_sends_them_too(server, monkeypatch):
 
     async def main():
         client = qdrant_client.AsyncQdrantClient(**options_of(server, "grpc"))
-        seen = sent_by(monkeypatch, client)
         async with AsyncVDRQdrant("c", client=client) as collection:
-            requests = collection._requests
+            engine = collection._collection.store._engine
+            seen, requests = sent_by(monkeypatch, engine._client), engine._requests
             assert requests._messages is not None
             await collection.add_rows(rows(20), IDS, CONTENTS)
             monkeypatch.setattr(requests, "_messages", None)

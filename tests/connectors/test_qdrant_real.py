@@ -79,8 +79,8 @@ def test_a_real_server_does_what_the_stand_in_does(store, options):
     assert store.count({"n": {"gte": 10, "lt": 20}, "owner": "a"}) == 5
     assert store.get([5, 9999], with_rows=True)[0].row == rows[5]
     assert len(list(store.ids())) == COUNT
-    assert store.search_hybrid(rows[5], dense[5], 3)[0].id == 5
-    assert store.search_hybrid(rows[5], dense[5], 3, rank_constant=60)[0].id == 5
+    assert store.search_with_dense(rows[5], dense[5], 3)[0].id == 5
+    assert store.search_with_dense(rows[5], dense[5], 3, rank_constant=60)[0].id == 5
     seen, done = set(), threading.Event()
 
     def watch():

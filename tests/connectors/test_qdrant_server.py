@@ -6,6 +6,7 @@ and, for errors that need a server of another age or mood, the client's in-memor
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from store_samples import WIDTH, WordEncoder, assert_same_hits, row, rows
 
 from vdr_db.connectors import MemoryStore, QdrantStore, VDRQdrant
 from vdr_db.connectors.qdrant import server as server_module
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import (
     ConfigError,
     RejectedRows,
@@ -255,13 +257,60 @@ def test_what_a_server_refuses_is_found_and_named(monkeypatch, status):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_in_trouble_is_unavailable(monkeypatch, status):
     client = double()
-    store = QdrantStore("trouble", client=client)
+    policy = RetryPolicy(tries=3, base_s=0.001)
+    store = QdrantStore("trouble", client=client, retry=policy)
     store.create(WIDTH)
     picky = Picky(client, {3}, refusal(status))
     monkeypatch.setattr(client, "upsert", picky)
     with pytest.raises(StoreUnavailable, match="cannot be written"):
         store.upsert(rows(50), list(range(50)))
-    assert picky.sizes == [50]
+    assert picky.sizes == [50] * 3
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_plain_calls_survive_a_restart_of_two_seconds(tmp_path, protocol):
+    from qdrant_contract_server import QdrantContractServer
+
+    with (
+        QdrantContractServer(tmp_path) as server,
+        QdrantStore(
+            "articles",
+            url=server.url,
+            prefer_grpc=protocol == "grpc",
+            client_options={"grpc_port": server.grpc_port},
+            retry=RetryPolicy(base_s=1.0, tries=12),
+        ) as store,
+    ):
+        store.create(WIDTH)
+        store.upsert(rows(5), list(range(5)))
+        for call in (lambda: store.upsert(rows(5), list(range(5))), store.count):
+            server.is_down = True
+            timer = threading.Timer(2.0, setattr, (server, "is_down", False))
+            timer.start()
+            call()
+            timer.join()
+        assert store.count() == 5
+
+
+def test_a_limit_of_rates_gets_smaller_requests(monkeypatch):
+    client = double()
+    store = QdrantStore("rates", client=client, retry=RetryPolicy(base_s=0.001))
+    store.create(WIDTH)
+    sizes, write = [], client.upsert
+
+    def upsert(name, points, **options):
+        sizes.append(len(points))
+        if len(points) > 16:
+            from qdrant_client.http.exceptions import UnexpectedResponse
+
+            told = b"request larger than rate limiter capacity, please try to split your request"
+            raise UnexpectedResponse(429, "reason", told, None)
+        return write(name, points=points, **options)
+
+    monkeypatch.setattr(client, "upsert", upsert)
+    assert store.upsert(rows(50), list(range(50))).count == 50
+    assert max(sizes[-1:]) <= 16
+    assert store.count() == 50
 
 
 def test_large_batches_are_split(monkeypatch):

@@ -14,8 +14,8 @@ from broken_images import encoded
 from image_folders import pixels, write_cross_modal
 from PIL import Image
 
-from vdr_db.cli.ingest import _resume_command
 from vdr_db.cli.main import main
+from vdr_db.cli.outcome import _resume_command
 from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
 
 SECRET = "s3cr3t-value-42"
@@ -245,7 +245,7 @@ def test_images_by_slices_through_a_spool(run, tmp_path, images, two_sided):
         (("ingest", "a", "--images", "b", "--store", "s"), "one of the two"),
         (("ingest", "--images", "none", "--store", "s"), "must come from a folder"),
         (("ingest", "--images", ".", "--store", "s", "--tokens"), "--tokens is for texts"),
-        (("ingest", "a", "--thumbnails", "--store", "s"), "a text has no picture"),
+        (("ingest", "a", "--thumbnails", "--store", "s"), "a text has no image"),
         (("encode", "--images", "."), "go with --spool"),
     ],
 )

@@ -10,8 +10,8 @@ from noida_fixtures import remove_indices
 from store_samples import WordEncoder
 
 from vdr_db.connectors import QdrantStore, VDRElasticsearch, VDRQdrant
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy
 from vdr_db.connectors.memory import MemoryStore
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.ingest import IngestOptions, RecordSource, Stop, ingest_versioned
 from vdr_db.readers import Record
@@ -59,7 +59,7 @@ def names_on_qdrant(collection):
 
 
 def names_on_elasticsearch(collection):
-    return sorted(collection.store.wire.call("GET", f"/{collection.store.name}-*/_alias").body)
+    return sorted(collection.store.transport.call("GET", f"/{collection.store.name}-*/_alias").body)
 
 
 def check_versions(collection, names):

@@ -13,7 +13,7 @@ from noida_fixtures import remove_indices
 from store_samples import WordEncoder
 
 from vdr_db.connectors import Collection, MemoryStore, VDRElasticsearch, VDRQdrant
-from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable
 
 _WHY = "LangChain is not installed; run: pip install 'vdr-db[langchain]'"

@@ -23,7 +23,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import project_pool, reference
 from vdr_db.kernels.cuda import backward as pooling_backward
-from vdr_db.kernels.cuda import entry_orders, pooling
+from vdr_db.kernels.cuda import entry_lists, pooling
 from vdr_db.kernels.cuda.configs import BackwardTiles
 
 pytestmark = MARKS
@@ -111,7 +111,7 @@ def kept(argmax, V, per_row):
 @pytest.mark.parametrize(("lengths", "V", "H"), SHAPES)
 def test_kept_entries_match_float64(monkeypatch, lengths, V, H, marked, dtype):
     if not marked:
-        monkeypatch.setattr(entry_orders, "MARKED_TEXTS", 0)
+        monkeypatch.setattr(entry_lists, "MARKED_TEXTS", 0)
     hidden, weight = random(0, sum(lengths), H, dtype=dtype), random(1, V, H, dtype=dtype)
     cu_seqlens = bounds(lengths)
     pooled = reference.project_pool(
@@ -188,65 +188,6 @@ def test_runs_repeat_bit_for_bit(method):
     assert torch.equal(runs[0][1], runs[1][1])
 
 
-def add_to_rows(way, rows, hidden, weight, cu_seqlens):
-    """Adds to rows what a loss gives for them; what it should be, in float64."""
-    pooled = reference.project_pool(hidden, cu_seqlens, weight, return_argmax=True)
-    indptr, columns, texts, positions = kept(pooled.argmax, 50, 10)
-    grad = torch.zeros((2, 50), device=DEVICE)
-    values = random(2, len(columns))
-    grad[texts, columns.long()] = values
-    if way == "kept":
-        _, found, _ = pooling.backward_sparse(
-            values, indptr, columns, positions, hidden, cu_seqlens, weight, False,
-            accumulate_into=rows, tiles=TILES,
-        )  # fmt: skip
-    else:
-        _, found, _ = pooling.backward(
-            grad, pooled.argmax, hidden, cu_seqlens, weight, False,
-            accumulate_into=rows, method=way, tiles=TILES,
-        )  # fmt: skip
-    assert found is rows
-    return gradients64(hidden.double(), cu_seqlens, weight.double(), grad)[1]
-
-
-WAYS = pytest.mark.parametrize("way", ["gather", "onehot", "kept"])
-
-
-@WAYS
-def test_adds_to_rows_of_a_tied_embedding(way):
-    hidden, weight, cu_seqlens = random(0, 30, 24), random(1, 50, 24), bounds([10, 20])
-    embedding_grad = random(5, 57, 24)
-    before = embedding_grad.clone()
-    truth = add_to_rows(way, embedding_grad[7:], hidden, weight, cu_seqlens)
-    assert torch.equal(embedding_grad[:7], before[:7])
-    assert torch.allclose(embedding_grad[7:].double(), before[7:] + truth, atol=1e-5)
-
-
-@WAYS
-def test_adds_to_columns_that_lie_further_apart_than_32_bits_reach(way):
-    """As of a transposed matrix with millions of columns; memory is taken where it is written."""
-    hidden, weight, cu_seqlens = random(0, 30, 3), random(1, 50, 3), bounds([10, 20])
-    apart = 2**30 + 8
-    storage = torch.empty(2 * apart + 50, dtype=torch.float16, device=DEVICE)
-    rows = storage.as_strided((50, 3), (1, apart))
-    rows.copy_(random(5, 50, 3))
-    before = rows.double()
-    truth = add_to_rows(way, rows, hidden, weight, cu_seqlens)
-    assert torch.allclose(rows.double(), before + truth, atol=1e-2)
-
-
-def test_far_columns_stay_as_they_are_without_tokens():
-    rows = torch.empty(2**31, dtype=torch.float16, device=DEVICE).as_strided((20, 2), (1, 2**30))
-    rows.fill_(2.0)
-    _, argmax = pooling.forward(random(0, 0, 2), bounds([0]), random(1, 20, 2), None, True)
-    _, found, _ = pooling.backward(
-        torch.ones((1, 20), device=DEVICE), argmax, random(0, 0, 2), bounds([0]), random(1, 20, 2),
-        False, accumulate_into=rows,
-    )  # fmt: skip
-    assert found is rows
-    assert (rows == 2).all()
-
-
 def test_gives_only_what_is_needed():
     hidden, weight, cu_seqlens = random(0, 12, 16), random(1, 20, 16), bounds([12])
     grad = random(2, 1, 20)
@@ -318,9 +259,37 @@ def test_refuses_what_disagrees():
         pooling.backward(grad, argmax, hidden, cu_seqlens, weight, method="atomics")
     with pytest.raises(ShapeError, match="grad_logits"):
         pooling.backward(grad[:, :5], argmax, hidden, cu_seqlens, weight)
-    with pytest.raises(ShapeError, match="accumulate_into"):
-        pooling.backward(grad, argmax, hidden, cu_seqlens, weight, accumulate_into=weight[1:])
     with pytest.raises(ShapeError, match="grad_values"):
         pooling.backward_sparse(
             grad[0], bounds([20]), argmax[0, :5], argmax[0], hidden, cu_seqlens, weight
         )
+
+
+@pytest.mark.parametrize("is_wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("is_kept", [False, True], ids=["all", "kept"])
+def test_entries_are_listed_by_token(monkeypatch, is_wide, is_kept):
+    """Rows that begin and end within chunks, texts without tokens, keys of 32 and of 64 bits."""
+    if is_wide:
+        monkeypatch.setattr(entry_lists, "SHORT_KEYS", 0)
+    B, V, chunk = 4, 100, 64
+    cu_seqlens = bounds([7, 0, 20, 3])
+    argmax = torch.stack([torch.arange(V) * 37 % 5, torch.full((V,), -1), torch.arange(V) * 11 % 20,
+                          torch.arange(V) % 3]).to(torch.int16).to(DEVICE)  # fmt: skip
+    rows = torch.arange(B, device=DEVICE)
+    indptr = entry_texts = None
+    if is_kept:
+        indptr, _, texts, argmax = kept(argmax, V, 90)
+        entry_texts = texts.int()
+    else:
+        texts = rows.repeat_interleave(V)
+    token_texts = torch.full((33,), B, dtype=torch.int32, device=DEVICE)
+    token_texts[:30] = entry_lists.text_of_each(cu_seqlens, 30)
+    order, ends, totals = entry_lists.entries_by_token(
+        argmax, indptr, entry_texts, cu_seqlens, token_texts, V, chunk, 4
+    )
+    token = cu_seqlens[texts] + argmax.flatten()
+    number = torch.arange(len(texts), device=DEVICE) % (len(texts) if is_kept else V)
+    for t in range(30):
+        expected = number[(token == t) & (argmax.flatten() >= 0)]
+        assert order[ends[t] - totals[t] : ends[t]].tolist() == expected.tolist()
+    assert not totals[30:].any()

@@ -120,3 +120,17 @@ def test_the_report_judges_the_bars(bench):
     assert f"| forward, time | {bench.BARS[1][1]} | 12.8 | 10.8 |  | not measured |" in text
     assert "- a note" in text
     assert "- an arm: memory" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_sparton_is_the_published_file_or_nothing(bench):
+    rivals = pytest.importorskip("rivals", reason="triton is not installed")
+    weight = torch.ones(20, 16)
+    head = rivals.sparton_head(weight)
+    if importlib.util.find_spec("xpmir") is None:
+        assert head is None
+        return
+    assert type(head).__name__ == "SpartonHead"
+    assert torch.equal(head.weight, weight)
+    assert not head.bias.any()
+    assert rivals.sparton_name().startswith("Sparton (experimaestro-ir 1.")

@@ -20,6 +20,7 @@ GATE = ROOT / "benchmarks" / "compile_gate.py"
 @pytest.fixture
 def gate(monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(GATE.parent))
     specification = importlib.util.spec_from_file_location("compile_gate", GATE)
     module = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "compile_gate", module)
@@ -69,8 +70,8 @@ def test_the_stored_table_holds_the_limits(sm, shared_limit):
     ],
 )
 def test_each_fault_is_found(gate, change, fault):
-    spec = next(gate.pool_specs(90))
-    row = gate.Resources(spec.kernel, spec.label, 8, 4, 200, 0, 0, 100_000, 8, 0, 8, 0)
+    spec = next(iter(gate.all_specs(90)))
+    row = gate.Resources(spec.kernel, spec.label, 8, 4, 200, 0, 0, 100_000, 8, 0, 8, 0, "")
     assert gate.faults(90, spec, row) == []
     found = gate.faults(90, spec, dataclasses.replace(row, **change))
     assert len(found) == 1
@@ -79,13 +80,7 @@ def test_each_fault_is_found(gate, change, fault):
 
 def test_each_regression_is_found(gate):
     _, stored = gate.read_table(90)
-    rows = [
-        gate.Resources(**{
-            name: value if name in ("kernel", "label") else int(value)
-            for name, value in row.items()
-        })
-        for row in stored
-    ]  # fmt: skip
+    rows = [gate.resources({"source": "", **row}) for row in stored]
     assert gate.regressions(stored, rows) == []
     more = dataclasses.replace(rows[0], registers=rows[0].registers + 9, shared_bytes=230_000)
     assert len(gate.regressions(stored, [more, *rows[1:]])) == 2

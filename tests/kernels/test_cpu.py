@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, bounds_of, choices, lengths
 
-from vdr_db.kernels import reference
+from vdr_db.kernels import project_pool, reference
 from vdr_db.kernels.cpu import pooling as cpu
 from vdr_db.kernels.cpu import selection as cpu_selection
 from vdr_db.kernels.cpu import tiles
@@ -35,7 +35,7 @@ def pool_documents(documents, weight, bias=None):
     H = weight.shape[1]
     hidden = torch.cat([torch.empty((0, H)), *documents])
     bounds = bounds_of([len(document) for document in documents])
-    return cpu.project_pool(hidden, bounds, weight, bias, return_argmax=True)
+    return project_pool(hidden, bounds, weight, bias, return_argmax=True)
 
 
 def assert_as_good_as_eager(batch, dtype):
@@ -46,8 +46,8 @@ def assert_as_good_as_eager(batch, dtype):
     exact = reference.project_pool(
         exact_inputs[0], cu_seqlens, exact_inputs[1], exact_inputs[2], return_argmax=True
     )
-    got = cpu.project_pool(rounded[0], cu_seqlens, *rounded[1:], return_argmax=True)
-    without = cpu.project_pool(rounded[0], cu_seqlens, *rounded[1:])
+    got = project_pool(rounded[0], cu_seqlens, *rounded[1:], return_argmax=True)
+    without = project_pool(rounded[0], cu_seqlens, *rounded[1:])
     assert without.argmax is None
     torch.testing.assert_close(without.logits, got.logits, rtol=0, atol=0, equal_nan=True)
     assert got.logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -109,7 +109,7 @@ def test_ties_go_to_the_first_token_across_blocks():
     hidden = torch.ones((60, 1))
     hidden[50] = torch.nan
     hidden[55] = torch.nan
-    pooled = cpu.project_pool(hidden, torch.tensor([0, 3, 40, 60]), weight, return_argmax=True)
+    pooled = project_pool(hidden, torch.tensor([0, 3, 40, 60]), weight, return_argmax=True)
     assert pooled.argmax.tolist() == [[0, 0, 0], [0, 0, 0], [10, 10, 10]]
     assert pooled.logits.isnan().tolist() == [[False] * 3, [False] * 3, [True] * 3]
     assert not pooled.logits[:2, 2].signbit().any()
@@ -118,7 +118,7 @@ def test_ties_go_to_the_first_token_across_blocks():
 def test_other_documents_nan_stays_there():
     hidden = torch.ones((4, 8))
     hidden[1] = torch.nan
-    pooled = cpu.project_pool(hidden, torch.tensor([0, 1, 2, 4]), torch.ones(5, 8))
+    pooled = project_pool(hidden, torch.tensor([0, 1, 2, 4]), torch.ones(5, 8))
     assert pooled.logits.isnan().all(1).tolist() == [False, True, False]
 
 
@@ -127,11 +127,11 @@ def test_strides_do_not_matter():
     hidden = torch.randn((30, 64), generator=generator)
     weight = torch.randn((300, 64), generator=generator)
     bounds = torch.tensor([0, 13, 30], dtype=torch.int32)
-    expected = cpu.project_pool(hidden, bounds, weight[100:]).logits
+    expected = project_pool(hidden, bounds, weight[100:]).logits
     wide = torch.randn((31, 99), generator=generator)
     wide[1:, 1:65] = hidden
     columns_first = weight.T.contiguous().T
-    got = cpu.project_pool(wide[1:, 1:65], bounds, columns_first[100:]).logits
+    got = project_pool(wide[1:, 1:65], bounds, columns_first[100:]).logits
     assert torch.equal(got, expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from strategies import bounds_of
 
 from vdr_db import kernels
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels import choose_backend, dispatch, ops, project_pool, select_topk
+from vdr_db.kernels import choose_backend, dispatch, project_pool, select_topk
+from vdr_db.kernels.dispatch import ops
 
 
 def inputs(dtype=torch.float32, requires_grad=False):
@@ -54,12 +56,30 @@ def no_interpreter(monkeypatch):
     ],
 )
 def test_auto_goes_by_device(monkeypatch, device, dtype, expected):
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "triton_version", lambda: (3, 4))
     assert choose_backend("auto", elsewhere(device), dtype) == expected
 
 
+def test_a_triton_that_is_too_old_is_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "triton_version", lambda: (3, 3))
+    dispatch.warn_slow.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend("auto", elsewhere("cuda"), torch.float32) == "reference"
+    assert "they need the package `triton` 3.4 or later, got 3.3" in caplog.text
+    with pytest.raises(ConfigError, match=r"`triton` 3\.4 or later, got 3\.3"):
+        choose_backend("triton", elsewhere("cuda"), torch.float32)
+
+
+def test_the_oldest_triton_is_the_one_of_the_package():
+    assert f'"triton>={dispatch.OLDEST_TRITON[0]}.{dispatch.OLDEST_TRITON[1]};' in (
+        Path(__file__).parents[2] / "pyproject.toml"
+    ).read_text(encoding="utf-8")
+    triton = pytest.importorskip("triton")
+    assert dispatch.triton_version() == tuple(map(int, triton.__version__.split(".")[:2]))
+
+
 def test_without_triton_cuda_takes_the_reference_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "triton_version", lambda: None)
     dispatch.warn_slow.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

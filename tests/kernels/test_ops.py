@@ -25,12 +25,11 @@ from vdr_db.errors import ShapeError
 from vdr_db.kernels import (
     Pooled,
     gather_kept,
-    ops,
-    ops_kept,
     project_pool,
     reference,
     select_topk,
 )
+from vdr_db.kernels.dispatch import ops
 
 LOSSES = pytest.mark.parametrize("loss", [dense_loss, kept_loss])
 
@@ -170,76 +169,13 @@ def test_a_selection_of_other_logits_is_refused():
         gather_kept(Pooled(pooled.logits, pooled.argmax[1:]), indptr, columns, *tensors)
 
 
-# The gradient of weight goes into another tensor
-
-
-@LOSSES
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gradient_goes_into_rows_of_a_tied_embedding(loss, backend, dtype):
-    first = 3
-    hidden, bounds, weight, bias = inputs(dtype)
-    table = torch.cat([torch.ones(first, H, dtype=dtype), weight.detach()]).requires_grad_()
-    table.grad = torch.full_like(table, 0.5)
-    expected = gradients(loss, (hidden, bounds, weight, bias), backend=backend)
-    for _ in range(2):  # micro-batches add up, also when the first has been backpropagated before
-        total = loss(
-            hidden, bounds, table[first:], bias,
-            accumulate_into=table.grad[first:], backend=backend,
-        )  # fmt: skip
-        total.backward()
-    assert torch.equal(table.grad[:first], torch.full((first, H), 0.5, dtype=dtype))
-    torch.testing.assert_close(table.grad[first:], 0.5 + 2 * expected[1])
-    torch.testing.assert_close(hidden.grad, 2 * expected[0])
-    torch.testing.assert_close(bias.grad, 2 * expected[2])
-
-
-def test_two_graphs_may_be_open_while_gradients_accumulate():
-    hidden, bounds, weight, bias = inputs()
-    expected = gradients(dense_loss, (hidden, bounds, weight, bias))[1]
-    into = torch.zeros_like(weight)
-    losses = [dense_loss(hidden, bounds, weight, bias, accumulate_into=into) for _ in range(2)]
-    for total in losses:
-        total.backward()
-    assert weight.grad is None
-    torch.testing.assert_close(into, 2 * expected)
-
-
-def test_rows_without_kept_entries_are_not_touched():
-    hidden, bounds, weight, bias = inputs()
-    _, _, columns = kept_of((hidden, bounds, weight, bias))
-    into = torch.full_like(weight, torch.nan)
-    into[columns.long()] = 0
-    kept_loss(hidden, bounds, weight, bias, accumulate_into=into).backward()
-    rest = torch.ones(V, dtype=torch.bool)
-    rest[columns.long()] = False
-    assert into[rest].isnan().all()
-    assert into[~rest].isfinite().all()
-
-
-def test_a_coarser_accumulator_is_rounded_once():
-    hidden, bounds, weight, bias = inputs()
-    exact = gradients(dense_loss, (hidden, bounds, weight, bias))[1]
-    into = torch.zeros(V, H, dtype=torch.bfloat16)
-    dense_loss(hidden, bounds, weight, bias, accumulate_into=into).backward()
-    assert torch.equal(into, exact.bfloat16())
-
-
-@pytest.mark.parametrize("wrong", [torch.zeros(V - 1, H), torch.zeros(V, H, dtype=torch.int64)])
-def test_an_accumulator_that_does_not_fit_is_refused(wrong):
-    with pytest.raises(ShapeError, match="`accumulate_into` must be"):
-        dense_loss(*inputs(), accumulate_into=wrong)
-
-
 # torch.library.opcheck
 
 OPERATORS = {
     "project_pool": lambda x: [(*x["leaves"], True, "cpu", n) for n in (None, 7, 40000)],
     "project_pool_backward": lambda x: [(*x["dense"], *n, "cpu") for n in NEEDS],
-    "project_pool_backward_into": lambda x: [(x["into"], *x["dense"], True, False, "cpu")],
     "gather_kept": lambda x: [(*x["pooled"], *x["csr"][:2], *x["leaves"], "cpu")],
     "backward_sparse": lambda x: [(*x["kept"], *n, "cpu") for n in NEEDS],
-    "backward_sparse_into": lambda x: [(x["into"], *x["kept"], False, True, "cpu")],
     "select_topk": lambda x: [
         (x["pooled"][0], 5, "elu1p", None, None, "cpu"),
         (x["pooled"][0], None, "none", None, None, "cpu"),
@@ -257,18 +193,17 @@ def test_opcheck(name, dtype):
     detached = [x.detach() for x in tensors]
     hidden, bounds, weight, _ = detached
     logits, argmax = ops.project_pool(*detached, True, "cpu", 7)
-    csr = ops_kept.select_topk(logits, 5, "elu1p", None, None, "cpu")
-    positions = ops_kept.take(logits, argmax, *csr[:2])[1]
+    csr = ops.select_topk(logits, 5, "elu1p", None, None, "cpu")
+    positions = ops.take(logits, argmax, *csr[:2])[1]
     samples = {
         "leaves": tensors,
         "pooled": (logits, argmax),
         "csr": csr,
         "dense": (torch.ones_like(logits), argmax, hidden, bounds, weight),
         "kept": (csr[2], *csr[:2], positions, hidden, bounds, weight),
-        "into": torch.zeros_like(weight),
         "lexical": (bounds_of([1] * len(SIZES)), torch.zeros(len(SIZES), dtype=torch.int64)),
     }
-    operator = getattr(ops, name, None) or getattr(ops_kept, name)
+    operator = getattr(ops, name)
     for arguments in OPERATORS[name](samples):
         torch.library.opcheck(operator, arguments)
 
@@ -311,24 +246,6 @@ def test_compiled_losses_are_the_same(compiler, loss):
     right = torch.autograd.grad(expected, leaves)
     for one, other in zip(torch.autograd.grad(found, leaves), right, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@LOSSES
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiled_losses_accumulate_into_another_tensor(compiler, loss):
-    hidden, bounds, weight, bias = inputs()
-    expected = gradients(loss, (hidden, bounds, weight, bias))
-    into = torch.ones_like(weight)
-    compiled = torch.compile(
-        lambda *x: loss(*x[:-1], accumulate_into=x[-1]), backend=compiler, fullgraph=True
-    )
-    compiled(hidden, bounds, weight, bias, into).backward()
-    assert weight.grad is None
-    for one, other in zip((hidden.grad, into - 1, bias.grad), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("triton")
 
 from triton_runs import (  # noqa: F401 - fixtures
-    DEVICE,
     MARKS,
     bounds,
     poisoned_memory,
@@ -19,12 +18,11 @@ from triton_runs import (  # noqa: F401 - fixtures
 from vdr_db.kernels import (
     activate,
     gather_kept,
-    ops,
-    ops_kept,
     project_pool,
     reference,
     select_topk,
 )
+from vdr_db.kernels.dispatch import ops
 
 pytestmark = MARKS
 
@@ -63,22 +61,14 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-@pytest.mark.parametrize("tied", [False, True])
-def test_gradients_are_those_of_the_reference(loss, plain, tied):
+def test_gradients_are_those_of_the_reference(loss, plain):
     leaves, cu_seqlens = inputs()
     exact = [x.detach().double().requires_grad_() for x in leaves]
     truth = torch.autograd.grad(loss(exact, cu_seqlens, **plain), exact)
     options = {"backend": "triton"}
     if loss is dense_loss:
         options["max_length"] = 6
-    into = torch.ones(V + 2, 16, device=DEVICE)
-    if tied:
-        options["accumulate_into"] = into[2:]
-    loss(leaves, cu_seqlens, **options).backward()
-    if tied:
-        assert leaves[1].grad is None
-        assert torch.equal(into[:2], torch.ones(2, 16, device=DEVICE))
-    found = [leaves[0].grad, into[2:] - 1 if tied else leaves[1].grad, leaves[2].grad]
+    found = torch.autograd.grad(loss(leaves, cu_seqlens, **options), leaves)
     for got, right in zip(found, truth, strict=True):
         assert torch.allclose(got.double(), right, rtol=1e-4, atol=1e-4)
 
@@ -105,13 +95,10 @@ def test_opcheck_of_every_operator():
     check(ops.project_pool, hidden, cu_seqlens, weight, bias, True, "triton", 6)
     hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach()
     logits, argmax = ops.project_pool(hidden, cu_seqlens, weight, bias, True, "triton", 6)
-    kept = ops_kept.select_topk(logits, 4, "elu1p", None, None, "triton")
-    check(ops_kept.select_topk, logits, 4, "elu1p", None, None, "triton")
-    positions = ops_kept.take(logits, argmax, kept[0], kept[1])[1]
+    kept = ops.select_topk(logits, 4, "elu1p", None, None, "triton")
+    check(ops.select_topk, logits, 4, "elu1p", None, None, "triton")
+    positions = ops.take(logits, argmax, kept[0], kept[1])[1]
     dense = (torch.ones_like(logits), argmax, hidden, cu_seqlens, weight)
     sparse = (kept[2], kept[0], kept[1], positions, hidden, cu_seqlens, weight)
-    into = torch.zeros_like(weight)
     check(ops.project_pool_backward, *dense, True, True, True, "triton")
-    check(ops.project_pool_backward_into, into, *dense, True, False, "triton")
-    check(ops_kept.backward_sparse, *sparse, True, True, True, "triton")
-    check(ops_kept.backward_sparse_into, into, *sparse, False, True, "triton")
+    check(ops.backward_sparse, *sparse, True, True, True, "triton")

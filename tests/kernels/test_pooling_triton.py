@@ -24,6 +24,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import reference
+from vdr_db.kernels.arguments import argmax_dtype
 from vdr_db.kernels.cuda import pooling
 from vdr_db.kernels.cuda.configs import PoolTile, pool_tile
 from vdr_db.kernels.cuda.topk import select_topk
@@ -202,8 +203,8 @@ def test_positions_are_as_narrow_as_the_bound_allows(tile):
     assert wide.dtype == torch.int32
     assert narrow.dtype == torch.int16
     assert torch.equal(wide, narrow.int())
-    assert pooling.argmax_dtype(32767) == torch.int16
-    assert pooling.argmax_dtype(32768) == torch.int32
+    assert argmax_dtype(32767) == torch.int16
+    assert argmax_dtype(32768) == torch.int32
 
 
 @pytest.mark.parametrize("layout", ["aligned", "packed"])
@@ -249,4 +250,4 @@ def test_refuses_what_it_cannot_read():
     with pytest.raises(ConfigError, match="precision"):
         pooling.forward(hidden, cu_seqlens, weight, precision="fast")
     with pytest.raises(LookupError, match="no tile"):
-        pool_tile(90, 8, 768, 30522, 100.0, descriptors=True)
+        pool_tile(90, 8, 768, 30522, 100.0, descriptors=True, shared_memory=227 * 1024)

@@ -18,7 +18,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import reference
-from vdr_db.kernels.cuda.configs import SelectTiles
+from vdr_db.kernels.cuda.configs import SELECT_TILES, SelectTiles
 from vdr_db.kernels.cuda.topk import select_topk
 
 pytestmark = MARKS
@@ -93,7 +93,7 @@ def test_activations(activation):
 
 
 def test_tiles_of_the_table():
-    assert_same(random(0, 2, 700), 50, tiles=None)
+    assert_same(random(0, 2, 700), 50, tiles=SELECT_TILES)
 
 
 def test_bounded_buffers_need_no_wait():

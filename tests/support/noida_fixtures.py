@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def remove_indices(store: ElasticsearchStore) -> None:
     """Deletes the indices behind the name of a store, each by its own name."""
-    found = store.wire.call("GET", f"/{store.name}-*/_alias", allow=(404,))
+    found = store.transport.call("GET", f"/{store.name}-*/_alias", allow=(404,))
     for index in found.body if found.status == 200 else ():
-        store.wire.call("DELETE", f"/{index}", allow=(404,))
-    store.wire.call("DELETE", f"/_index_template/vdr-{store.name}", allow=(404,))
+        store.transport.call("DELETE", f"/{index}", allow=(404,))
+    store.transport.call("DELETE", f"/_index_template/vdr-{store.name}", allow=(404,))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def proxy(session_proxy: FaultProxy) -> Iterator[FaultProxy]:
 def open_store(proxy: FaultProxy) -> Iterator[Callable[..., ElasticsearchStore]]:
     """Opens stores on the stand-in, under a name of their own unless one is given."""
     from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
-    from vdr_db.connectors.elasticsearch.transport import RetryPolicy
+    from vdr_db.connectors.retry import RetryPolicy
 
     opened: list[ElasticsearchStore] = []
 

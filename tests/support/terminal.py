@@ -1,12 +1,10 @@
-"""A terminal made of a list of cells: what a program wrote to it, and the pictures it would show.
+"""A terminal made of a list of cells: what a program wrote to it, with the colours of each letter.
 
-Written from the protocols' own descriptions; nothing here knows the library under test.
+Nothing here knows the library under test.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import struct
@@ -18,42 +16,15 @@ from typing import Any
 
 import numpy as np
 
-_SEQUENCES = re.compile(
-    rb"\x1b_G(?P<kitty>[^\x1b]*)\x1b\\"
-    rb"|\x1b\](?P<osc>[^\x07\x1b]*)(?:\x07|\x1b\\)"
-    rb"|\x1bP(?P<dcs>[^\x1b]*)\x1b\\"
-    rb"|\x1b\[(?P<csi>[0-9;?]*)(?P<final>[A-Za-z])"
-    rb"|\x1b(?P<single>[78])"
-    rb"|(?P<text>[^\x1b]+)"
-)
+_SEQUENCES = re.compile(rb"\x1b\[(?P<csi>[0-9;?]*)(?P<final>[A-Za-z])|(?P<text>[^\x1b]+)")
 
 Colour = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture in a terminal.
-
-    Attributes:
-        way: Protocol it came by.
-        row: Of its upper left cell.
-        column: Of the same.
-        size: Columns and rows of cells, or None where pixels say it.
-        pixels: `[height, width, 3 or 4]` uint8.
-    """
-
-    way: str
-    row: int
-    column: int
-    size: tuple[int, int] | None
-    pixels: np.ndarray
 
 
 @dataclass
 class Screen:
     """What bytes do to a terminal that is high enough never to scroll."""
 
-    pictures: list[Shown] = field(default_factory=list)
     cells: dict[tuple[int, int], tuple[str, Colour | None, Colour | None]] = field(
         default_factory=dict
     )
@@ -62,11 +33,8 @@ class Screen:
     def of(cls, written: bytes) -> Screen:
         screen = cls()
         row = column = 0
-        saved = (0, 0)
         front: Colour | None = None
         back: Colour | None = None
-        kitty: dict[bytes, bytes] = {}
-        collected = b""
         at = 0
         while at < len(written):
             found = _SEQUENCES.match(written, at)
@@ -81,35 +49,8 @@ class Screen:
                     else:
                         screen.cells[row, column] = (letter, front, back)
                         column += 1
-            elif found["single"]:
-                if found["single"] == b"7":
-                    saved = (row, column)
-                else:
-                    row, column = saved
-            elif found["final"] == b"A":
-                row -= int(found["csi"])
-                assert row >= 0
-            elif found["final"] == b"C":
-                column += int(found["csi"])
             elif found["final"] == b"m":
                 front, back = _colours(found["csi"], front, back)
-            elif found["kitty"] is not None:
-                control, _, data = found["kitty"].partition(b";")
-                keys = dict(pair.split(b"=") for pair in control.split(b","))
-                kitty = kitty or keys
-                assert len(data) <= 4096
-                collected += data
-                if keys[b"m"] == b"0":
-                    assert (kitty[b"a"], kitty[b"f"], kitty[b"C"]) == (b"T", b"100", b"1")
-                    assert kitty[b"q"] == b"2", "no answer that a shell would take for typing"
-                    size = (int(kitty[b"c"]), int(kitty[b"r"]))
-                    pixels = _png(base64.b64decode(collected, validate=True))
-                    screen.pictures.append(Shown("kitty", row, column, size, pixels))
-                    kitty, collected = {}, b""
-            elif found["osc"] is not None:
-                screen.pictures.append(_inline_image(found["osc"], row, column))
-            elif found["dcs"] is not None:
-                screen.pictures.append(Shown("sixel", row, column, None, sixels(found["dcs"])))
         return screen
 
     def text(self) -> list[str]:
@@ -122,6 +63,10 @@ class Screen:
             lines.append("".join(self.cells.get((row, c), (" ",))[0] for c in range(width)))
         return lines
 
+    def letters(self) -> set[str]:
+        """Every letter that stands somewhere."""
+        return {letter for letter, _, _ in self.cells.values()}
+
     def blocks(self, row: int, columns: int, rows: int) -> np.ndarray:
         """`[2 * rows, columns, 4]` pixels of half blocks at the left edge; clear where none is."""
         pixels = np.zeros((2 * rows, columns, 4), np.uint8)
@@ -133,38 +78,6 @@ class Screen:
                     if colour is not None:
                         pixels[y, c] = (*colour, 255)
         return pixels
-
-
-def sixels(data: bytes) -> np.ndarray:
-    """The pixels of a sixel picture, `[height, width, 3]`; what is not drawn is white."""
-    _, _, body = data.partition(b"q")
-    found = re.match(rb'"1;1;(\d+);(\d+)', body)
-    assert found
-    width, height = int(found[1]), int(found[2])
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    colours: dict[int, Colour] = {}
-    colour, x, y = 0, 0, 0
-    for token in re.finditer(rb"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|.", body[found.end() :]):
-        if token[1]:
-            colour = int(token[1])
-            if token[2]:
-                shares = (int(token[2]), int(token[3]), int(token[4]))
-                assert max(shares) <= 100
-                colours[colour] = tuple(round(255 * share / 100) for share in shares)
-            continue
-        count, letter = (int(token[5]), token[6]) if token[5] else (1, token[0])
-        if letter == b"$":
-            x = 0
-        elif letter == b"-":
-            x, y = 0, y + 6
-        else:
-            bits = letter[0] - 63
-            assert 0 <= bits < 64
-            for bit in range(6):
-                if bits >> bit & 1:
-                    pixels[y + bit, x : x + count] = colours[colour]
-            x += count
-    return pixels
 
 
 @contextmanager
@@ -225,22 +138,3 @@ def _colours(
         elif first in (38, 48):
             del numbers[:2]
     return front, back
-
-
-def _inline_image(osc: bytes, row: int, column: int) -> Shown:
-    head, _, data = osc.partition(b":")
-    assert head.startswith(b"1337;File=")
-    keys = dict(pair.split(b"=") for pair in head.removeprefix(b"1337;File=").split(b";"))
-    content = base64.b64decode(data, validate=True)
-    assert int(keys[b"size"]) == len(content)
-    assert (keys[b"inline"], keys[b"preserveAspectRatio"]) == (b"1", b"1")
-    size = (int(keys[b"width"]), int(keys[b"height"]))
-    return Shown("iterm2", row, column, size, _png(content))
-
-
-def _png(content: bytes) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        assert image.format == "PNG"
-        return np.asarray(image)

@@ -1,4 +1,6 @@
-"""Loading and saving image encoders: our own folders, and VDR's cross-modal checkpoints.
+"""Image encoders of our own folders and of VDR's cross-modal checkpoints: to parts, and back.
+
+Nothing here makes an encoder: `load_image` hands out the parts, `ImageEncoder` is built of them.
 
 | layout       | recognised by                                                            |
 |--------------|--------------------------------------------------------------------------|
@@ -13,43 +15,37 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vdr_db.checkpoints.folders import settings_of, written_folder
 from vdr_db.checkpoints.layouts import IMAGE_FILE, IMAGE_PART, TEXT_PART
-from vdr_db.checkpoints.text import (
-    LoadOptions,
-    checked_device,
-    checked_dtype,
-    find_tokenizer,
-    load_encoder,
-    locate_model,
-    written_folder,
-)
+from vdr_db.checkpoints.locate import find_tokenizer, locate_model
+from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.upstream import DEFAULT_K, DOCUMENT, HEAD_WIDTH, IMAGE_TYPES, QUERY
 from vdr_db.checkpoints.weights import (
     SAFETENSORS,
     Checkpoint,
     assign,
+    checked_device,
+    checked_dtype,
+    digest,
     refuse_unexpected,
     save_weights,
-    settings_of,
 )
-from vdr_db.encoders.image import ImageEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.kernels import Backend
+from vdr_db.kernels import Activation
+from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import WeightNames
-from vdr_db.towers.image import ImageHead, ImageTower
-from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig, make_body
+from vdr_db.towers.image import ImageHead, ImageTower, make_body
+from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 
-if TYPE_CHECKING:
-    from vdr_db.encoders.text import FromCheckpoint
-
-__all__ = ["ImageLoadOptions", "load_image_encoder", "save_image_encoder", "upstream_names"]
+__all__ = ["ImageLoadOptions", "ImageParts", "load_image", "save_image", "upstream_names"]
 
 IMAGE_FORMAT = 1
 PROJECTION = "head.projection"
@@ -63,9 +59,37 @@ class ImageLoadOptions:
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
     k: int | FromCheckpoint | None = "checkpoint"
-    backend: Backend = "auto"
     tokenizer: Any = None
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageParts:
+    """What an `ImageEncoder` is made of, by the names of its constructor.
+
+    Attributes:
+        tower: Body and head with their weights, on the device and in the dtype asked for.
+        tokenizer: Whose tokens the columns are.
+        vocabulary: Of the head.
+        preprocessing: How images become pixels.
+        activation: Turns scores into weights.
+        k: Dimensions kept of each image, or None for all.
+        norm: Whether vectors have L2 norm 1 before selection.
+        model: Name or folder it came from.
+        revision: Revision on the hub.
+        digest: Of the weights before they were rounded to the dtype; `""` where they were not.
+    """
+
+    tower: ImageTower
+    tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    preprocessing: Preprocessing
+    activation: Activation
+    k: int | None
+    norm: bool
+    model: str = ""
+    revision: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,44 +109,37 @@ class _ImagePlan:
     matrix_of: Path | None = None  # folder of the text encoder whose matrix is the projection
 
 
-def load_image_encoder(
-    name_or_folder: str | os.PathLike[str], options: ImageLoadOptions
-) -> ImageEncoder:
-    """An image encoder out of a model folder or from the hub, see `ImageEncoder.from_pretrained`.
+def load_image(name_or_folder: str | os.PathLike[str], options: ImageLoadOptions) -> ImageParts:
+    """The parts of an image encoder, see `ImageEncoder.from_pretrained`.
 
     Raises:
         ConfigError: The folder, a file in it, or an option is impossible.
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
-    with torch.inference_mode(False):  # inference tensors could neither be trained nor stamped
-        return _load(name_or_folder, options)
-
-
-def _load(name_or_folder: str | os.PathLike[str], options: ImageLoadOptions) -> ImageEncoder:
     folder, revision = locate_model(name_or_folder, options.revision)
     dtype, device = checked_dtype(options.dtype), checked_device(options.device)
-    plan = _read_plan(folder)
-    tokenizer = find_tokenizer((plan.folder, folder), options.tokenizer, hub_id=plan.tokenizer_id)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    head = ImageHead(plan.body.hidden_size, vocabulary.columns)
-    tower = ImageTower(plan.body, head)
-    _fill(tower, plan)
-    encoder = ImageEncoder(
+    with torch.inference_mode(False):  # inference tensors could neither be trained nor stamped
+        plan = _read_plan(folder)
+        places = (plan.folder, folder)
+        tokenizer = find_tokenizer(places, options.tokenizer, hub_id=plan.tokenizer_id)
+        vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
+        tower = ImageTower(plan.body, ImageHead(plan.body.hidden_size, vocabulary.columns))
+        _fill(tower, plan)
+        # before rounding, so that all dtypes of a model are one model
+        known = "" if dtype == torch.float32 else digest(dict(tower.named_parameters()))
+        tower.to(device=device, dtype=dtype).eval()
+    return ImageParts(
         tower=tower,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         preprocessing=plan.preprocessing,
-        activation=plan.activation,  # type: ignore[arg-type] # checked by the constructor
+        activation=plan.activation,  # type: ignore[arg-type] # checked by the encoder
         k=plan.k if options.k == "checkpoint" else options.k,
         norm=plan.norm,
-        backend=options.backend,
         model=os.fspath(name_or_folder),
         revision=revision,
+        digest=known,
     )
-    if dtype != torch.float32:
-        encoder.remember_weights()  # before rounding, so that all dtypes of a model are one model
-    tower.to(device=device, dtype=dtype)
-    return encoder
 
 
 def _fill(tower: ImageTower, plan: _ImagePlan) -> None:
@@ -146,17 +163,14 @@ def _fill(tower: ImageTower, plan: _ImagePlan) -> None:
 
 def _text_matrix(folder: Path) -> Tensor:
     """A copy of the vocabulary matrix of a text encoder, `[V, H]` float32."""
-    tower = load_encoder(folder, LoadOptions(device="cpu")).document_tower
-    return tower.head.matrix(tower.body.embeddings.word.weight).detach().clone()
+    return load_text(folder, LoadOptions(device="cpu")).document_tower.matrix().detach().clone()
 
 
-def save_image_encoder(
-    encoder: ImageEncoder, folder: str | os.PathLike[str], *, is_tied: bool = False
-) -> None:
-    """Writes an image encoder as a folder that `load_image_encoder` reads back.
+def save_image(parts: ImageParts, folder: str | os.PathLike[str], *, is_tied: bool = False) -> None:
+    """Writes an image encoder as a folder that `load_image` reads back.
 
     Args:
-        encoder: What to save.
+        parts: What to save.
         folder: Where to.
         is_tied: The projection is the matrix of the text encoder in the folder `text` beside, and
             is not written.
@@ -166,20 +180,20 @@ def save_image_encoder(
     """
     settings = {
         "format": IMAGE_FORMAT,
-        "body": {"kind": encoder.tower.body.kind, "settings": encoder.tower.body.settings()},
-        "preprocessing": encoder.preprocessing.to_dict(),
-        "activation": encoder.activation,
-        "vocabulary": encoder.vocabulary.kind,
-        "norm": encoder.norm,
-        "k": encoder.k,
+        "body": {"kind": parts.tower.body.kind, "settings": parts.tower.body.settings()},
+        "preprocessing": parts.preprocessing.to_dict(),
+        "activation": parts.activation,
+        "vocabulary": parts.vocabulary.kind,
+        "norm": parts.norm,
+        "k": parts.k,
         **({"projection": TEXT_PART} if is_tied else {}),
     }
-    weights = encoder.tower.state_dict()
+    weights = parts.tower.state_dict()
     if is_tied:
         del weights[PROJECTION]
     with written_folder(folder, IMAGE_FILE) as fresh:
         save_weights(weights, fresh / SAFETENSORS)
-        encoder.tokenizer.save(fresh)
+        parts.tokenizer.save(fresh)
         content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (fresh / IMAGE_FILE).write_text(content, "utf-8")
 

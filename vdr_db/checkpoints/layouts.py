@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.plan import Entry, Layout, Plan, TowerPlan, model_max_length
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
-from vdr_db.checkpoints.weights import settings_of
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import find_family
 

@@ -2,16 +2,100 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from vdr_db.checkpoints.weights import settings_of
+from vdr_db.checkpoints.folders import settings_of
 from vdr_db.errors import ConfigError
-from vdr_db.towers.families import Family
+from vdr_db.towers.families import Family, WeightNames
 
-__all__ = ["Entry", "Layout", "Plan", "TowerPlan", "model_max_length"]
+__all__ = [
+    "Compatibility",
+    "Entry",
+    "FromCheckpoint",
+    "Layout",
+    "Padding",
+    "Plan",
+    "TowerPlan",
+    "compatibility_of",
+    "model_max_length",
+    "tower_names",
+]
+
+FromCheckpoint: TypeAlias = Literal["checkpoint"]
+Padding: TypeAlias = Literal["longest", "max_length"]
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """How VDR's published code pads texts, whose padding takes part in the maximum.
+
+    Attributes:
+        padded_to: `"max_length"`, the maximal length, as for the published results; or `"longest"`,
+            the longest of each batch, as later versions do.
+        batch_size: Texts in a batch of `"longest"`, in the given order.
+    """
+
+    padded_to: Padding
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: One is impossible.
+        """
+        if self.padded_to not in ("longest", "max_length"):
+            raise ConfigError(
+                "`compatibility` must be None, 'longest', 'max_length' or a `Compatibility` of "
+                f"these, got {self.padded_to!r}."
+            )
+        if not _is_int(self.batch_size) or self.batch_size < 1:
+            raise ConfigError(
+                f"`batch_size` of a `Compatibility` must be at least 1, got {self.batch_size!r}."
+            )
+
+    @classmethod
+    def of(cls, value: Compatibility | Padding | None) -> Compatibility | None:
+        """What a caller means by a word, by a `Compatibility` or by None.
+
+        Raises:
+            ConfigError: The word is unknown.
+        """
+        return value if value is None or isinstance(value, Compatibility) else cls(value)
+
+
+def compatibility_of(
+    compatibility: Compatibility | Padding | None,
+    pool_padding: Padding | bool | None,
+    padding_batch_size: int | None,
+) -> Compatibility | None:
+    """What a caller of `from_pretrained` means, who may know it by its two older names.
+
+    Args:
+        compatibility: The argument of today.
+        pool_padding: Its older name; None where it was not given.
+        padding_batch_size: The older place of `Compatibility.batch_size`.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+    if pool_padding is None and padding_batch_size is None:
+        return Compatibility.of(compatibility)
+    warnings.warn(
+        "`pool_padding` and `padding_batch_size` are now one argument: pass "
+        "compatibility='max_length', 'longest' or Compatibility('longest', n).",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    padded_to = "max_length" if pool_padding is True else pool_padding or None
+    found = Compatibility.of(padded_to) or Compatibility.of(compatibility)
+    size = 128 if padding_batch_size is None else padding_batch_size
+    checked = replace(found or Compatibility("longest"), batch_size=size)
+    return found and checked
 
 
 @dataclass(frozen=True)
@@ -137,3 +221,25 @@ def model_max_length(folder: Path, config: Mapping[str, Any], family: Family) ->
     if isinstance(limit, (int, float)) and 0 < limit < family.body_config(config).max_length:
         return int(limit)
     return None
+
+
+def tower_names(
+    family: Family, layers: int, head: str, body_prefix: str, head_prefix: str
+) -> WeightNames:
+    """Weight of a tower of texts -> its names in a checkpoint.
+
+    Args:
+        family: Of the body.
+        layers: Of the body.
+        head: `"vdr"` or `"mlm"`.
+        body_prefix: Prefix of the body's weights in the checkpoint.
+        head_prefix: Prefix of the head's.
+    """
+    names: WeightNames = {}
+    for ours, theirs in family.body_names(layers, prefix=body_prefix).items():
+        names[f"body.{ours}"] = theirs
+    for ours, theirs in family.head_names(head).items():
+        names[f"head.{ours}"] = tuple(head_prefix + name for name in theirs)
+    if head == "mlm":
+        names["head.decoder.weight"] = (head_prefix + family.decoder,)
+    return names

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.plan import Entry, Plan, TowerPlan
-from vdr_db.checkpoints.weights import Checkpoint, settings_of
+from vdr_db.checkpoints.weights import Checkpoint
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import FAMILIES
 

@@ -11,24 +11,27 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import TOLERATED, WeightNames
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = [
     "SAFETENSORS",
     "Checkpoint",
     "assign",
+    "checked_device",
+    "checked_dtype",
     "digest",
+    "named_weights",
     "refuse_unexpected",
     "save_weights",
-    "settings_of",
 ]
 
 SAFETENSORS = "model.safetensors"
@@ -110,11 +113,13 @@ class Checkpoint:
 
             return read
 
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="np") as tensors:  # names and shapes need no torch
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 self._add(name, tensors.get_slice(name).get_shape(), reader(name))
 
     def _add_bin(self, file: Path) -> None:
+        import torch
+
         try:
             stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before the zip format cannot be mapped
@@ -124,7 +129,7 @@ class Checkpoint:
                 f"{file} must hold a mapping of weights, got {type(stored).__name__}."
             )
         for name, tensor in stored.items():
-            if not isinstance(tensor, Tensor):
+            if not isinstance(tensor, torch.Tensor):
                 raise ConfigError(
                     f"{file} must hold tensors only, got {type(tensor).__name__} for `{name}`."
                 )
@@ -197,7 +202,7 @@ def assign(
         )
     state = dict(others or {})
     for ours, theirs in chosen.items():
-        state[ours] = checkpoint.tensor(theirs).to(torch.float32)
+        state[ours] = checkpoint.tensor(theirs).float()
     module.load_state_dict(state, strict=True, assign=True)
     return {name for options in names.values() for name in options} & present
 
@@ -228,11 +233,21 @@ def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[
         )
 
 
+def named_weights(document: nn.Module, query: nn.Module) -> dict[str, Tensor]:
+    """All weights of two towers by our names; those of a shared tower once."""
+    towers = {"document": document} if query is document else {"document": document, "query": query}
+    return {
+        f"{side}.{name}": tensor
+        for side, tower in towers.items()
+        for name, tensor in tower.named_parameters()
+    }
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over names, shapes and float32 values, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        tensor = tensors[name].detach().cpu().float().contiguous()
         total.update(f"{name} {list(tensor.shape)}\n".encode())
         total.update(tensor.numpy().data)
     return total.hexdigest()
@@ -240,6 +255,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Writes a safetensors file that other libraries read as torch weights."""
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(ready, file, metadata={"format": "pt"})
     file.chmod(0o644)  # the library makes it readable by its owner only, unlike all files beside it
@@ -250,18 +267,38 @@ def _listed(names: list[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def settings_of(file: Path) -> dict[str, Any]:
-    """A JSON object out of a file.
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for; CUDA or else the CPU for None.
 
     Raises:
-        ConfigError: The file is missing or no JSON object.
+        ConfigError: This machine or this torch does not have it.
     """
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        loaded = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file} is missing; fetch the whole model folder.") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as JSON: {error}; fetch it again.") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{file} must hold a JSON object, got {type(loaded).__name__}.")
-    return loaded
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"`device` must be one this machine and this torch have, such as 'cpu', got "
+            f"{device!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return found
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The float dtype that was asked for; float32 for None.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    import torch
+
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(
+            f"`dtype` must be a float dtype such as torch.bfloat16 or 'float16', got {dtype!r}."
+        )
+    return found

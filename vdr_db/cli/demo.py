@@ -15,10 +15,10 @@ from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from vdr_db.cli.evaluate import TestCollection, evaluate_bm25, evaluate_model, show_quality
-from vdr_db.cli.options import DEFAULT_COLLECTION, DEFAULT_MODEL, add_model_options, load_model
-from vdr_db.cli.search import find, is_url, place_of
-from vdr_db.cli.show import say, show_hits, show_json, show_text
+from vdr_db.cli.exits import DONE
+from vdr_db.cli.options import DEFAULT_COLLECTION, DEFAULT_MODEL, add_model_options
+from vdr_db.cli.show import say, show_hits, show_json, show_quality, show_text
+from vdr_db.cli.stores import is_url, load_model, place_of
 from vdr_db.errors import require
 
 __all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
@@ -66,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db demo`."""
     from vdr_db.connectors import VDRQdrant
+    from vdr_db.evaluation.quality import TestCollection, evaluate_bm25, evaluate_model
+    from vdr_db.explain.hits import find_hits
 
     for module in ("rich", "bm25s", "Stemmer"):
         require(module, "cli")
@@ -82,23 +84,21 @@ def run_command(arguments: argparse.Namespace) -> int:
         measured = [evaluate_model(sample, encoder, store=packages), evaluate_bm25(sample)]
         for query in arguments.queries or QUERIES:
             asked = time.perf_counter()
-            hits = find(packages, encoder, query, limit=HITS)
+            hits = find_hits(packages, encoder, query, limit=HITS)
             took_ms = 1000 * (time.perf_counter() - asked)
             if arguments.json:
-                found = [
-                    {"id": view.id, "score": view.score, "words": view.words} for view, _ in hits
-                ]
+                found = [{"id": hit.id, "score": hit.score, "words": hit.words} for hit in hits]
                 show_json({"query": query, "hits": found})
             else:
                 caption = f"{len(hits)} best of {packages.count():,}, {took_ms:.0f} ms\n"
-                show_hits([view for view, _ in hits], title=query, caption=caption)
+                show_hits(hits, title=query, caption=caption)
         if arguments.json:
             for quality in measured:
                 show_json({"collection": sample.name, **asdict(quality)})
         else:
             show_quality(sample, measured)
             show_text(_closing_words(arguments.store, time.perf_counter() - start))
-    return 0
+    return DONE
 
 
 def _closing_words(store: str | None, seconds: float) -> str:

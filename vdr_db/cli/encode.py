@@ -7,17 +7,19 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from vdr_db.cli.ingest import add_spool_arguments, run_spool, say_truncated
 from vdr_db.cli.options import (
     DEFAULT_MODEL,
     add_field_options,
+    add_image_options,
     add_model_options,
+    add_run_options,
     fields_of,
-    load_model,
 )
-from vdr_db.cli.show import progress, say, show_vectors
+from vdr_db.cli.outcome import exit_code_of
+from vdr_db.cli.show import progress, say, say_truncated, show_vectors
+from vdr_db.cli.stores import load_model, open_source
 from vdr_db.errors import ConfigError
 from vdr_db.readers import Record, read_records
 from vdr_db.sparse import SparseRows
@@ -25,19 +27,10 @@ from vdr_db.sparse import SparseRows
 if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
 
-__all__ = ["add_arguments", "in_batches", "run_command"]
+__all__ = ["add_arguments", "run_command"]
 
 BATCH = 1024
 """Texts encoded at a time: enough to sort them by length, few enough to see progress."""
-
-Item = TypeVar("Item")
-
-
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".jsonl: id, and token -> weight, a line each; .npz: SparseRows, in input order",
     )
-    add_spool_arguments(parser)
+    group = parser.add_argument_group(
+        "spool", "encode files (named in place of texts), or images, for a later `vdr-db load`"
+    )
+    add_image_options(group)
+    group.add_argument("--spool", metavar="FOLDER", help="write Parquet parts there; resumes")
+    group.add_argument(
+        "--part-rows", type=int, default=65536, metavar="N", help="rows of a part (default: 65536)"
+    )
+    group.add_argument("--restart", action="store_true", help="encode this slice from its start")
+    add_run_options(group)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db encode`."""
     if arguments.spool is not None:
-        return run_spool(arguments)
+        return _run_spool(arguments)
     if arguments.images is not None or arguments.thumbnails:
         raise ConfigError("--images FOLDER and --thumbnails go with --spool FOLDER.")
     if bool(arguments.texts) == (arguments.input is not None):
@@ -80,7 +82,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     stream = open(out, "w", encoding="utf-8") if out and out.endswith(".jsonl") else sys.stdout  # noqa: SIM115, closed below
     try:
         with progress(None, "texts", "encode") as bar:
-            for batch in in_batches(records, BATCH):
+            for batch in _in_batches(records, BATCH):
                 rows = encode([record.text for record in batch])
                 count, nonzeros = count + len(rows), nonzeros + rows.nnz
                 if out and out.endswith(".npz"):
@@ -102,6 +104,33 @@ def run_command(arguments: argparse.Namespace) -> int:
         say(f"{out}: {count:,} texts, {mean:.1f} weights each")
     say_truncated(encoder.truncated)
     return 0
+
+
+def _run_spool(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db encode --spool`; the same command again resumes."""
+    from vdr_db.ingest import IngestOptions, Stop, encode_to_spool, stop_on_signals
+
+    paths = [*arguments.texts, *([arguments.input] if arguments.input else [])]
+    source, encoder = open_source(arguments, paths)
+    options = IngestOptions(restart=arguments.restart, max_errors=arguments.max_errors)
+    with stop_on_signals(Stop()) as stop:
+        report = encode_to_spool(
+            source,
+            arguments.spool,
+            encoder=encoder,
+            options=options,
+            part_rows=arguments.part_rows,
+            progress=arguments.progress,
+            stop=stop,
+        )
+    return exit_code_of(report, arguments, f"spool {arguments.spool}, slice {source.slice}")
+
+
+def _in_batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Lists of `size` records, the last one shorter."""
+    iterator = iter(records)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _json_lines(batch: Sequence[Record], rows: SparseRows, encoder: SparseEncoder) -> Iterator[str]:

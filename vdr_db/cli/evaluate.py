@@ -7,66 +7,25 @@ a new, untrained VDR head on a masked language model: the baseline BERT_raw.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdr_db.cli.options import DEFAULT_MODEL, add_model_options, load_model
-from vdr_db.cli.show import say, show_comparison, show_json
+from vdr_db.cli.exits import DONE
+from vdr_db.cli.options import DEFAULT_MODEL, MODES, add_model_options
+from vdr_db.cli.show import say, show_json, show_quality
+from vdr_db.cli.stores import load_model
 from vdr_db.cli.sweep import ks_of, plot_sweeps, show_sweep
 from vdr_db.errors import ConfigError, require
-from vdr_db.evaluation.quality import (
-    MODES,
-    Mode,
-    Quality,
-    TestCollection,
-    evaluate_bm25,
-    evaluate_model,
-    evaluate_modes,
-)
-from vdr_db.evaluation.sweep import DEFAULT_KS, SweepPoint, sweep_k
 
 if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.evaluation.quality import Quality
+    from vdr_db.evaluation.sweep import SweepPoint
 
-__all__ = [
-    "Quality",
-    "TestCollection",
-    "evaluate_bm25",
-    "evaluate_model",
-    "evaluate_modes",
-    "show_quality",
-]
+__all__ = ["add_arguments", "run_command"]
 
 ALL_MODES = "all"
-
-
-def show_quality(collection: TestCollection, measured: Sequence[Quality]) -> None:
-    """The measurements as a table on stdout."""
-    by_mode = any(quality.mode not in (None, "full") for quality in measured)
-    first = "mode" if by_mode else "ranked by"
-    rows = [
-        {
-            first: (by_mode and quality.mode) or Path(quality.ranker).name,
-            "nDCG@10": f"{quality.ndcg_10:.3f}",
-            "R@100": f"{quality.recall_100:.3f}",
-            "MRR@10": f"{quality.mrr_10:.3f}",
-            "weights/doc": _one_digit(quality.document_nonzeros),
-            "/query": _one_digit(quality.query_nonzeros),
-            "encode": f"{quality.encode_documents_s + quality.encode_queries_s:.1f} s",
-            "index": f"{quality.index_s:.1f} s",
-            "search": f"{quality.search_ms:.1f} ms",
-        }
-        for quality in measured
-    ]
-    title = (
-        f"{collection.name}: {len(collection.documents):,} documents, "
-        f"{len(collection.queries):,} judged queries"
-    )
-    if by_mode:
-        title += f", {Path(measured[0].ranker).name}"
-    show_comparison(list(rows[0]), rows, title)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,20 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweep", choices=["k"], help="measure every pair of query k and document k, encoded once"
     )
-    shown = ",".join(map(str, DEFAULT_KS))
     for side in ("query", "document"):
         parser.add_argument(
             f"--{side}-ks",
             type=ks_of,
             metavar="K,K,...",
-            help=f"of the sweep (default: {shown}); 0 keeps a text's own tokens",
+            help="of the sweep (default: 8, 16, ... 256, and 768); 0 keeps a text's own tokens",
         )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the sweep, say .png")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="drawing of the sweep, say .png")
     parser.add_argument("--no-bm25", action="store_true", help="leave BM25 out")
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db evaluate`."""
+    from vdr_db.evaluation.quality import TestCollection, evaluate_bm25, evaluate_modes
+    from vdr_db.evaluation.sweep import DEFAULT_KS, sweep_k
+
     _check(arguments)
     collections = [
         TestCollection.load(folder, split=arguments.split) for folder in arguments.folder
@@ -110,7 +71,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     encoder = load_model(arguments, head=arguments.head)
     if arguments.head:
         _name_as_raw(encoder)
-    modes: Sequence[Mode] = MODES if arguments.mode == ALL_MODES else [arguments.mode]
+    modes = MODES if arguments.mode == ALL_MODES else [arguments.mode]
     sweeps = []
     for collection in collections:
         say(f"{collection.name}: encoding {len(collection.documents):,} documents")
@@ -145,7 +106,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             show_quality(collection, measured)
     if arguments.plot:
         plot_sweeps(sweeps, arguments.plot)
-    return 0
+    return DONE
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -180,7 +141,3 @@ def _name_as_raw(encoder: SparseEncoder) -> None:
             "trained VDR head; leave --head out to measure that."
         )
     encoder.model += " raw"
-
-
-def _one_digit(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1f}"

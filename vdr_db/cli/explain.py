@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vdr_db.cli.images import add_thumbnail_option, image_payload, show_picture
+from vdr_db.cli.exits import DONE, NOTHING_FOUND
+from vdr_db.cli.images import image_payload, show_image
 from vdr_db.cli.options import (
     DEFAULT_MODEL,
     add_model_options,
     add_store_options,
-    load_cross_modal,
-    load_model,
+    add_thumbnail_option,
 )
-from vdr_db.cli.search import open_with_model, opened
 from vdr_db.cli.show import say, show_explanation, show_json, show_patches, show_vectors
+from vdr_db.cli.stores import load_cross_modal, load_model, open_with_model, opened
 from vdr_db.errors import ConfigError, InputError, RejectedRows, require
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.explain import Match, Portrait
+    from vdr_db.explain import Explanation, Match
 
 __all__ = ["add_arguments", "run_command"]
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", help="write a report: words, weights, positions or patches"
     )
-    parser.add_argument("--png", metavar="FILE", help="write the same as a picture")
+    parser.add_argument("--png", metavar="FILE", help="write the same as an image")
     add_thumbnail_option(parser)
 
 
@@ -127,11 +127,9 @@ def _show_match(
     id: int | str,
     title: str,
 ) -> int:
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
-    from vdr_db.connectors.images import encode_query_image
     from vdr_db.explain import match_of, match_of_image
 
-    asked = query if isinstance(query, str) else encode_query_image(collection, query)
+    asked = query if isinstance(query, str) else collection.encode_query_image(query)
     terms = collection.explain(asked, id)
     if arguments.html or arguments.png:
         both: Any = collection.encoder
@@ -147,8 +145,8 @@ def _show_match(
     else:
         if not arguments.no_thumbnails:
             if isinstance(query, Path):
-                show_picture(image_payload(query))
-            show_picture(collection.get([id])[0].payload)
+                show_image(image_payload(query))
+            show_image(collection.get([id])[0].payload)
         show_explanation(
             [(term.token, term.query_weight, term.document_weight) for term in terms],
             score,
@@ -159,55 +157,53 @@ def _show_match(
 
 def _explain_text(arguments: argparse.Namespace) -> int:
     """What a text says on its own, as a document of the collection's model or of the usual one."""
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
-    from vdr_db.explain import portrait_of_text
+    from vdr_db.explain import explain_text
 
     if arguments.store is None:
         encoder = load_model(arguments, name=DEFAULT_MODEL)
     else:
         collection, encoder = open_with_model(arguments)
         collection.close()
-    portrait = portrait_of_text(encoder, arguments.query, heading="text")
-    _write(arguments, [portrait], "What the vector says", encoder.model)
+    explanation = explain_text(encoder, arguments.query, heading="text")
+    _write(arguments, [explanation], "What the vector says", encoder.model)
     if arguments.json:
         fired = [
             {"word": place.label, "special": place.is_special, "fires": list(place.words)}
-            for place in portrait.fired()
+            for place in explanation.fired()
         ]
-        show_json({"text": portrait.text, "words": list(portrait.words), "positions": fired})
+        show_json({"text": explanation.text, "words": list(explanation.words), "positions": fired})
     else:
-        show_vectors([(portrait.text, portrait.words)], SHOWN_WORDS)
-    return DONE if portrait.words else NOTHING_FOUND
+        show_vectors([(explanation.text, explanation.words)], SHOWN_WORDS)
+    return DONE if explanation.words else NOTHING_FOUND
 
 
 def _explain_image(arguments: argparse.Namespace) -> int:
     """What an image says on its own, as words and patch by patch."""
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
-    from vdr_db.explain import image_portrait
+    from vdr_db.explain import explain_image
 
     file = Path(arguments.image)
     encoder = _load_image_encoder(arguments)
-    portrait = image_portrait(encoder, file)
-    _write(arguments, [portrait], f"What {file.name} says", encoder.model)
-    patches = _patches(portrait)
+    explanation = explain_image(encoder, file)
+    _write(arguments, [explanation], f"What {file.name} says", encoder.model)
+    patches = _patches(explanation)
     if arguments.json:
-        show_json({"image": str(file), "words": list(portrait.words), "patches": patches})
+        show_json({"image": str(file), "words": list(explanation.words), "patches": patches})
     else:
         if not arguments.no_thumbnails:
-            show_picture(image_payload(file))
-        show_vectors([(file.name, portrait.words)], SHOWN_WORDS)
+            show_image(image_payload(file))
+        show_vectors([(file.name, explanation.words)], SHOWN_WORDS)
         show_patches([[patch["word"] for patch in row] for row in patches])
-    return DONE if portrait.words else NOTHING_FOUND
+    return DONE if explanation.words else NOTHING_FOUND
 
 
-def _patches(portrait: Portrait) -> list[list[dict[str, Any]]]:
+def _patches(explanation: Explanation) -> list[list[dict[str, Any]]]:
     """Strongest word and its weight of each patch, row by row; no word where nothing fires."""
-    evidence = portrait.evidence
-    if evidence is None or evidence.grid is None:
+    attribution = explanation.attribution
+    if attribution is None or attribution.grid is None:
         return []
-    rows, columns = evidence.grid
-    strongest = evidence.strongest()
-    token = portrait.vocabulary.token
+    rows, columns = attribution.grid
+    strongest = attribution.strongest()
+    token = explanation.vocabulary.token
     named = [
         {"word": token(strongest[p][0]), "weight": strongest[p][1]}
         if p in strongest
@@ -259,7 +255,7 @@ def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn
 
 
 def _write(
-    arguments: argparse.Namespace, shown: Match | Sequence[Portrait], title: str, model: str
+    arguments: argparse.Namespace, shown: Match | Sequence[Explanation], title: str, model: str
 ) -> None:
     """Writes what `--html` and `--png` ask for."""
     from vdr_db.explain import save_html, save_png

@@ -8,11 +8,12 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from vdr_db import __version__
 from vdr_db.checkpoints.assets import cache_folder
-from vdr_db.cli.options import add_model_options, add_store_options, load_model
-from vdr_db.cli.search import opened
+from vdr_db.cli.exits import DONE
+from vdr_db.cli.options import add_model_options, add_store_options
 from vdr_db.cli.show import show_json
+from vdr_db.cli.stores import load_model, opened
+from vdr_db.version import __version__
 
 __all__ = ["add_arguments", "run_command"]
 
@@ -59,7 +60,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         show_json(facts)
     else:
         _show(facts, indent="")
-    return 0
+    return DONE
 
 
 def _device() -> str | None:

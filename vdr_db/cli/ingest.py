@@ -1,60 +1,73 @@
-"""`vdr-db ingest` and `load`, and `encode --spool`: large inputs, resumed after any kill."""
+"""`vdr-db index`, `ingest` and `load`: texts or images to a collection, bad rows told apart.
+
+`ingest` and `load` remember in a ledger what is stored and resume after any kill; `index` is the
+same without a ledger, for inputs that are quickly written again.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shlex
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdr_db.cli.exits import DONE, STORE_FAILED
 from vdr_db.cli.options import (
     DEFAULT_MODEL,
     add_field_options,
+    add_image_options,
     add_model_options,
+    add_run_options,
     add_store_options,
 )
-from vdr_db.cli.show import say, show_json
-from vdr_db.cli.source import add_image_options, open_source
+from vdr_db.cli.outcome import exit_code_of
+from vdr_db.cli.show import progress, say, say_truncated, show_json
+from vdr_db.cli.stores import Place, is_url, open_source, place_of
 from vdr_db.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from vdr_db.connectors.base import Documents
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
-    from vdr_db.ingest import IngestOptions, IngestReport
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
+    from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.ingest import FileSource, ImageFolderSource, IngestOptions, SpoolSource
+    from vdr_db.ingest.report import Totals
 
 __all__ = [
+    "add_index_arguments",
     "add_ingest_arguments",
     "add_load_arguments",
-    "add_spool_arguments",
+    "run_index",
     "run_ingest",
     "run_load",
-    "run_spool",
-    "say_truncated",
 ]
 
 _KEY_VARIABLE = "VDR_DB_API_KEY"
 _MIB = 1 << 20
+SHOWN_REFUSALS = 20
+"""Refused documents that `index` names; the rest is counted."""
+
+
+def add_index_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `index`."""
+    _add_source_options(parser)
+    parser.add_argument(
+        "--quarantine",
+        metavar="FILE",
+        help="refused documents, JSON lines (default: they are told on stderr)",
+    )
 
 
 def add_ingest_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `ingest`."""
-    parser.add_argument(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="JSONL, CSV, TSV, text (.gz too) or Parquet file, folder of such, BEIR folder, or - ",
-    )
-    add_image_options(parser)
-    add_store_options(parser)
-    add_field_options(parser)
-    add_model_options(parser, default=DEFAULT_MODEL)
-    _add_slice(parser)
+    _add_source_options(parser)
     _add_writing_options(parser)
-    parser.add_argument(
-        "--tokens", action="store_true", help="keep tokens, do not run the model (mode beta)"
-    )
     parser.add_argument(
         "--digest",
         action="store_true",
@@ -78,42 +91,33 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `load`."""
     parser.add_argument("spool", metavar="FOLDER", help="what `encode --spool` wrote")
     add_store_options(parser)
-    _add_slice(parser)
     _add_writing_options(parser)
     parser.add_argument(
         "--partial", action="store_true", help="load finished slices although others are missing"
     )
 
 
-def add_spool_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that turn `encode` into the writer of a spool."""
-    group = parser.add_argument_group(
-        "spool", "encode files (named in place of texts), or images, for a later `vdr-db load`"
-    )
-    add_image_options(group)
-    group.add_argument("--spool", metavar="FOLDER", help="write Parquet parts there; resumes")
-    _add_slice(group)
-    group.add_argument(
-        "--part-rows", type=int, default=65536, metavar="N", help="rows of a part (default: 65536)"
-    )
-    group.add_argument("--restart", action="store_true", help="encode this slice from its start")
-    group.add_argument("--max-errors", type=int, metavar="N", help=_MAX_ERRORS_HELP)
-    group.add_argument("--progress", choices=["auto", "bar", "log", "json", "none"], default="auto")
-
-
-_MAX_ERRORS_HELP = "refused documents that are too many (default: 100, or 1 %% of the input)"
-
-
-def _add_slice(parser: Any) -> None:
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--slice",
-        default="0/1",
-        metavar="K/N",
-        help="take part K of N, from 0; auto: from torchrun's or SLURM's environment",
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="JSONL, CSV, TSV, text (.gz too) or Parquet file, folder of such, BEIR folder, or - "
+        "for standard input",
+    )
+    add_image_options(parser)
+    add_store_options(parser)
+    add_field_options(parser)
+    add_model_options(parser, default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--tokens",
+        action="store_true",
+        help="keep the tokens of each text without running the model (search mode beta)",
     )
 
 
 def _add_writing_options(parser: argparse.ArgumentParser) -> None:
+    add_run_options(parser)
     parser.add_argument(
         "--ledger", metavar="FILE", help="what is stored so far (default: STORE.ledger)"
     )
@@ -130,11 +134,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue-mib", type=int, default=64, metavar="N", help="memory between encoder and store"
     )
-    parser.add_argument("--max-errors", type=int, metavar="N", help=_MAX_ERRORS_HELP)
     parser.add_argument("--no-verify", action="store_true", help="skip the checks at the end")
-    parser.add_argument(
-        "--progress", choices=["auto", "bar", "log", "json", "none"], default="auto"
-    )
     parser.add_argument(
         "--api-key-env",
         default=_KEY_VARIABLE,
@@ -143,11 +143,52 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_index(arguments: argparse.Namespace) -> int:
+    """Carries out `vdr-db index`; documents with known ids are replaced, so it can be repeated."""
+    from vdr_db.ingest import IngestOptions, ingest
+
+    place = place_of(arguments.store)
+    source, encoder = open_source(arguments, arguments.sources, place=place, unique=True)
+    what = "texts" if arguments.images is None else "images"
+    # There is no ledger to take up again, so nothing that is wrong with single rows ends the run.
+    options = IngestOptions(is_verified=False, max_errors=sys.maxsize)
+    start = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="vdr-db-index-") as scratch,
+        _opened(arguments, encoder, place) as collection,
+        progress(None, what, "index") as bar,
+    ):
+        quarantine = Path(arguments.quarantine or Path(scratch, "refused.jsonl"))
+        told = _Told(bar)
+        try:
+            report = ingest(
+                source, collection, options=options, quarantine=quarantine, progress=told
+            )
+        except KeyboardInterrupt:
+            say(f"vdr-db: {told.written:,} {what} are stored; run it again to go on.")
+            raise
+        total = collection.count()
+        if report.totals.refused:
+            _say_refused(quarantine, is_kept=arguments.quarantine is not None)
+    written, refused = report.totals.acknowledged, report.totals.refused
+    in_all = "texts" if arguments.images is None else "documents"
+    if arguments.json:
+        show_json({"written": written, "refused": refused, in_all: total})
+    store = arguments.store if is_url(arguments.store) else Path(arguments.store)
+    say(
+        f"{store}, collection {arguments.collection!r}: {written:,} {what} written in "
+        f"{time.perf_counter() - start:.1f} s, {refused:,} refused, {total:,} {in_all} in all"
+    )
+    say_truncated(report.totals.truncated)
+    return STORE_FAILED if refused else DONE
+
+
 def run_ingest(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db ingest`; the same command again resumes."""
-    source, encoder = open_source(arguments, arguments.sources, place=_place(arguments))
-    with _opened(arguments, encoder) as collection:
-        return _write(arguments, source, collection, source.is_rereadable)
+    place = _place_with_key(arguments)
+    source, encoder = open_source(arguments, arguments.sources, place=place)
+    with _opened(arguments, encoder, place, versioned=arguments.versioned) as collection:
+        return _write(arguments, source, collection)
 
 
 def run_load(arguments: argparse.Namespace) -> int:
@@ -157,91 +198,97 @@ def run_load(arguments: argparse.Namespace) -> int:
     source = SpoolSource(
         arguments.spool, slice=Slice.parse(arguments.slice), is_partial=arguments.partial
     )
-    with _opened(arguments, None) as collection:
-        return _write(arguments, source, collection, True)
+    with _opened(arguments, None, _place_with_key(arguments)) as collection:
+        return _write(arguments, source, collection)
 
 
-def run_spool(arguments: argparse.Namespace) -> int:
-    """Carries out `vdr-db encode --spool`; the same command again resumes."""
-    from vdr_db.ingest import IngestOptions, Stop, encode_to_spool, stop_on_signals
+class _Told:
+    """What an ingest has told last of how far it is, and a bar of it."""
 
-    paths = [*arguments.texts, *([arguments.input] if arguments.input else [])]
-    source, encoder = open_source(arguments, paths)
-    options = IngestOptions(restart=arguments.restart, max_errors=arguments.max_errors)
-    with stop_on_signals(Stop()) as stop:
-        report = encode_to_spool(
-            source,
-            arguments.spool,
-            encoder=encoder,
-            options=options,
-            part_rows=arguments.part_rows,
-            progress=arguments.progress,
-            stop=stop,
-        )
-    return _told(arguments, report, f"spool {arguments.spool}, slice {source.slice}")
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+        self.written = 0
+
+    def update(self, totals: Totals, *, is_last: bool = False) -> None:
+        self.written = totals.acknowledged
+        self._bar.update(totals.acknowledged + totals.refused - self._bar.n)
 
 
-def _place(arguments: argparse.Namespace) -> dict[str, Any]:
-    from vdr_db.cli.search import is_url
+def _say_refused(quarantine: Path, *, is_kept: bool) -> None:
+    """Where each refused document was read and why, up to `SHOWN_REFUSALS` of them."""
+    with open(quarantine, encoding="utf-8") as lines:
+        refused = [json.loads(line) for line in lines]
+    for one in refused[:SHOWN_REFUSALS]:
+        reason = one["reason"].removeprefix("not encoded: ")
+        say(f"vdr-db: {one['source'] or one['id']}: {reason}")
+    if is_kept:
+        say(f"  all refused: {quarantine}")
+    elif len(refused) > SHOWN_REFUSALS:
+        say(f"  and {len(refused) - SHOWN_REFUSALS:,} more; --quarantine FILE keeps them all")
 
-    if not is_url(arguments.store):
-        return {"path": arguments.store}
-    return {"url": arguments.store, "api_key": os.environ.get(arguments.api_key_env)}
+
+def _place_with_key(arguments: argparse.Namespace) -> Place:
+    place = place_of(arguments.store)
+    if "url" in place:
+        place["api_key"] = os.environ.get(arguments.api_key_env)
+    return place
 
 
-def _opened(arguments: argparse.Namespace, encoder: Any) -> VDRQdrant:
+def _opened(
+    arguments: argparse.Namespace,
+    encoder: SparseEncoder | CrossModalEncoder | None,
+    place: Place,
+    *,
+    versioned: bool = False,
+) -> VDRQdrant:
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
 
     documents: Documents | None = "tokens" if getattr(arguments, "tokens", False) else None
-    options: dict[str, Any] = {"versioned": True} if getattr(arguments, "versioned", False) else {}
-    return VDRQdrant(
-        arguments.collection, encoder, documents=documents, **_place(arguments), **options
-    )
+    options: dict[str, Any] = {"versioned": True} if versioned else {}
+    return VDRQdrant(arguments.collection, encoder, documents=documents, **place, **options)
 
 
 def _write(
-    arguments: argparse.Namespace, source: Any, collection: VDRQdrant, can_resume: bool
+    arguments: argparse.Namespace,
+    source: FileSource | ImageFolderSource | SpoolSource,
+    collection: VDRQdrant,
 ) -> int:
-    from vdr_db.ingest import Stop, ingest, stop_on_signals
+    from vdr_db.ingest import Stop, ingest, ingest_versioned, stop_on_signals
 
-    if getattr(arguments, "versioned", False):
-        return _write_version(arguments, source, collection)
-    if arguments.no_ledger and arguments.ledger:
-        raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
-    ledger = arguments.ledger
-    if ledger is None and can_resume and not arguments.no_ledger:
-        ledger = _default_ledger(arguments)
-    with stop_on_signals(Stop()) as stop:
-        report = ingest(
-            source,
-            collection,
-            options=_options_of(arguments),
-            ledger=ledger,
-            quarantine=arguments.quarantine,
-            progress=arguments.progress,
-            stop=stop,
-        )
-    return _told(arguments, report, f"collection {arguments.collection!r}")
-
-
-def _write_version(arguments: argparse.Namespace, source: Any, collection: VDRQdrant) -> int:
-    from vdr_db.ingest import Stop, ingest_versioned, stop_on_signals
-
-    if arguments.ledger or arguments.restart or arguments.no_verify:
+    is_versioned = getattr(arguments, "versioned", False)
+    if is_versioned and (arguments.ledger or arguments.restart or arguments.no_verify):
         raise ConfigError(
             "--versioned begins anew every time and is checked: leave out --ledger, --restart and "
             "--no-verify."
         )
+    if arguments.no_ledger and arguments.ledger:
+        raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
+    options = _options_of(arguments)
+    quarantine, shown = arguments.quarantine, arguments.progress
     with stop_on_signals(Stop()) as stop:
-        report = ingest_versioned(
-            source,
-            collection,
-            options=_options_of(arguments),
-            quarantine=arguments.quarantine,
-            progress=arguments.progress,
-            stop=stop,
-        )
-    return _told(arguments, report, f"collection {arguments.collection!r}")
+        if is_versioned:
+            report = ingest_versioned(
+                source,
+                collection,
+                options=options,
+                quarantine=quarantine,
+                progress=shown,
+                stop=stop,
+            )
+        else:
+            ledger = arguments.ledger
+            if ledger is None and source.is_rereadable and not arguments.no_ledger:
+                ledger = _default_ledger(arguments)
+            report = ingest(
+                source,
+                collection,
+                options=options,
+                ledger=ledger,
+                quarantine=quarantine,
+                progress=shown,
+                stop=stop,
+            )
+    return exit_code_of(report, arguments, f"collection {arguments.collection!r}")
 
 
 def _options_of(arguments: argparse.Namespace) -> IngestOptions:
@@ -262,7 +309,6 @@ def _options_of(arguments: argparse.Namespace) -> IngestOptions:
 
 def _default_ledger(arguments: argparse.Namespace) -> str:
     """Beside the folder of an embedded store, else in the working folder; one for each slice."""
-    from vdr_db.cli.search import is_url
     from vdr_db.ingest import Slice
 
     if is_url(arguments.store):
@@ -276,55 +322,3 @@ def _default_ledger(arguments: argparse.Namespace) -> str:
     # Texts and images may go into one collection, and a ledger belongs to one input.
     kind = "" if getattr(arguments, "images", None) is None else ".images"
     return str(stem.with_name(f"{stem.name}{kind}{part}.ledger"))
-
-
-def _told(arguments: argparse.Namespace, report: IngestReport, where: str) -> int:
-    """Shows the report; the exit code."""
-    from vdr_db.cli.main import DONE, INTERRUPTED, STORE_FAILED
-
-    totals = report.totals
-    what = _what(arguments)
-    if arguments.json:
-        show_json(report.to_dict())
-    skipped = totals.resumed + totals.existing + totals.unchanged
-    say(
-        f"{where}: {totals.acknowledged:,} {what} written in {report.seconds['total']:.1f} s "
-        f"({report.documents_per_second:,.0f}/s), {skipped:,} skipped, "
-        f"{totals.refused:,} refused, {totals.retries:,} retries"
-    )
-    for reason, count in list(report.reasons.items())[:5]:
-        say(f"  refused {count:,}: {reason}")
-    if totals.refused and report.quarantine:
-        say(f"  all refused {what}: {report.quarantine}")
-    say_truncated(totals.truncated)
-    if report.verification is not None:
-        for problem in report.verification.problems:
-            say(f"  check failed: {problem}")
-    if report.is_interrupted and getattr(arguments, "versioned", False):
-        say("vdr-db: stopped; what was there before is in use as it was")
-        return INTERRUPTED
-    if report.is_interrupted:
-        say(f"vdr-db: stopped, nothing written is lost; go on with: {_resume_command()}")
-        return INTERRUPTED
-    is_verified = report.verification is None or report.verification.is_passed
-    return DONE if is_verified and not totals.refused else STORE_FAILED
-
-
-def _what(arguments: argparse.Namespace) -> str:
-    if not hasattr(arguments, "images"):
-        return "documents"  # a spool may hold either
-    return "texts" if arguments.images is None else "images"
-
-
-def say_truncated(count: int) -> None:
-    """Says once, at the end of a command, how many texts were longer than the model reads."""
-    if count:
-        say(f"{count:,} texts were longer than the model reads and were cut (--max-length)")
-
-
-def _resume_command() -> str:
-    """This command without --restart, which would begin again, and without secrets."""
-    from vdr_db.ingest.retry import redact
-
-    words = [word for word in sys.argv[1:] if word != "--restart"]
-    return redact(shlex.join(["vdr-db", *words]))

@@ -15,29 +15,87 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from vdr_db import __version__
+from vdr_db.cli import demo, encode, evaluate, explain, info, ingest, search, serve, train
+from vdr_db.cli.exits import EXTRA_MISSING, INTERRUPTED, OUTPUT_CLOSED, STORE_FAILED, WRONG_INPUT
 from vdr_db.cli.show import say
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
+from vdr_db.version import __version__
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "make_parser"]
 
-DONE, NOTHING_FOUND, WRONG_INPUT, STORE_FAILED, EXTRA_MISSING = range(5)
-INTERRUPTED, OUTPUT_CLOSED = 130, 141
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it is for, and the functions of its file."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
 
 COMMANDS = {
-    "encode": "texts to sparse vectors",
-    "index": "texts or images to a searchable collection",
-    "ingest": "large inputs to a collection, resumed after any kill",
-    "load": "what `encode --spool` wrote, to a collection",
-    "search": "the texts of a collection that match a query, and why",
-    "explain": "why a document matches a query, or what a text or an image says as words",
-    "serve": "a collection as a web page and a JSON API",
-    "evaluate": "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
-    "train": "a model from a configuration: CPU, GPU, or several with torchrun",
-    "mine": "hard negatives for training examples",
-    "info": "versions, device, and what a model or a collection is",
-    "demo": "1,500 real documents, real queries, measured: see it work",
+    "encode": Command(
+        "texts to sparse vectors",
+        encode.add_arguments,
+        encode.run_command,
+    ),
+    "index": Command(
+        "texts or images to a searchable collection",
+        ingest.add_index_arguments,
+        ingest.run_index,
+    ),
+    "ingest": Command(
+        "large inputs to a collection, resumed after any kill",
+        ingest.add_ingest_arguments,
+        ingest.run_ingest,
+    ),
+    "load": Command(
+        "what `encode --spool` wrote, to a collection",
+        ingest.add_load_arguments,
+        ingest.run_load,
+    ),
+    "search": Command(
+        "the texts of a collection that match a query, and why",
+        search.add_arguments,
+        search.run_command,
+    ),
+    "explain": Command(
+        "why a document matches a query, or what a text or an image says as words",
+        explain.add_arguments,
+        explain.run_command,
+    ),
+    "serve": Command(
+        "a collection as a web page and a JSON API",
+        serve.add_arguments,
+        serve.run_command,
+    ),
+    "evaluate": Command(
+        "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
+        evaluate.add_arguments,
+        evaluate.run_command,
+    ),
+    "train": Command(
+        "a model from a configuration: CPU, GPU, or several with torchrun",
+        train.add_train_arguments,
+        train.run_train,
+    ),
+    "mine": Command(
+        "hard negatives for training examples",
+        train.add_mine_arguments,
+        train.run_mine,
+    ),
+    "info": Command(
+        "versions, device, and what a model or a collection is",
+        info.add_arguments,
+        info.run_command,
+    ),
+    "demo": Command(
+        "1,500 real documents, real queries, measured: see it work",
+        demo.add_arguments,
+        demo.run_command,
+    ),
 }
 
 
@@ -78,19 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `run` of its result carries the command out."""
-    from vdr_db.cli import (
-        demo,
-        encode,
-        evaluate,
-        explain,
-        index,
-        info,
-        ingest,
-        search,
-        serve,
-        train,
-    )
-
     parser = argparse.ArgumentParser(
         prog="vdr-db",
         description="Learned sparse retrieval: text to weighted words to an index that says why.",
@@ -99,29 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vdr-db {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parts: dict[
-        str,
-        tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]],
-    ] = {
-        "encode": (encode.add_arguments, encode.run_command),
-        "index": (index.add_arguments, index.run_command),
-        "ingest": (ingest.add_ingest_arguments, ingest.run_ingest),
-        "load": (ingest.add_load_arguments, ingest.run_load),
-        "search": (search.add_search_arguments, search.run_search),
-        "explain": (explain.add_arguments, explain.run_command),
-        "serve": (serve.add_arguments, serve.run_command),
-        "evaluate": (evaluate.add_arguments, evaluate.run_command),
-        "train": (train.add_train_arguments, train.run_train),
-        "mine": (train.add_mine_arguments, train.run_mine),
-        "info": (info.add_arguments, info.run_command),
-        "demo": (demo.add_arguments, demo.run_command),
-    }
-    for name, (add_arguments, run) in parts.items():
-        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name] + ".")
-        add_arguments(command)
-        command.add_argument("--json", action="store_true", help="one JSON object a line")
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-        command.set_defaults(run=run)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.summary, description=f"{command.summary}.")
+        command.add_arguments(own)
+        own.add_argument("--json", action="store_true", help="one JSON object a line")
+        own.add_argument("--debug", action="store_true", help="show tracebacks")
+        own.set_defaults(run=command.run)
     return parser
 
 

@@ -1,30 +1,37 @@
-"""Options that several commands share (model, store, fields), and what they open."""
+"""Options that several commands share: model, store, fields, images, slices."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
-from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields
 
 if TYPE_CHECKING:
-    from vdr_db.encoders.cross_modal import CrossModalEncoder
-    from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.connectors.collections.collection import Mode
 
 __all__ = [
     "DEFAULT_COLLECTION",
     "DEFAULT_MODEL",
+    "MODES",
+    "THUMBNAIL_PX",
     "add_field_options",
+    "add_image_options",
     "add_model_options",
+    "add_run_options",
     "add_store_options",
+    "add_thumbnail_option",
     "fields_of",
-    "load_cross_modal",
-    "load_model",
 ]
 
 DEFAULT_COLLECTION = "texts"
+
+MODES: tuple[Mode, ...] = ("full", "alpha", "beta")
+"""How queries and documents are represented."""
+
+THUMBNAIL_PX = 64
+"""Longest side of the small copies of `--thumbnails`."""
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
@@ -94,44 +101,45 @@ def fields_of(arguments: argparse.Namespace) -> Fields:
     )
 
 
-def load_model(
-    arguments: argparse.Namespace, *, name: str | None = None, head: str | None = None
-) -> SparseEncoder:
-    """The model of `--model`, or `name` where that was not given; `head` for one with a new head.
-
-    Raises:
-        ConfigError: The model cannot be found or is damaged.
-        MissingExtraError: torch or transformers is not installed.
-    """
-    from vdr_db import SparseEncoder
-
-    chosen, options = _asked_for(arguments, name)
-    return SparseEncoder.from_pretrained(chosen, head=head, **options)
-
-
-def load_cross_modal(
-    arguments: argparse.Namespace, *, name: str | None = None
-) -> CrossModalEncoder:
-    """The model of texts and images of `--model`, or `name` where that was not given.
-
-    Raises:
-        ConfigError: The model cannot be found, is damaged, or reads no images.
-        MissingExtraError: torch or transformers is not installed.
-    """
-    from vdr_db import CrossModalEncoder
-
-    chosen, options = _asked_for(arguments, name)
-    encoder = CrossModalEncoder.from_pretrained(chosen, **options)
-    encoder.model = encoder.text.model = encoder.image.model = chosen  # not its parts' folders
-    return encoder
+def add_image_options(parser: argparse._ActionsContainer) -> None:
+    """`--images` and `--thumbnails`."""
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="instead of texts, the images in this folder and below; their ids are their paths in "
+        "it; needs a --model that reads images",
+    )
+    parser.add_argument(
+        "--thumbnails",
+        action="store_true",
+        help=f"keep a small copy of each image ({THUMBNAIL_PX} pixels, about 1.7 KB) beside its "
+        "vector, for result pages and terminals where the file is not there",
+    )
 
 
-def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:
-    """Name or folder of a model, and options for loading it."""
-    chosen = arguments.model or name
-    if chosen is None:
-        raise ConfigError("The collection does not say which model made it; pass --model.")
-    options: dict[str, Any] = {"device": arguments.device, "max_length": arguments.max_length}
-    if arguments.k is not None:
-        options["k"] = arguments.k
-    return chosen, options
+def add_thumbnail_option(parser: argparse.ArgumentParser) -> None:
+    """`--no-thumbnails`."""
+    parser.add_argument(
+        "--no-thumbnails",
+        action="store_true",
+        help="no small copies of images; they are shown where the terminal can (docs/seeing.md)",
+    )
+
+
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    """`--slice`, `--max-errors` and `--progress` of runs over large inputs."""
+    parser.add_argument(
+        "--slice",
+        default="0/1",
+        metavar="K/N",
+        help="take part K of N, from 0; auto: from torchrun's or SLURM's environment",
+    )
+    parser.add_argument(
+        "--max-errors",
+        type=int,
+        metavar="N",
+        help="refused documents that are too many (default: 100, or 1 %% of the input)",
+    )
+    parser.add_argument(
+        "--progress", choices=["auto", "bar", "log", "json", "none"], default="auto"
+    )

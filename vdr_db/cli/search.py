@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vdr_db.cli.images import (
-    Drawing,
-    add_thumbnail_option,
-    draw,
-    picture_of,
-    terminal_canvas,
-)
-from vdr_db.cli.options import (
-    add_model_options,
-    add_store_options,
-    load_cross_modal,
-    load_model,
-)
-from vdr_db.cli.show import HitView, show_hits, show_json
-from vdr_db.errors import ConfigError, StoreUnavailable, require
-from vdr_db.explain.words import shared_words, shares_of
+from vdr_db.cli.exits import DONE, NOTHING_FOUND
+from vdr_db.cli.images import can_show_images, half_blocks, small_image
+from vdr_db.cli.options import MODES, add_model_options, add_store_options, add_thumbnail_option
+from vdr_db.cli.show import show_hits, show_json
+from vdr_db.cli.stores import open_with_model
+from vdr_db.errors import ConfigError, require
 
-if TYPE_CHECKING:
-    from vdr_db.connectors import VDRQdrant
-    from vdr_db.connectors.collections.collection import Mode
-    from vdr_db.encoders.cross_modal import CrossModalEncoder
-    from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.sparse import SparseRows
-
-__all__ = [
-    "add_search_arguments",
-    "find",
-    "is_url",
-    "open_with_model",
-    "opened",
-    "place_of",
-    "run_search",
-]
+__all__ = ["add_arguments", "run_command"]
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `search`."""
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="what to look for")
     parser.add_argument(
@@ -63,64 +36,15 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add_thumbnail_option(parser)
     parser.add_argument(
         "--mode",
-        choices=["full", "alpha", "beta"],
+        choices=MODES,
         help="full: the model reads query and texts (default); alpha: the query's tokens are taken "
         "as they are; beta: the texts' are (default for a collection indexed with --tokens)",
     )
 
 
-def is_url(store: str) -> bool:
-    """Whether `--store` names a server, not a folder."""
-    return store.startswith(("http://", "https://"))
-
-
-def place_of(store: str) -> dict[str, Any]:
-    """Where `VDRQdrant` finds the store of `--store`."""
-    return {"url" if is_url(store) else "path": store}
-
-
-def opened(
-    arguments: argparse.Namespace, *, encoder: SparseEncoder | CrossModalEncoder | None
-) -> VDRQdrant:
-    """The collection of `--store` and `--collection`, which must be there.
-
-    Raises:
-        StoreUnavailable: There is no such folder or collection, or the server does not answer.
-        StoreMismatch: It was made with another model.
-    """
-    from vdr_db.connectors import VDRQdrant
-
-    store, name = arguments.store, arguments.collection
-    if not is_url(store) and not Path(store).exists():
-        raise StoreUnavailable(f"There is no store at {store}; make one with `vdr-db index`.")
-    collection = VDRQdrant(name, encoder, **place_of(store))
-    if collection.store.width is None:
-        collection.close()
-        raise StoreUnavailable(
-            f"{store} holds no collection {name!r}; make it with `vdr-db index`, or name another."
-        )
-    return collection
-
-
-def open_with_model(arguments: argparse.Namespace) -> tuple[VDRQdrant, SparseEncoder]:
-    """The collection, and the model of `--model` or else the one it was made with.
-
-    Where that reads images too, the collection has the whole of it, and its text side comes here.
-    """
-    with opened(arguments, encoder=None) as collection:
-        stamp = collection.store.stamp
-    made_with = stamp.model if stamp else None
-    reads_images = stamp is not None and stamp.head.endswith("+image")
-    if reads_images:
-        both = load_cross_modal(arguments, name=made_with)
-        return opened(arguments, encoder=both), both.text
-    encoder = load_model(arguments, name=made_with)
-    return opened(arguments, encoder=encoder), encoder
-
-
-def run_search(arguments: argparse.Namespace) -> int:
+def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db search`; 1 when no query found anything."""
-    from vdr_db.cli.main import DONE, NOTHING_FOUND
+    from vdr_db.explain.hits import find_hits
 
     if not arguments.queries and not arguments.image:
         raise ConfigError("Pass what to look for: QUERY or --image FILE.")
@@ -132,7 +56,7 @@ def run_search(arguments: argparse.Namespace) -> int:
     with collection:
         texts = collection.count()
         for query in [*arguments.queries, *map(Path, arguments.image)]:
-            hits = find(
+            hits = find_hits(
                 collection,
                 encoder,
                 query,
@@ -142,74 +66,19 @@ def run_search(arguments: argparse.Namespace) -> int:
             )
             any_found = any_found or bool(hits)
             if arguments.json:
-                found = [{**asdict(view), "payload": payload} for view, payload in hits]
-                for hit in found:
-                    hit.pop("title"), hit.pop("text")
+                found = [
+                    {"id": hit.id, "score": hit.score, "words": hit.words, "payload": hit.payload}
+                    for hit in hits
+                ]
                 show_json({"query": str(query), "hits": found})
                 continue
+            images = []
+            if not arguments.no_thumbnails and can_show_images():
+                small = [small_image(hit.payload) for hit in hits]
+                images = [None if image is None else half_blocks(image) for image in small]
             caption = f"{len(hits)} best of {texts:,}"
-            drawings = [] if arguments.no_thumbnails else _drawings(payload for _, payload in hits)
-            views = [view for view, _ in hits]
-            show_hits(views, title=str(query), caption=caption, drawings=drawings)
+            show_hits(hits, title=str(query), caption=caption, images=images)
     return DONE if any_found else NOTHING_FOUND
-
-
-def find(
-    collection: VDRQdrant,
-    encoder: SparseEncoder,
-    query: str | Path,
-    *,
-    limit: int,
-    filter: Any = None,
-    mode: Mode | None = None,
-) -> list[tuple[HitView, dict[str, Any]]]:
-    """Hits of one query with the words that matched, and their payloads.
-
-    Args:
-        collection: Where to search.
-        encoder: The collection's, of texts.
-        query: What to look for: a text, or the path of an image.
-        limit: Hits at most.
-        filter: On the payload.
-        mode: How the query is represented; None for the collection's usual one.
-    """
-    row = _query_row(collection, encoder, query, mode)
-    hits = collection.search(row, limit=limit, filter=filter, mode=mode)
-    records = {
-        record.id: record for record in collection.get([hit.id for hit in hits], with_rows=True)
-    }
-    asked = [query] if isinstance(query, str) else []
-    views = []
-    for hit in hits:
-        payload = dict(hit.payload)
-        body = str(payload.get("text") or "")
-        title = str(payload.get("title") or payload.get("image") or "")
-        found = records[hit.id].row if hit.id in records else None
-        words = shared_words(encoder, [*asked, body], shares_of(row, found))
-        views.append((HitView(hit.id, hit.score, title, body, words), payload))
-    return views
-
-
-def _drawings(payloads: Iterable[Mapping[str, Any]]) -> list[Drawing | None]:
-    """A picture of each hit that is an image, where the terminal can show one."""
-    canvas = terminal_canvas()
-    if canvas is None:
-        return []
-    pictures = [picture_of(payload) for payload in payloads]
-    return [None if picture is None else draw(canvas, picture) for picture in pictures]
-
-
-def _query_row(
-    collection: VDRQdrant,
-    encoder: SparseEncoder,
-    query: str | Path,
-    mode: Mode | None,
-) -> SparseRows:
-    if isinstance(query, Path):
-        from vdr_db.connectors.images import encode_query_image
-
-        return encode_query_image(collection, query)
-    return encoder.bag_of_tokens([query]) if mode == "alpha" else encoder.encode_queries([query])
 
 
 def _parsed_filter(given: str | None) -> Any:

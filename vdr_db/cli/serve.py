@@ -6,9 +6,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from vdr_db.cli.exits import DONE, INTERRUPTED
 from vdr_db.cli.options import add_model_options, add_store_options
-from vdr_db.cli.search import open_with_model
 from vdr_db.cli.show import say, show_json
+from vdr_db.cli.stores import open_with_model
 
 if TYPE_CHECKING:
     from vdr_db.encoders.image import ImageEncoder
@@ -52,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db serve`; 0 after SIGTERM, 130 after Ctrl-C."""
-    from vdr_db.cli.main import DONE, INTERRUPTED
     from vdr_db.serve import ImageUploads, SearchService, listen, make_app, serve
 
     address = listen(arguments.host, arguments.port)

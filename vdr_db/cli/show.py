@@ -13,26 +13,31 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.errors import require
-from vdr_db.explain.numbers import decimals_for
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from tqdm import tqdm
 
-    from vdr_db.cli.images import Drawing
+    from vdr_db.evaluation.quality import Quality, TestCollection
+    from vdr_db.explain.hits import HitView
 
 __all__ = [
-    "HitView",
+    "console",
     "progress",
     "say",
+    "say_truncated",
     "show_comparison",
     "show_explanation",
     "show_hits",
     "show_json",
     "show_patches",
+    "show_quality",
     "show_text",
     "show_vectors",
 ]
@@ -44,10 +49,7 @@ LEAST_PATCH = 5
 """Letters a word of a patch must have room for."""
 
 NARROWEST = 76
-"""Columns a terminal must have for pictures beside the hits."""
-
-_PLACE = "\x1f"
-"""Stands where a row of a picture begins; no text that is shown can hold it (`_CONTROL`)."""
+"""Columns a terminal must have for images beside the hits."""
 
 _NBSP = "\u00a0"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -55,29 +57,16 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
-@dataclass(frozen=True)
-class HitView:
-    """One hit as it is shown.
-
-    Attributes:
-        id: The caller's id.
-        score: Dot product of query and document.
-        title: What it is called, or `""`.
-        text: The text, any length.
-        words: Words both sides carry, with their share of the score, heaviest first.
-    """
-
-    id: int | str
-    score: float
-    title: str
-    text: str
-    words: Sequence[tuple[str, float]]
-
-
 def say(line: str) -> None:
     """One line for people, on stderr."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def say_truncated(count: int) -> None:
+    """Says once, at the end of a command, how many texts were longer than the model reads."""
+    if count:
+        say(f"{count:,} texts were longer than the model reads and were cut (--max-length)")
 
 
 def show_text(text: str) -> None:
@@ -91,7 +80,7 @@ def show_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int | None, unit: str, label: str) -> Iterator[Any]:
+def progress(total: int | None, unit: str, label: str) -> Iterator[tqdm[Any]]:
     """A progress bar on stderr if that is a terminal; has `update(count)`."""
     bar = require("tqdm", "cli").tqdm(
         total=total,
@@ -111,7 +100,7 @@ def show_hits(
     *,
     title: str = "",
     caption: str = "",
-    drawings: Sequence[Drawing | None] = (),
+    images: Sequence[Text | None] = (),
 ) -> None:
     """Rank, score, document and matched words of each hit; bars share one scale.
 
@@ -119,16 +108,18 @@ def show_hits(
         hits: The hits.
         title: Above them.
         caption: Below them.
-        drawings: A picture of each hit, or None for a hit that has none; empty for no pictures.
+        images: Half blocks of each hit, or None for a hit that is no image; empty for no images.
     """
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
+    from vdr_db.explain.numbers import decimals_for
+
+    out = console()
     if title:
-        console.print(Text(_line(title), style="bold yellow"))
+        out.print(Text(_line(title), style="bold yellow"))
     if not hits:
-        console.print(Text("nothing found", style="dim"))
+        out.print(Text("nothing found", style="dim"))
     most = max((share for hit in hits for _, share in hit.words[:SHOWN_WORDS]), default=0.0)
     decimals = decimals_for(max((hit.score for hit in hits), default=0.0), usual=2)
     table = Table(
@@ -136,12 +127,11 @@ def show_hits(
         pad_edge=False,
         padding=(0, 2, 0, 0),
         header_style="dim",
-        width=min(console.width, 120),
+        width=min(out.width, 120),
     )
-    drawings = drawings if any(drawings) and console.width >= NARROWEST else ()
-    wide = max((drawing.canvas.columns for drawing in drawings if drawing), default=0)
-    if drawings:
-        # First, because pictures are placed from the left edge on.
+    wide = 0
+    if any(images) and out.width >= NARROWEST:
+        wide = max(len(line) for image in images if image for line in image.plain.splitlines())
         table.add_column("", width=wide, no_wrap=True)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
@@ -157,36 +147,16 @@ def show_hits(
             heading.no_wrap, heading.overflow = True, "ellipsis"
         document = Table.grid()
         document.add_row(heading)
-        taken = 42 + (wide + 2 if drawings else 0)
-        document.add_row(_first_lines(text, min(console.width, 120) - taken, SHOWN_WORDS - 1))
-        cells = [str(rank), f"{hit.score:.{decimals}f}", document, _bars(hit.words, most)]
-        if drawings:
-            drawing = drawings[rank - 1]
-            rows = drawing.canvas.rows if drawing else 0
-            cells.insert(0, Text("\n".join([_PLACE + " " * wide] * rows)))
+        taken = 42 + (wide + 2 if wide else 0)
+        document.add_row(_first_lines(text, min(out.width, 120) - taken, SHOWN_WORDS - 1))
+        cells: list[str | Text | Table] = [images[rank - 1] or ""] if wide else []
+        cells += [str(rank), f"{hit.score:.{decimals}f}", document, _bars(hit.words, most)]
         table.add_row()
         table.add_row(*cells)
-    if drawings:
-        with console.capture() as capture:
-            console.print(table)
-        sys.stdout.write(_with_drawings(capture.get(), drawings, wide))
-    elif hits:
-        console.print(table)
+    if hits:
+        out.print(table)
     if caption:
-        console.print(Text(caption, style="dim"))
-
-
-def _with_drawings(shown: str, drawings: Sequence[Drawing | None], wide: int) -> str:
-    """A printed table with pictures in their places."""
-    rows = iter(
-        [
-            (drawing.before if row == 0 else "") + line
-            for drawing in drawings
-            if drawing
-            for row, line in enumerate(drawing.lines)
-        ]
-    )
-    return re.sub(f"{_PLACE} {{{wide}}}", lambda _: next(rows), shown)
+        out.print(Text(caption, style="dim"))
 
 
 def show_patches(words: Sequence[Sequence[str]]) -> None:
@@ -194,9 +164,9 @@ def show_patches(words: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
+    out = console()
     columns = max((len(row) for row in words), default=0)
-    width = min(14, console.width // columns - 1) if columns else 0
+    width = min(14, out.width // columns - 1) if columns else 0
     if width < LEAST_PATCH:
         return
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -204,8 +174,8 @@ def show_patches(words: Sequence[Sequence[str]]) -> None:
         table.add_column(width=width, no_wrap=True, overflow="ellipsis")
     for row in words:
         table.add_row(*(Text(_line(word) or "·", style="" if word else "dim") for word in row))
-    console.print(Text("the strongest word of each patch", style="dim"))
-    console.print(table)
+    out.print(Text("the strongest word of each patch", style="dim"))
+    out.print(table)
 
 
 def show_explanation(
@@ -220,6 +190,8 @@ def show_explanation(
             line. 0 shows all.
     """
     from rich.table import Table
+
+    from vdr_db.explain.numbers import decimals_for
 
     products = [(token, query, document, query * document) for token, query, document in terms]
     products.sort(key=lambda row: -row[3])
@@ -241,26 +213,26 @@ def show_explanation(
         left = sum(row[3] for row in rest)
         table.add_row(f"+ {len(rest)} more", "", "", f"{left:.{decimals}f}", "", style="dim")
     table.add_row("score", "", "", f"{score:.{decimals}f}", "", style="bold")
-    _console().print(table)
+    console().print(table)
 
 
 def show_vectors(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], limit: int) -> None:
     """Each text with its heaviest words on the lines below it."""
     from rich.text import Text
 
-    console = _console()
+    from vdr_db.explain.numbers import decimals_for
+
+    out = console()
     for text, words in rows:
         shown = _line(text)
-        console.print(
-            Text(shown or "(empty text)", style="bold"), no_wrap=True, overflow="ellipsis"
-        )
+        out.print(Text(shown or "(empty text)", style="bold"), no_wrap=True, overflow="ellipsis")
         decimals = decimals_for(words[0][1] if words else 0.0, usual=2)
         cells = [f"{_line(word)}{_NBSP}{weight:.{decimals}f}" for word, weight in words[:limit]]
         if len(words) > limit:
             cells.append(f"and{_NBSP}{len(words) - limit}{_NBSP}more")
         # textwrap parts at spaces alone, so a word keeps its weight.
-        for line in textwrap.wrap("   ".join(cells) or "no weight at all", console.width):
-            console.print(Text(line, style="cyan" if words else "dim"))
+        for line in textwrap.wrap("   ".join(cells) or "no weight at all", out.width):
+            out.print(Text(line, style="cyan" if words else "dim"))
 
 
 def show_comparison(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:
@@ -280,10 +252,38 @@ def show_comparison(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], t
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    _console().print(table)
+    console().print(table)
 
 
-def _console() -> Console:
+def show_quality(collection: TestCollection, measured: Sequence[Quality]) -> None:
+    """The measurements as a table on stdout."""
+    by_mode = any(quality.mode not in (None, "full") for quality in measured)
+    first = "mode" if by_mode else "ranked by"
+    rows = [
+        {
+            first: (by_mode and quality.mode) or Path(quality.ranker).name,
+            "nDCG@10": f"{quality.ndcg_10:.3f}",
+            "R@100": f"{quality.recall_100:.3f}",
+            "MRR@10": f"{quality.mrr_10:.3f}",
+            "weights/doc": _one_digit(quality.document_nonzeros),
+            "/query": _one_digit(quality.query_nonzeros),
+            "encode": f"{quality.encode_documents_s + quality.encode_queries_s:.1f} s",
+            "index": f"{quality.index_s:.1f} s",
+            "search": f"{quality.search_ms:.1f} ms",
+        }
+        for quality in measured
+    ]
+    title = (
+        f"{collection.name}: {len(collection.documents):,} documents, "
+        f"{len(collection.queries):,} judged queries"
+    )
+    if by_mode:
+        title += f", {Path(measured[0].ranker).name}"
+    show_comparison(list(rows[0]), rows, title)
+
+
+def console() -> Console:
+    """Standard output as rich writes to it."""
     require("rich", "cli")
     from rich.console import Console
 
@@ -296,13 +296,17 @@ def _line(value: object) -> str:
     return _CONTROL.sub(" ", str(value)).strip()
 
 
+def _one_digit(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
 def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:,}" if isinstance(value, int) else _line(value)
 
 
-def _first_lines(text: str, width: int, count: int) -> Any:
+def _first_lines(text: str, width: int, count: int) -> Text:
     from rich.text import Text
 
     # textwrap looks at the whole text; what cannot be shown is cut off first.
@@ -312,8 +316,10 @@ def _first_lines(text: str, width: int, count: int) -> Any:
     return Text("\n".join(lines), style="dim")
 
 
-def _bars(words: Sequence[tuple[str, float]], most: float) -> Any:
+def _bars(words: Sequence[tuple[str, float]], most: float) -> Table:
     from rich.table import Table
+
+    from vdr_db.explain.numbers import decimals_for
 
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, width=12, overflow="ellipsis")
@@ -329,7 +335,7 @@ def _bars(words: Sequence[tuple[str, float]], most: float) -> Any:
     return grid
 
 
-def _bar(share: float, width: int) -> Any:
+def _bar(share: float, width: int) -> Text:
     """A bar of `share` (0..1) of `width` cells, in eighths of a cell."""
     from rich.text import Text
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdr_db.cli.show import show_comparison, show_text
 from vdr_db.errors import require
-from vdr_db.evaluation.quality import Quality, TestCollection
-from vdr_db.evaluation.sweep import SweepPoint
+
+if TYPE_CHECKING:
+    from vdr_db.evaluation.quality import Quality, TestCollection
+    from vdr_db.evaluation.sweep import SweepPoint
 
 __all__ = ["ks_of", "plot_sweeps", "show_sweep"]
 
@@ -82,7 +85,7 @@ def plot_sweeps(
 
     Args:
         sweeps: Name of a collection, its points, and BM25 on it or None.
-        path: Of the picture; its ending says the kind.
+        path: Of the drawing; its ending says the kind.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

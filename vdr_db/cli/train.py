@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdr_db.cli.exits import DONE
 from vdr_db.cli.show import say, show_json, show_text
 from vdr_db.errors import ConfigError, MissingExtraError
 
@@ -74,7 +75,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         trainer = Trainer(task, arguments.out, device=device)
     if launched_rank():
         trainer.run()
-        return 0
+        return DONE
     show = _Progress()
     outcome = trainer.run(show)
     show.end()
@@ -85,7 +86,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         say(f"vdr-db: no plot was drawn: {error}")
     write_model_card(model, config, outcome, command=shlex.join(["vdr-db", *sys.argv[1:]]))
     _report(outcome, model, as_json=arguments.json)
-    return 0
+    return DONE
 
 
 def add_mine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +153,7 @@ def run_mine(arguments: argparse.Namespace) -> int:
         show_json(result)
     else:
         show_text(f"{written:,} examples, {len(skipped):,} bad lines left out: {arguments.out}")
-    return 0
+    return DONE
 
 
 def _ranker(model: str, documents: Sequence[str]) -> Ranker:

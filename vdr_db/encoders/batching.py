@@ -13,22 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.text.tokenization import TokenizedTexts
-from vdr_db.towers.text_body import Run
+from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
 
-__all__ = ["ROW_MULTIPLE", "Frame", "PackedBatch", "pack", "plan_batches", "upstream_batches"]
+__all__ = [
+    "ROW_MULTIPLE",
+    "Frame",
+    "PackedBatch",
+    "pack",
+    "packed_batches",
+    "plan_batches",
+    "plan_texts",
+    "upstream_batches",
+]
 
 IntArray = npt.NDArray[np.int64]
-
-ROW_MULTIPLE = 16
-"""Packed rows come in multiples of this.
-
-A float32 matrix product on the CPU sums along its inner axis in one fixed order for every row, as
-long as its rows fill the tiles of the library's inner loop. The last 1 to 3 rows of a thread's
-share do not, and get other bits. With whole multiples of 16 rows there is no such rest, whatever
-the number of texts (measured: see ADR 0004). The rest is filled with a text of padding that is
-thrown away.
-"""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ class PackedBatch:
     cu_seqlens: npt.NDArray[np.int32]
     runs: tuple[Run, ...]
 
+    def item(self, place: int) -> TextItem:
+        """One text of the batch by its place in packed order, as a tower reads it alone."""
+        start, stop = (int(bound) for bound in self.cu_seqlens[place : place + 2])
+        run = next(run for run in self.runs if run.start <= start < run.stop)
+        return TextItem(self.input_ids[start:stop], self.position_ids[start:stop], run.kept)
+
 
 def plan_batches(lengths: IntArray, *, tokens: int, rows: int) -> list[IntArray]:
     """Texts in batches of similar length, longest first.
@@ -103,6 +109,55 @@ def plan_batches(lengths: IntArray, *, tokens: int, rows: int) -> list[IntArray]
 def upstream_batches(lengths: IntArray, size: int) -> list[IntArray]:
     """Texts in batches of `size` in the given order, as the published VDR code makes them."""
     return [np.arange(i, min(i + size, lengths.size)) for i in range(0, lengths.size, size)]
+
+
+def plan_texts(
+    lengths: IntArray,
+    frame: Frame,
+    compatibility: Compatibility | None,
+    *,
+    prompt: int,
+    tokens: int,
+    rows: int,
+) -> tuple[list[IntArray], IntArray]:
+    """Batches of texts, and the texts that need none because they get an empty row.
+
+    Args:
+        lengths: `[N]` own tokens of each text, its prompt's included.
+        frame: What stands around each.
+        compatibility: How the published code pads, or None for no padding.
+        prompt: Tokens of the prompt: a text without others is empty.
+        tokens: Most tokens in a batch; a longer text stands alone.
+        rows: Most texts in a batch.
+
+    Returns:
+        Numbers of the texts of each batch, and numbers of the empty ones.
+    """
+    none = np.zeros(0, np.int64)
+    if compatibility is not None and compatibility.padded_to == "longest":
+        return upstream_batches(lengths, compatibility.batch_size), none
+    if compatibility is not None:
+        cost = np.full_like(lengths, frame.max_length)
+        return plan_batches(cost, tokens=tokens, rows=rows), none
+    full = np.flatnonzero(lengths > prompt)
+    cost = np.minimum(lengths[full], frame.own) + frame.max_length - frame.own
+    batches = plan_batches(cost, tokens=tokens, rows=rows)
+    return [full[batch] for batch in batches], np.flatnonzero(lengths <= prompt)
+
+
+def packed_batches(
+    texts: TokenizedTexts,
+    batches: list[IntArray],
+    frame: Frame,
+    compatibility: Compatibility | None,
+) -> Iterator[PackedBatch]:
+    """Planned batches, each made when it is asked for; see `plan_texts`."""
+    padded_to = None if compatibility is None else frame.max_length
+    for chosen in batches:
+        if compatibility is not None and compatibility.padded_to == "longest":
+            own = np.minimum(texts.lengths[chosen], frame.own)
+            padded_to = int(own.max()) + frame.max_length - frame.own
+        yield pack(texts, chosen, frame, padded_to=padded_to)
 
 
 def pack(

@@ -13,16 +13,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.checkpoints.image import (
-    ImageLoadOptions,
-    load_image_encoder,
-    save_image_encoder,
-)
+import numpy as np
+
+from vdr_db.checkpoints.folders import settings_of, written_folder
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
-from vdr_db.checkpoints.text import LoadOptions, load_encoder, locate_model, written_folder
-from vdr_db.checkpoints.weights import settings_of
+from vdr_db.checkpoints.locate import locate_model
+from vdr_db.checkpoints.plan import Compatibility, FromCheckpoint, Padding, compatibility_of
 from vdr_db.encoders.image import MAX_PIXELS, EncodedImages, ImageEncoder, ImageSource
-from vdr_db.encoders.text import FromCheckpoint, PoolPadding, SparseEncoder
+from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["CrossModalEncoder"]
 
 CROSS_MODAL_FORMAT = 1
+PARTS_COMPARED = 32  # of the two matrices, one after the other: a copy of both would be large
 
 
 class CrossModalEncoder:
@@ -83,10 +82,11 @@ class CrossModalEncoder:
         image_k: int | FromCheckpoint | None = "checkpoint",
         max_length: int | None = None,
         lexical: bool | None = None,
-        pool_padding: PoolPadding = False,
+        compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         tokenizer: Any = None,
         revision: str | None = None,
+        pool_padding: Padding | bool | None = None,
     ) -> CrossModalEncoder:
         """Both encoders out of a model folder or from the hub.
 
@@ -101,17 +101,19 @@ class CrossModalEncoder:
             image_k: The same for pictures only; left alone, it follows `k` where that is given.
             max_length: Most tokens of a text, special tokens included.
             lexical: Whether a text's own tokens are kept in addition to the k largest.
-            pool_padding: As in `SparseEncoder.from_pretrained`; the published numbers of
+            compatibility: As in `SparseEncoder.from_pretrained`; the published numbers of
                 cross-modal checkpoints were made with `"max_length"`.
             backend: Of the kernels.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
+            pool_padding: Older name of `compatibility`.
 
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible, or one of the two
                 encoders is missing.
             MissingExtraError: A package of the extra `encode` is not installed.
         """
+        padding = compatibility_of(compatibility, pool_padding, None)
         folder, found = locate_model(name_or_folder, revision)
         file = folder / CROSS_MODAL_FILE
         if file.is_file() and settings_of(file).get("format") != CROSS_MODAL_FORMAT:
@@ -119,28 +121,24 @@ class CrossModalEncoder:
                 f"{file} must have format {CROSS_MODAL_FORMAT}, got "
                 f"{settings_of(file).get('format')!r}; install the version of vdr-db that wrote it."
             )
-        image = load_image_encoder(
+        image = ImageEncoder.from_pretrained(
             folder,
-            ImageLoadOptions(
-                device=device,
-                dtype=dtype,
-                k=k if image_k == "checkpoint" else image_k,
-                backend=backend,
-                tokenizer=tokenizer,
-            ),
+            device=device,
+            dtype=dtype,
+            k=k if image_k == "checkpoint" else image_k,
+            backend=backend,
+            tokenizer=tokenizer,
         )
-        text = load_encoder(
+        text = SparseEncoder.from_pretrained(
             folder,
-            LoadOptions(
-                device=device,
-                dtype=dtype,
-                k=k,
-                max_length=max_length,
-                lexical=lexical,
-                pool_padding=pool_padding,
-                backend=backend,
-                tokenizer=tokenizer,
-            ),
+            device=device,
+            dtype=dtype,
+            k=k,
+            max_length=max_length,
+            lexical=lexical,
+            compatibility=padding,
+            backend=backend,
+            tokenizer=tokenizer,
         )
         text.model = image.model = os.fspath(name_or_folder)
         return cls(text, image, model=text.model, revision=found)
@@ -160,22 +158,16 @@ class CrossModalEncoder:
         """
         with written_folder(folder, CROSS_MODAL_FILE) as fresh:
             self.text.save_pretrained(fresh / TEXT_PART)
-            save_image_encoder(self.image, fresh / IMAGE_PART, is_tied=self.is_tied)
+            self.image._save(fresh / IMAGE_PART, is_tied=self.is_tied)
             content = json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n"
             (fresh / CROSS_MODAL_FILE).write_text(content, "utf-8")
 
     @property
     def is_tied(self) -> bool:
         """Whether pictures are projected by the same matrix as texts."""
-        tower = self.text.document_tower
-        matrix = tower.head.matrix(tower.body.embeddings.word.weight)
-        projection = self.image.tower.head.projection
-        same = (matrix.shape, matrix.dtype, matrix.device) == (
-            projection.shape,
-            projection.dtype,
-            projection.device,
-        )
-        return same and bool((matrix == projection).all())
+        parts = np.array_split(np.arange(self.vocabulary.columns), PARTS_COMPARED)
+        text, image = self.text.document_tower, self.image.tower
+        return all(np.array_equal(text.rows(part), image.rows(part)) for part in parts)
 
     @property
     def vocabulary(self) -> Vocabulary:

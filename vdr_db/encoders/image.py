@@ -10,33 +10,30 @@ searches and explanations are the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from vdr_db.checkpoints.weights import digest
-from vdr_db.encoders.selection import SMALLEST_NORM, to_sparse_rows
+from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.errors import ConfigError, InputError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_picture
 from vdr_db.images.thumbnails import checked_thumbnail_px
-from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend, activate
+from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.image import ImageHead, ImageTower
-from vdr_db.towers.image_body import TransformersBody
 
 if TYPE_CHECKING:
-    from vdr_db.encoders.text import FromCheckpoint
+    import torch
+    from torch import Tensor, nn
+
+    from vdr_db.towers.image import ImageTower
 
 __all__ = ["EncodedImages", "ImageEncoder", "ImageSource"]
 
@@ -76,7 +73,7 @@ class EncodedImages:
         return len(self.names)
 
 
-class ImageEncoder:
+class ImageEncoder(Encoder):
     """Pictures to sparse vectors.
 
     Get one with `ImageEncoder.from_pretrained`, or start a new one from a vision model with
@@ -110,6 +107,7 @@ class ImageEncoder:
         backend: Backend = "auto",
         model: str = "",
         revision: str = "",
+        digest: str = "",
     ) -> None:
         """Puts an encoder together; `from_pretrained` is the usual way.
 
@@ -124,6 +122,7 @@ class ImageEncoder:
             backend: Of the kernels.
             model: Name for the stamp.
             revision: Revision for the stamp.
+            digest: Of the weights, where it is known; else they are read when it is asked for.
 
         Raises:
             ConfigError: The parts do not fit together, or an option is impossible.
@@ -139,27 +138,25 @@ class ImageEncoder:
                 f"the preprocessing must make images of {tower.body.image_size} pixels, which the "
                 f"model reads, got {preprocessing.size}."
             )
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}.")
-        if backend not in BACKENDS:
-            raise ConfigError(f"`backend` must be one of {BACKENDS}, got {backend!r}.")
+        super().__init__(
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            activation=activation,
+            norm=norm,
+            backend=backend,
+            model=model,
+            revision=revision,
+        )
         is_int = isinstance(k, int) and not isinstance(k, bool)
         if k is not None and not (is_int and 1 <= k <= columns):
             raise ConfigError(
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."
             )
-        self.tower = tower.eval()
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
+        self.tower = tower
         self.preprocessing = preprocessing
-        self.activation: Activation = activation
         self.k = k
-        self.norm = norm
-        self.backend: Backend = backend
-        self.model = model
-        self.revision = revision
-        self._digest: tuple[object, str] | None = None
+        self._know_weights(digest)
 
     @classmethod
     def from_pretrained(
@@ -191,17 +188,16 @@ class ImageEncoder:
             ConfigError: The folder, a file in it, or an option is impossible.
             MissingExtraError: A package of the extra `encode` is not installed.
         """
-        from vdr_db.checkpoints.image import ImageLoadOptions, load_image_encoder
+        from vdr_db.checkpoints.image import ImageLoadOptions, load_image
 
         options = ImageLoadOptions(
             device=device,
             dtype=dtype,
             k=k,
-            backend=backend,
             tokenizer=tokenizer,
             revision=revision,
         )
-        return load_image_encoder(name_or_folder, options)
+        return cls(**vars(load_image(name_or_folder, options)), backend=backend)
 
     @classmethod
     def from_vision_model(
@@ -235,6 +231,11 @@ class ImageEncoder:
         Raises:
             ConfigError: The parts do not fit together.
         """
+        import torch
+
+        from vdr_db.towers.image import ImageHead, ImageTower
+        from vdr_db.towers.image_body import TransformersBody
+
         body = TransformersBody(model)
         words = TextTokenizer.of(tokenizer)
         columns = Vocabulary.from_tokenizer(words, vocabulary)
@@ -256,7 +257,7 @@ class ImageEncoder:
         some = next(body.parameters())
         head.to(device=some.device, dtype=some.dtype)
         return cls(
-            tower=ImageTower(body, head),
+            tower=ImageTower(body, head).eval(),
             tokenizer=words,
             vocabulary=columns,
             preprocessing=preprocessing or Preprocessing(size=body.image_size),
@@ -276,53 +277,40 @@ class ImageEncoder:
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
-        from vdr_db.checkpoints.image import save_image_encoder
+        self._save(folder, is_tied=False)
 
-        save_image_encoder(self, folder)
+    def _save(self, folder: str | os.PathLike[str], *, is_tied: bool) -> None:
+        from vdr_db.checkpoints.image import ImageParts, save_image
+
+        parts = ImageParts(
+            tower=self.tower,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            preprocessing=self.preprocessing,
+            activation=self.activation,
+            k=self.k,
+            norm=self.norm,
+        )
+        save_image(parts, folder, is_tied=is_tied)
 
     # What it is
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.tower.head.projection.device
+    def _main_tower(self) -> ImageTower:
+        return self.tower
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights and the hidden states."""
-        return self.tower.head.projection.dtype
+    def _stored_k(self) -> int | None:
+        return self.k
 
-    def stamp(self) -> EncoderStamp:
-        """Identity of this encoder, for stores. The first call reads all weights once."""
-        from vdr_db import __version__
-
-        return EncoderStamp(
-            model=self.model,
-            revision=self.revision,
-            weights=self.remember_weights(),
-            tokenizer=self.vocabulary.fingerprint,
-            vocabulary=self.vocabulary.kind,
-            head="image",
-            activation=self.activation,
-            k=self.k,
-            library_version=__version__,
-        )
-
-    def remember_weights(self) -> str:
-        """Digest of the weights, computed anew only after one of them was written in place."""
-        parameters = dict(self.tower.named_parameters())
-        version = [(id(p), p._version) for p in parameters.values()]
-        if self._digest is None or self._digest[0] != version:
-            self._digest = (version, digest(parameters))
-        return self._digest[1]
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All weights by our names."""
+        return dict(self.tower.named_parameters())
 
     def __repr__(self) -> str:
         """What it computes and where."""
-        return (
-            f"ImageEncoder({self.model!r}, {self.tower.body.kind} of {self.tower.body.patches} "
-            f"patches, {self.vocabulary.columns} columns, k={'all' if self.k is None else self.k}, "
-            f"{self.dtype} on {self.device})"
-        )
+        body = self.tower.body
+        return self._described(f"{body.kind} of {body.patches} patches")
 
     # Encoding
 
@@ -365,9 +353,9 @@ class ImageEncoder:
         require("PIL.Image", "images")
         sources = named_images(images)
         size = BATCH_SIZE.get(self.device.type, BATCH_SIZE_ELSEWHERE)
-        size = _positive("batch_size", size if batch_size is None else batch_size)
+        size = positive("batch_size", size if batch_size is None else batch_size)
         workers = min(4, os.cpu_count() or 1)
-        workers = _positive("threads", workers if threads is None else threads)
+        workers = positive("threads", workers if threads is None else threads)
         items = prepared_images(
             sources,
             self.preprocessing,
@@ -382,7 +370,7 @@ class ImageEncoder:
         thumbnails: list[str] = []
         refused: dict[int, str] = {}
         total = len(sources) if isinstance(sources, Sequence) else None
-        with _progress(total, show_progress) as bar:
+        with progress(total, "image", shown=show_progress) as bar:
             for batch in image_batches(items, size):
                 refused.update(
                     {len(names) + i: one.reason for i, one in enumerate(batch) if one.reason}
@@ -427,26 +415,32 @@ class ImageEncoder:
                 "rows of this encoder."
             )
         picture = read_picture(image, ImageLimits(pixels=max_pixels))
-        pixels = torch.from_numpy(self.preprocessing.apply(picture.image))[None].to(self.device)
-        head = self.tower.head
-        with torch.inference_mode(), _evaluating(self.tower):
-            states = head.norm(self.tower.body(pixels.to(self.dtype)))[0].float()
-            rows = head.projection[torch.from_numpy(columns.astype(np.int64)).to(self.device)]
-            weights = activate(states @ rows.float().T, self.activation)
-            if self.norm:
-                logits = self.tower(pixels, backend=self.backend).logits
-                norm = torch.linalg.vector_norm(activate(logits[0], self.activation))
-                weights = weights / norm.clamp_min(SMALLEST_NORM)
-        found: npt.NDArray[np.float32] = weights.cpu().numpy()
+        import torch
+
+        from vdr_db.encoders.selection import norms_of
+        from vdr_db.kernels import activate
+
+        pixels = self.preprocessing.apply(picture.image)
+        tower = self.tower
+        scores = tower.states(pixels) @ tower.rows(columns.astype(np.int64)).T
+        found: npt.NDArray[np.float32] = activate(torch.from_numpy(scores), self.activation).numpy()
+        if self.norm:
+            with tower.evaluating():
+                pooled = tower(torch.from_numpy(pixels)[None].to(self.device), backend=self.backend)
+                found = found / norms_of(pooled.logits, self.activation)
         return found
 
     def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
+        import torch
+
+        from vdr_db.encoders.selection import to_sparse_rows
+
         good = [i for i, one in enumerate(batch) if one.pixels is not None]
         pixels = [one.pixels for one in batch if one.pixels is not None]
         empty = SparseRows.empty(1, self.vocabulary.size)
         if not good:
             return SparseRows.concat([empty] * len(batch))
-        with torch.inference_mode(), _evaluating(self.tower):
+        with self.tower.evaluating():
             stacked = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
             pooled = self.tower(stacked, backend=self.backend)
         rows = to_sparse_rows(
@@ -463,28 +457,3 @@ class ImageEncoder:
         place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
         place[good] = np.arange(len(good))
         return SparseRows.concat([rows, empty])[place]
-
-
-@contextmanager
-def _evaluating(tower: ImageTower) -> Iterator[None]:
-    """Without dropout, even in the middle of a training run."""
-    was_training = tower.training
-    if was_training:
-        tower.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            tower.train()
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"`{name}` must be at least 1, got {value!r}.")
-    return value
-
-
-def _progress(total: int | None, shown: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="image", disable=not shown, desc="encode")

@@ -17,7 +17,7 @@ from vdr_db.kernels import Activation, Backend, activate, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
-__all__ = ["assemble_rows", "lexical_columns", "to_sparse_rows"]
+__all__ = ["assemble_rows", "lexical_columns", "norms_of", "to_sparse_rows"]
 
 SMALLEST_NORM = 1e-12  # an all-zero vector stays one instead of becoming NaN
 
@@ -63,7 +63,7 @@ def to_sparse_rows(
         selection.indptr.cpu().numpy(),
         selection.columns.cpu().numpy(),
         selection.weights.cpu().numpy(),
-        _norms(logits, activation) if norm else None,
+        norms_of(logits, activation) if norm else None,
         vocabulary,
         name=name,
     )
@@ -123,7 +123,8 @@ def _columns(
     return torch.tensor(indptr, device=device), torch.tensor(columns, device=device)
 
 
-def _norms(logits: Tensor, activation: Activation) -> npt.NDArray[np.float32]:
+def norms_of(logits: Tensor, activation: Activation) -> npt.NDArray[np.float32]:
+    """L2 norm of the weights of each row `[B, V]`, `[B]` float32; never 0."""
     # One row at a time: a sum over a whole batch may be cut into other parts in another batch.
     norms = [torch.linalg.vector_norm(activate(row, activation)) for row in logits]
     return torch.stack(norms).clamp_min(SMALLEST_NORM).cpu().numpy().astype(np.float32)

@@ -10,37 +10,40 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from vdr_db.checkpoints.plan import Entry
-from vdr_db.checkpoints.weights import digest
-from vdr_db.encoders.batching import Frame, PackedBatch, pack, plan_batches, upstream_batches
-from vdr_db.encoders.selection import to_sparse_rows
-from vdr_db.encoders.text_cuda import DeviceQueue, Outcome, QueryGraphs, encode_batches, score_batch
-from vdr_db.errors import ConfigError
-from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
+from vdr_db.checkpoints.plan import (
+    Compatibility,
+    Entry,
+    FromCheckpoint,
+    Padding,
+    compatibility_of,
+)
+from vdr_db.checkpoints.weights import named_weights
+from vdr_db.encoders.base import Encoder, positive, progress
+from vdr_db.encoders.batching import Frame, PackedBatch, pack, packed_batches, plan_texts
+from vdr_db.encoders.checks import checked_texts
+from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
-from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts, checked_texts
+from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.text import Tower
-from vdr_db.towers.text_body import packing_is_exact
+from vdr_db.towers.packing import TextItem
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    import torch
+    from torch import Tensor
 
-__all__ = ["FromCheckpoint", "PoolPadding", "SparseEncoder", "Tower"]
+    from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
+    from vdr_db.towers.text import Tower
 
-Side = Literal["document", "query"]
-PoolPadding = Literal["longest", "max_length", True, False]
-FromCheckpoint = Literal["checkpoint"]
+__all__ = ["Side", "SparseEncoder"]
+
+Side: TypeAlias = Literal["document", "query"]
 
 TOKEN_BUDGET = {"cpu": 4096}
 """Tokens in a batch, by device type. On the CPU the head reaches its full rate from about 1,000
@@ -51,7 +54,7 @@ POOLED_BYTES = 1 << 26
 """Most bytes of the pooled scores `[B, V]` of a batch: 64 MB, 549 texts of BERT's vocabulary."""
 
 
-class SparseEncoder:
+class SparseEncoder(Encoder):
     """Texts to sparse vectors, one tower for documents and one for queries, often the same.
 
     Get one with `SparseEncoder.from_pretrained`. A text's vector depends on that text alone: alone,
@@ -71,7 +74,10 @@ class SparseEncoder:
         query_entry: Maximal length, k and prompt of queries.
         lexical: Whether a text's own tokens are always kept.
         norm: Whether vectors have L2 norm 1 before selection.
-        pool_padding: Compatibility mode, see `from_pretrained`.
+        backend: Of the kernels.
+        model: Name or folder it came from.
+        revision: Revision on the hub.
+        compatibility: How VDR's published code pads, see `from_pretrained`; None for no padding.
         truncated: How many texts were cut to the maximal length so far.
         query_graphs: Whether small batches of queries are replayed as CUDA graphs; off unless set.
             It saves launches where a query takes about a millisecond, on a GPU in float16 or
@@ -90,11 +96,11 @@ class SparseEncoder:
         query_entry: Entry,
         norm: bool = False,
         lexical: bool = False,
-        pool_padding: PoolPadding = False,
-        padding_batch_size: int = 128,
+        compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         model: str = "",
         revision: str = "",
+        digest: str = "",
     ) -> None:
         """Puts an encoder together; `from_pretrained` is the usual way.
 
@@ -108,55 +114,43 @@ class SparseEncoder:
             query_entry: Of queries.
             norm: Scale each vector to L2 norm 1 before selection.
             lexical: Always keep a text's own tokens.
-            pool_padding: See `from_pretrained`.
-            padding_batch_size: See `from_pretrained`.
+            compatibility: See `from_pretrained`.
             backend: Of the kernels.
             model: Name for the stamp.
             revision: Revision for the stamp.
+            digest: Of the weights, where it is known; else they are read when it is asked for.
 
         Raises:
             ConfigError: An option is impossible for this model.
         """
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}.")
-        if backend not in BACKENDS:
-            raise ConfigError(f"`backend` must be one of {BACKENDS}, got {backend!r}.")
-        if pool_padding not in (False, True, "longest", "max_length"):
-            raise ConfigError(
-                "`pool_padding` must be False, True, 'longest' or 'max_length', "
-                f"got {pool_padding!r}."
-            )
-        if padding_batch_size < 1:
-            raise ConfigError(
-                f"`padding_batch_size` must be at least 1, got {padding_batch_size!r}."
-            )
-        self.document_tower = document_tower.eval()
-        self.query_tower = query_tower.eval()
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-        self.activation: Activation = activation
-        self.norm = norm
+        super().__init__(
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            activation=activation,
+            norm=norm,
+            backend=backend,
+            model=model,
+            revision=revision,
+        )
+        self.document_tower = document_tower
+        self.query_tower = query_tower
         self.lexical = lexical
-        self.pool_padding: PoolPadding = "max_length" if pool_padding is True else pool_padding
-        self.padding_batch_size = padding_batch_size
-        self.backend: Backend = backend
-        self.model = model
-        self.revision = revision
+        self.compatibility = Compatibility.of(compatibility)
         self.document_entry = document_entry.checked(
             columns=vocabulary.columns,
-            positions=document_tower.body.config.max_length,
+            positions=document_tower.config.max_length,
             special=tokenizer.extra_length,
         )
         self.query_entry = query_entry.checked(
             columns=vocabulary.columns,
-            positions=query_tower.body.config.max_length,
+            positions=query_tower.config.max_length,
             special=tokenizer.extra_length,
         )
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
         self._lock = threading.Lock()
-        self._digest: tuple[object, str] | None = None
+        self._know_weights(digest)
 
     @classmethod
     def from_pretrained(
@@ -173,11 +167,12 @@ class SparseEncoder:
         activation: Activation | None = None,
         head: str | None = None,
         vocabulary: str | None = None,
-        pool_padding: PoolPadding = False,
-        padding_batch_size: int = 128,
+        compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         tokenizer: Any = None,
         revision: str | None = None,
+        pool_padding: Padding | bool | None = None,
+        padding_batch_size: int | None = None,
     ) -> SparseEncoder:
         """An encoder out of a model folder or from the hub.
 
@@ -202,24 +197,27 @@ class SparseEncoder:
             head: `"vdr"` on a Hugging Face folder starts a new VDR encoder from that model, with a
                 fresh norm, to be trained.
             vocabulary: Kind of the columns, instead of the checkpoint's.
-            pool_padding: Let padding take part in the maximum, as VDR's published code does: it
+            compatibility: Let padding take part in the maximum, as VDR's published code does: it
                 reproduces its numbers and is good for nothing else. A vector then depends on how
                 its text was padded, each text costs as much as the longest, and pads add
-                dimensions that nothing in the text stands for. `"max_length"` (or True) pads to
-                the maximal length, as for the published results; `"longest"` pads to the longest
-                of each `padding_batch_size` texts in the given order, as later versions do.
-            padding_batch_size: Texts in a batch of `"longest"`.
+                dimensions that nothing in the text stands for. `"max_length"` pads to the maximal
+                length, as for the published results; `"longest"` to the longest of each 128 texts
+                in the given order, as later versions do; `Compatibility("longest", n)` of
+                `vdr_db.checkpoints.plan` to the longest of each n.
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
+            pool_padding: Older name of `compatibility`.
+            padding_batch_size: Older name of the number in `Compatibility("longest", n)`.
 
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible; the message says
                 which and why.
             MissingExtraError: A package of the extra `encode` is not installed.
         """
-        from vdr_db.checkpoints.text import LoadOptions, load_encoder
+        from vdr_db.checkpoints.text import LoadOptions, load_text
 
+        padding = compatibility_of(compatibility, pool_padding, padding_batch_size)
         options = LoadOptions(
             device=device,
             dtype=dtype,
@@ -231,13 +229,11 @@ class SparseEncoder:
             activation=activation,
             head=head,
             vocabulary=vocabulary,
-            pool_padding=pool_padding,
-            padding_batch_size=padding_batch_size,
-            backend=backend,
             tokenizer=tokenizer,
             revision=revision,
         )
-        return load_encoder(name_or_folder, options)
+        parts = load_text(name_or_folder, options)
+        return cls(**vars(parts), compatibility=padding, backend=backend)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
@@ -251,9 +247,20 @@ class SparseEncoder:
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
-        from vdr_db.checkpoints.text import save_encoder
+        from vdr_db.checkpoints.text import TextParts, save_text
 
-        save_encoder(self, folder)
+        parts = TextParts(
+            document_tower=self.document_tower,
+            query_tower=self.query_tower,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            activation=self.activation,
+            document_entry=self.document_entry,
+            query_entry=self.query_entry,
+            norm=self.norm,
+            lexical=self.lexical,
+        )
+        save_text(parts, folder)
 
     # What it is
 
@@ -263,61 +270,21 @@ class SparseEncoder:
         return self.document_tower is self.query_tower
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.document_tower.body.embeddings.word.weight.device
+    def _main_tower(self) -> Tower:
+        return self.document_tower
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights and the hidden states."""
-        return self.document_tower.body.embeddings.word.weight.dtype
+    def _stored_k(self) -> int | None:
+        return self.document_entry.k
 
     def named_tensors(self) -> dict[str, Tensor]:
         """All weights by our names; those of a shared tower once."""
-        towers = {"document": self.document_tower}
-        if not self.is_shared:
-            towers["query"] = self.query_tower
-        return {
-            f"{side}.{name}": tensor
-            for side, tower in towers.items()
-            for name, tensor in tower.named_parameters()
-        }
-
-    def stamp(self) -> EncoderStamp:
-        """Identity of this encoder, for stores. The first call reads all weights once."""
-        from vdr_db import __version__
-
-        return EncoderStamp(
-            model=self.model,
-            revision=self.revision,
-            weights=self.remember_weights(),
-            tokenizer=self.vocabulary.fingerprint,
-            vocabulary=self.vocabulary.kind,
-            head=self.document_tower.head.name,
-            activation=self.activation,
-            k=self.document_entry.k,
-            library_version=__version__,
-        )
-
-    def remember_weights(self) -> str:
-        """Digest of the weights, computed anew only after one of them was written in place.
-
-        Moving or rounding the towers afterwards does not change it, so an encoder in bfloat16 and
-        its float32 original count as one model.
-        """
-        version = self._weights_version()
-        if self._digest is None or self._digest[0] != version:
-            self._digest = (version, digest(self.named_tensors()))
-        return self._digest[1]
+        return named_weights(self.document_tower, self.query_tower)
 
     def __repr__(self) -> str:
         """What it computes and where."""
-        k = self.document_entry.k
-        return (
-            f"SparseEncoder({self.model!r}, head={self.document_tower.head.name!r}, "
-            f"activation={self.activation!r}, {self.vocabulary.columns} columns, "
-            f"k={'all' if k is None else k}, {self.dtype} on {self.device})"
-        )
+        head = f"head={self.document_tower.head_name!r}"
+        return self._described(head, f"activation={self.activation!r}")
 
     # Encoding
 
@@ -332,7 +299,7 @@ class SparseEncoder:
 
         A text without tokens of its own (empty, or only white space) gets an empty row, not the
         vector of the special tokens around it, so that no search ever finds it. Only with
-        `pool_padding` it gets what the published code gives it.
+        `compatibility` it gets what the published code gives it.
 
         Args:
             texts: The documents; not one `str`.
@@ -382,9 +349,8 @@ class SparseEncoder:
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
-        tower = self.document_tower if side == "document" else self.query_tower
-        entry = self.document_entry if side == "document" else self.query_entry
-        config = tower.body.config
+        tower, entry = self._side(side)
+        config = tower.config
         return Frame(
             prefix=self.tokenizer.prefix_ids,
             suffix=self.tokenizer.suffix_ids,
@@ -394,25 +360,61 @@ class SparseEncoder:
             max_length=entry.max_length or config.max_length,
         )
 
+    def item(self, side: Side, text: str) -> TextItem:
+        """One text as the tower of its side reads it: its prompt before it, cut, framed, padded.
+
+        Args:
+            side: `"document"` or `"query"`.
+            text: The text.
+        """
+        frame = self.frame(side)
+        tokens = self.tokenizer.encode([self._side(side)[1].prompt + text])
+        is_padded = self.compatibility is not None and self.compatibility.padded_to == "max_length"
+        padded_to = frame.max_length if is_padded else None
+        return pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to).item(0)
+
+    def _side(self, side: Side) -> tuple[Tower, Entry]:
+        if side == "document":
+            return self.document_tower, self.document_entry
+        return self.query_tower, self.query_entry
+
     def _encode(
         self, side: Side, texts: Iterable[str], token_budget: int | None, show_progress: bool
     ) -> SparseRows:
-        tower = self.document_tower if side == "document" else self.query_tower
-        entry = self.document_entry if side == "document" else self.query_entry
+        from vdr_db.encoders.text_torch import TextScoring
+
+        tower, entry = self._side(side)
         frame = self.frame(side)
-        budget = self._checked_budget(token_budget)
+        if token_budget is None:
+            token_budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET_ELSEWHERE)
+        budget = positive("token_budget", token_budget)
         raw = checked_texts(texts)
         tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
-        lengths = tokens.lengths
-        self._count_truncated(lengths, frame, stacklevel=4)
-        prompt = len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0
-        batches, empty = self._plan(side, lengths, prompt, frame, budget)
+        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        batches, empty = plan_texts(
+            tokens.lengths,
+            frame,
+            self.compatibility,
+            prompt=len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0,
+            tokens=budget,
+            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
+        )
+        packed = packed_batches(tokens, batches, frame, self.compatibility)
+        scoring = TextScoring(
+            tower,
+            self.vocabulary,
+            entry.k,
+            self.activation,
+            self.norm,
+            self.backend,
+            lexical=partial(self._own_tokens, tokens, frame=frame),
+        )
+        graphs = self._graphs_of(tower, entry, frame) if side == "query" else None
         parts: list[SparseRows] = []
         order: list[npt.NDArray[np.int64]] = []
-        packed = self._packed(tokens, batches, frame)
-        with torch.inference_mode(), _evaluating(tower), _progress(len(raw), show_progress) as bar:
+        with tower.evaluating(), progress(len(raw), "text", shown=show_progress) as bar:
             bar.update(empty.size)
-            for batch, rows in self._rows_of(side, tower, entry, tokens, packed, frame):
+            for batch, rows in scoring.rows_of(packed, self._queue(), graphs):
                 parts.append(rows)
                 order.append(batch.texts)
                 bar.update(len(batch.texts))
@@ -422,61 +424,19 @@ class SparseEncoder:
         place[np.concatenate(order)] = np.arange(len(raw))
         return SparseRows.concat(parts)[place]
 
-    def _packed(
-        self, tokens: TokenizedTexts, batches: list[npt.NDArray[np.int64]], frame: Frame
-    ) -> Iterator[PackedBatch]:
-        """The planned batches, each made when it is asked for."""
-        padded_to = frame.max_length if self.pool_padding == "max_length" else None
-        for chosen in batches:
-            if self.pool_padding == "longest":
-                own = np.minimum(tokens.lengths[chosen], frame.own)
-                padded_to = int(own.max()) + self.tokenizer.extra_length
-            yield pack(tokens, chosen, frame, padded_to=padded_to)
-
-    def _rows_of(
-        self,
-        side: Side,
-        tower: Tower,
-        entry: Entry,
-        tokens: TokenizedTexts,
-        batches: Iterable[PackedBatch],
-        frame: Frame,
-    ) -> Iterator[tuple[PackedBatch, SparseRows]]:
-        """Batches with their rows, in order: one by one, or overlapping on a GPU."""
-        queue = self._queue()
-        if queue is None:
-            for batch in batches:
-                yield batch, self._encode_batch(tower, entry, tokens, batch, frame)
-            return
-        graphs = self._graphs_of(side, tower, entry, frame)
-
-        def score(batch: PackedBatch) -> Outcome:
-            size = None if graphs is None else graphs.size_of(batch, queue.device)
-            if graphs is not None and size is not None:
-                return graphs.score(batch, size, queue)
-            return score_batch(
-                tower,
-                batch,
-                queue,
-                k=entry.k,
-                activation=self.activation,
-                norm=self.norm,
-                lexical=self._own_tokens(tokens, batch, frame),
-                vocabulary=self.vocabulary,
-                backend=self.backend,
-            )
-
-        yield from encode_batches(batches, score, queue, self.vocabulary)
-
     def _queue(self) -> DeviceQueue | None:
         """Where batches may overlap; None where they run one by one."""
-        return DeviceQueue(self.device) if self.device.type == "cuda" else None
-
-    def _graphs_of(
-        self, side: Side, tower: Tower, entry: Entry, frame: Frame
-    ) -> QueryGraphs | None:
-        if side != "query" or not self.query_graphs or self.lexical:
+        if self.device.type != "cuda":
             return None
+        from vdr_db.encoders.text_cuda import DeviceQueue
+
+        return DeviceQueue(self.device)
+
+    def _graphs_of(self, tower: Tower, entry: Entry, frame: Frame) -> QueryGraphs | None:
+        if not self.query_graphs or self.lexical:
+            return None
+        from vdr_db.encoders.text_cuda import QueryGraphs
+
         options = (entry.k, self.activation, self.norm, self.backend)
         if self._graphs is None or not self._graphs.is_for(tower, options):
             self._graphs = QueryGraphs(tower, options, (frame.pad_id, frame.first_position))
@@ -489,52 +449,6 @@ class SparseEncoder:
             return None
         cut = tokens.cut(batch.texts, frame.own)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
-
-    def _encode_batch(
-        self, tower: Tower, entry: Entry, tokens: TokenizedTexts, batch: PackedBatch, frame: Frame
-    ) -> SparseRows:
-        device = self.device
-        pooled = tower(
-            torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
-            torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
-            torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True),
-            batch.runs,
-            backend=self.backend,
-        )
-        return to_sparse_rows(
-            pooled.logits[: len(batch.texts)],
-            self.vocabulary,
-            k=entry.k,
-            activation=self.activation,
-            norm=self.norm,
-            lexical=self._own_tokens(tokens, batch, frame),
-            backend=self.backend,
-            name=lambda row: f"text {int(batch.texts[row])}",
-        )
-
-    def _plan(
-        self,
-        side: Side,
-        lengths: npt.NDArray[np.int64],
-        prompt: int,
-        frame: Frame,
-        budget: int,
-    ) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
-        """Batches of texts, and the texts that need none because they get an empty row."""
-        rows = max(1, POOLED_BYTES // (4 * self.vocabulary.columns))
-        tower = self.document_tower if side == "document" else self.query_tower
-        if self.device.type == "cpu" and not packing_is_exact(tower.body.config, self.dtype):
-            rows = 1
-        if self.pool_padding == "longest":
-            return upstream_batches(lengths, self.padding_batch_size), np.zeros(0, np.int64)
-        extra = self.tokenizer.extra_length
-        if self.pool_padding == "max_length":
-            cost = np.full_like(lengths, frame.max_length)
-            return plan_batches(cost, tokens=budget, rows=rows), np.zeros(0, np.int64)
-        full = np.flatnonzero(lengths > prompt)
-        cost = np.minimum(lengths[full], frame.own) + extra
-        batches = plan_batches(cost, tokens=budget, rows=rows)
-        return [full[batch] for batch in batches], np.flatnonzero(lengths <= prompt)
 
     def _count_truncated(
         self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
@@ -552,34 +466,3 @@ class SparseEncoder:
                 "`max_length` if the model allows.",
                 stacklevel=stacklevel,
             )
-
-    def _checked_budget(self, token_budget: int | None) -> int:
-        if token_budget is None:
-            return TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET_ELSEWHERE)
-        if isinstance(token_budget, bool) or not isinstance(token_budget, int) or token_budget < 1:
-            raise ConfigError(f"`token_budget` must be at least 1, got {token_budget!r}.")
-        return token_budget
-
-    def _weights_version(self) -> object:
-        """Something that changes whenever a weight is replaced or written in place."""
-        towers = (self.document_tower, self.query_tower)
-        return [(id(p), p._version) for tower in towers for p in tower.parameters()]
-
-
-@contextmanager
-def _evaluating(tower: Tower) -> Iterator[None]:
-    """Without dropout, even in the middle of a training run."""
-    if not tower.training:  # walking all modules takes longer than a small model takes for a query
-        yield
-        return
-    tower.eval()
-    try:
-        yield
-    finally:
-        tower.train()
-
-
-def _progress(total: int, shown: bool) -> tqdm[Any]:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="text", disable=not shown, desc="encode")

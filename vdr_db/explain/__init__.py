@@ -1,52 +1,50 @@
 """Seeing what a vector says: words with weights, where each comes from, and why a hit is a hit.
 
 ```python
-from vdr_db.explain import portrait_of_text, save_html
+from vdr_db.explain import explain_text, save_html
 
-save_html("tea.html", [portrait_of_text(encoder, "hot water on green leaves")])
+save_html("tea.html", [explain_text(encoder, "hot water on green leaves")])
 ```
 
 The reports are HTML and SVG without a script and need no package; `save_png` needs the extra
 `images`. `docs/seeing.md` shows what is in them.
 """
 
+import warnings
+
+from vdr_db.explain.attribution import Attribution, text_attribution, weights_by_position
 from vdr_db.explain.charts import grid_svg, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
-from vdr_db.explain.evidence import Evidence, position_weights, text_evidence
-from vdr_db.explain.images import image_portrait, match_of_image
-from vdr_db.explain.pictures import save_png
-from vdr_db.explain.portrait import (
+from vdr_db.explain.explanation import (
+    Explanation,
     Match,
-    Picture,
-    Portrait,
-    make_match,
-    match_of,
-    portrait_of_image,
-    portrait_of_text,
+    ShownImage,
 )
-from vdr_db.explain.records import is_image, portrait_of_record, thumbnail_of
+from vdr_db.explain.items import explain_image, explain_text
+from vdr_db.explain.matches import make_match, match_of, match_of_image
+from vdr_db.explain.png import save_png
+from vdr_db.explain.records import explain_record, is_image, thumbnail_of
+from vdr_db.explain.renamed import RENAMED
 from vdr_db.explain.report import report_html, save_html
 from vdr_db.explain.words import Reason, matched_words, reasons, shared_words, shares_of
 
 __all__ = [
-    "Evidence",
+    "Attribution",
+    "Explanation",
     "Match",
-    "Picture",
-    "Portrait",
     "Reason",
+    "ShownImage",
     "cloud_svg",
+    "explain_image",
+    "explain_record",
+    "explain_text",
     "grid_svg",
-    "image_portrait",
     "is_image",
     "make_match",
     "match_of",
     "match_of_image",
     "matched_words",
     "patches_svg",
-    "portrait_of_image",
-    "portrait_of_record",
-    "portrait_of_text",
-    "position_weights",
     "reasons",
     "report_html",
     "save_html",
@@ -54,6 +52,18 @@ __all__ = [
     "shared_words",
     "shares_of",
     "shares_svg",
-    "text_evidence",
+    "text_attribution",
     "thumbnail_of",
+    "weights_by_position",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """An old name, with a warning that says the new one."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new, value = RENAMED[name]
+    warnings.warn(
+        f"`{name}` is called `{new}` now; use that name.", DeprecationWarning, stacklevel=2
+    )
+    return value

@@ -1,7 +1,7 @@
 """Bars, the grid of words by positions, and the map of an image's patches, as SVG.
 
 Colours come from classes (`vdr_db.explain.style`), shades from `fill-opacity`: nothing here needs
-an inline style, so a page with these pictures can forbid them.
+an inline style, so a page with these drawings can forbid them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vdr_db.explain.attribution import Attribution
 from vdr_db.explain.cloud import text_width
-from vdr_db.explain.evidence import Evidence
 from vdr_db.explain.markup import escaped
 from vdr_db.explain.numbers import decimals_for
 from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from vdr_db.explain.portrait import Picture
+    from vdr_db.explain.explanation import ShownImage
 
-__all__ = ["bar_svg", "grid_svg", "patches_svg", "picture_address", "shares_svg"]
+__all__ = ["bar_svg", "grid_svg", "image_address", "patches_svg", "shares_svg"]
 
 CELL_X, CELL_Y = 40, 26
 ROW_LABEL = 110
@@ -44,28 +44,28 @@ def bar_svg(share: float, tone: str = "both") -> str:
     )
 
 
-def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WORDS) -> str:
+def grid_svg(attribution: Attribution, vocabulary: Vocabulary, *, most: int = GRID_WORDS) -> str:
     """Words by positions: the darker a cell, the more weight the position alone would give.
 
     The number stands at the position a weight comes from.
 
     Args:
-        evidence: Of a text.
+        attribution: Of a text.
         vocabulary: Names the rows.
         most: Rows, the heaviest words.
 
     Returns:
         An `<svg>` element, or `""` without words.
     """
-    ids, weights = evidence.ids[:most], evidence.weights[:, :most]
+    ids, weights = attribution.ids[:most], attribution.weights[:, :most]
     if not ids.size:
         return ""
     largest = float(weights.max()) or 1.0
     decimals = decimals_for(largest, usual=2)
-    width = ROW_LABEL + CELL_X * len(evidence.positions) + 24
+    width = ROW_LABEL + CELL_X * len(attribution.positions) + 24
     height = COLUMN_LABEL + CELL_Y * ids.size + 4
     parts = []
-    for p, name in enumerate(evidence.positions):
+    for p, name in enumerate(attribution.positions):
         x = ROW_LABEL + CELL_X * (p + 0.5)
         y = COLUMN_LABEL - 10
         parts.append(
@@ -79,7 +79,7 @@ def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WOR
             f"{escaped(_short(vocabulary.token(id), 15))}</text>"
         )
         best = int(np.argmax(weights[:, d]))
-        for p in range(len(evidence.positions)):
+        for p in range(len(attribution.positions)):
             share = max(float(weights[p, d]), 0.0) / largest
             x = ROW_LABEL + CELL_X * p
             parts.append(
@@ -99,31 +99,31 @@ def grid_svg(evidence: Evidence, vocabulary: Vocabulary, *, most: int = GRID_WOR
 
 
 def patches_svg(
-    evidence: Evidence, vocabulary: Vocabulary, picture: Picture, *, small: int = SMALL_MAPS
+    attribution: Attribution, vocabulary: Vocabulary, image: ShownImage, *, small: int = SMALL_MAPS
 ) -> str:
     """An image with the strongest word of each patch, and one map for each of the heaviest words.
 
     Args:
-        evidence: Of an image, with a grid.
+        attribution: Of an image, with a grid.
         vocabulary: Names the words.
-        picture: What the patches were cut from.
+        image: What the patches were cut from.
         small: How many words get a map of their own.
 
     Returns:
         A `<div class="patches">` of `<svg>` elements, or `""` without a grid or words.
     """
-    if evidence.grid is None or not evidence.ids.size:
+    if attribution.grid is None or not attribution.ids.size:
         return ""
-    source = picture_address(picture)
-    height = PATCH_WIDTH * picture.height / picture.width
-    rows, columns = evidence.grid
+    source = image_address(image)
+    height = PATCH_WIDTH * image.height / image.width
+    rows, columns = attribution.grid
     wide, high = PATCH_WIDTH / columns, height / rows
-    strongest = float(evidence.weights.max()) or 1.0
+    strongest = float(attribution.weights.max()) or 1.0
     decimals = decimals_for(strongest, usual=2)
     # Some activations are above 0 everywhere; what counts is where a word stands out.
-    lowest = min(float(evidence.weights.min()), strongest)
+    lowest = min(float(attribution.weights.min()), strongest)
     parts = []
-    for p, (id, weight) in evidence.strongest().items():
+    for p, (id, weight) in attribution.strongest().items():
         row, column = divmod(p, columns)
         x, y = column * wide, row * high
         word = vocabulary.token(id)
@@ -138,12 +138,12 @@ def patches_svg(
         )
     big = _over(source, PATCH_WIDTH, height, "".join(parts), "the strongest word of each patch")
     maps = []
-    for d, id in enumerate(evidence.ids[:small].tolist()):
+    for d, id in enumerate(attribution.ids[:small].tolist()):
         cells = []
-        step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * picture.height / picture.width / rows
-        for p in range(len(evidence.positions)):
+        step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * image.height / image.width / rows
+        for p in range(len(attribution.positions)):
             row, column = divmod(p, columns)
-            share = (float(evidence.weights[p, d]) - lowest) / ((strongest - lowest) or 1.0)
+            share = (float(attribution.weights[p, d]) - lowest) / ((strongest - lowest) or 1.0)
             shade = f"{SHARE_OPACITY * share:.2f}"
             cells.append(
                 f'<rect class="share" x="{column * step_x:.1f}" y="{row * step_y:.1f}" '
@@ -158,23 +158,23 @@ def patches_svg(
     )
 
 
-def shares_svg(evidence: Evidence, picture: Picture, shares: Mapping[int, float]) -> str:
+def shares_svg(attribution: Attribution, image: ShownImage, shares: Mapping[int, float]) -> str:
     """An image where the patches are coloured that a score comes from, the more the stronger.
 
     Args:
-        evidence: Of an image, with a grid.
-        picture: What the patches were cut from.
+        attribution: Of an image, with a grid.
+        image: What the patches were cut from.
         shares: Token id -> its share of the score.
 
     Returns:
         An `<svg>` element, or `""` without a grid.
     """
-    if evidence.grid is None:
+    if attribution.grid is None:
         return ""
-    rows, columns = evidence.grid
-    height = SHARES_WIDTH * picture.height / picture.width
+    rows, columns = attribution.grid
+    height = SHARES_WIDTH * image.height / image.width
     wide, high = SHARES_WIDTH / columns, height / rows
-    totals = evidence.totals_of(shares)
+    totals = attribution.totals_of(shares)
     most = float(totals.max(initial=0.0)) or 1.0
     decimals = decimals_for(most, usual=3)
     parts = []
@@ -189,12 +189,12 @@ def shares_svg(evidence: Evidence, picture: Picture, shares: Mapping[int, float]
             f"<title>{total:.{decimals}f}</title></rect>"
         )
     label = "the patches the score comes from"
-    return _over(picture_address(picture), SHARES_WIDTH, height, "".join(parts), label)
+    return _over(image_address(image), SHARES_WIDTH, height, "".join(parts), label)
 
 
-def picture_address(picture: Picture) -> str:
+def image_address(image: ShownImage) -> str:
     """The image itself as a `data:` address."""
-    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
 
 
 def _over(source: str, width: float, height: float, parts: str, label: str) -> str:

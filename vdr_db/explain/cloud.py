@@ -1,7 +1,7 @@
-"""A word cloud as SVG, laid out here: the same words always give the same picture.
+"""A word cloud as SVG, laid out here: the same words always give the same drawing.
 
 Words are set from the heaviest on, each at the first free place of a spiral around the middle. The
-width of a word is fixed in the picture (`textLength`), so that words cannot overlap whatever fonts
+width of a word is fixed in the drawing (`textLength`), so that words cannot overlap whatever fonts
 the reader has.
 """
 
@@ -56,7 +56,7 @@ def cloud_svg(words: Sequence[tuple[str, float]], *, most: int = 40, label: str 
     Args:
         words: Words with weights, heaviest first.
         most: Words shown.
-        label: What the picture shows, for readers who cannot see it.
+        label: What the drawing shows, for readers who cannot see it.
 
     Returns:
         An `<svg>` element, or `""` without words.

@@ -1,4 +1,4 @@
-"""The portrait of a stored document: a text, or an image with what can still be seen of it."""
+"""The explanation of a stored document: a text, or an image with what can still be seen of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
-from vdr_db.explain.portrait import Portrait, portrait_of_text
+from vdr_db.explain.explanation import Explanation
+from vdr_db.explain.items import explain_image, explain_text
 from vdr_db.explain.words import vector_words
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.sparse import SparseRows
 
-__all__ = ["is_image", "portrait_of_record", "thumbnail_of"]
+__all__ = ["explain_record", "is_image", "thumbnail_of"]
 
-# Nothing but the bytes of a small picture: the address stands in pages that people open.
+# Nothing but the bytes of a small image: the address stands in pages that people open.
 _THUMBNAIL = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]{1,200000}={0,2}")
 
 
@@ -29,12 +30,12 @@ def is_image(payload: Mapping[str, Any]) -> bool:
 
 
 def thumbnail_of(payload: Mapping[str, Any]) -> str:
-    """The small picture in a payload as a `data:` address, or `""` where there is no usable one."""
+    """The small image in a payload as a `data:` address, or `""` where there is no usable one."""
     found = payload.get(THUMBNAIL_KEY)
     return found if isinstance(found, str) and _THUMBNAIL.fullmatch(found) else ""
 
 
-def portrait_of_record(
+def explain_record(
     encoder: SparseEncoder,
     record: Record,
     *,
@@ -42,8 +43,8 @@ def portrait_of_record(
     follow: bool = True,
     images: ImageEncoder | None = None,
     open_files: bool = False,
-) -> Portrait:
-    """The portrait of a stored document.
+) -> Explanation:
+    """The explanation of a stored document.
 
     Args:
         encoder: The collection's, of texts.
@@ -52,7 +53,7 @@ def portrait_of_record(
         follow: Whether to follow weights back to tokens or patches, which runs the model.
         images: The collection's image encoder, to follow the weights of an image.
         open_files: Whether the file that the payload of an image names may be opened. Where it
-            may not, is gone, or holds another image by now, the small picture of the payload is
+            may not, is gone, or holds another image by now, the small image of the payload is
             shown.
 
     Raises:
@@ -63,13 +64,13 @@ def portrait_of_record(
         raise InputError(f"the record {record.id!r} must have its vector; get it with_rows=True.")
     if not is_image(record.payload):
         text = str(record.payload.get(text_key) or "")
-        return portrait_of_text(encoder, text, row=row, follow=follow and bool(text))
+        return explain_text(encoder, text, row=row, follow=follow and bool(text))
     path = record.payload.get(IMAGE_KEY)
     if open_files and images is not None and isinstance(path, str):
         seen = _seen_again(images, path, row)
         if seen is not None:
             return seen
-    return Portrait(
+    return Explanation(
         "image",
         "",
         vector_words(encoder.vocabulary, [], row.to_dicts()[0]),
@@ -79,11 +80,9 @@ def portrait_of_record(
     )
 
 
-def _seen_again(images: ImageEncoder, path: str, row: SparseRows) -> Portrait | None:
-    """The portrait out of the file, or None where that is not the stored image any more."""
-    from vdr_db.explain.images import image_portrait
-
+def _seen_again(images: ImageEncoder, path: str, row: SparseRows) -> Explanation | None:
+    """The explanation out of the file, or None where that is not the stored image any more."""
     try:
-        return image_portrait(images, path, expected=row)
+        return explain_image(images, path, expected=row)
     except InputError:
         return None

@@ -1,6 +1,6 @@
 """One HTML page that shows a vector, or why two of them match: no script, no network, no file else.
 
-The parts (`match_html`, `portrait_html`) are used by the web page too; the text in them is escaped.
+The parts (`match_html`, `explanation_html`) are used by the web page too, their text is escaped.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdr_db import __version__
 from vdr_db.errors import ConfigError
-from vdr_db.explain.charts import bar_svg, grid_svg, patches_svg, picture_address, shares_svg
+from vdr_db.explain.charts import bar_svg, grid_svg, image_address, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
+from vdr_db.explain.explanation import Explanation, Fired, Match
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Fired, Match, Portrait
 from vdr_db.explain.style import STYLE
 from vdr_db.explain.words import Reason, TermLike
+from vdr_db.version import __version__
 
-__all__ = ["match_html", "page_html", "portrait_html", "report_html", "save_html"]
+__all__ = ["explanation_html", "match_html", "page_html", "report_html", "save_html"]
 
 SHOWN_WORDS = 12
 SHOWN_REASONS = 25
@@ -32,7 +32,7 @@ GRID_POSITIONS = 32
 
 
 def report_html(
-    shown: Match | Sequence[Portrait],
+    shown: Match | Sequence[Explanation],
     *,
     title: str = "",
     facts: Mapping[str, object] | None = None,
@@ -40,7 +40,7 @@ def report_html(
     """A whole page.
 
     Args:
-        shown: A match, or portraits one below the other.
+        shown: A match, or explanations one below the other.
         title: Of the page; by default made of what is shown.
         facts: Said at its end, such as the model's name.
 
@@ -52,9 +52,9 @@ def report_html(
         body = match_html(shown)
     else:
         if not shown:
-            raise ConfigError("a report needs at least one portrait, got none; pass [portrait].")
+            raise ConfigError("a report needs at least one explanation; pass [explanation].")
         heading = title or "What a vector says"
-        body = "".join(portrait_html(portrait) for portrait in shown)
+        body = "".join(explanation_html(explanation) for explanation in shown)
     said = " · ".join(f"{escaped(name)} {escaped(value)}" for name, value in (facts or {}).items())
     foot = f"<footer>{said}{' · ' if said else ''}vdr-db {escaped(__version__)}</footer>"
     return page_html(heading, f"<main><h1>{escaped(heading)}</h1>{body}{foot}</main>")
@@ -62,7 +62,7 @@ def report_html(
 
 def save_html(
     path: str | os.PathLike[str],
-    shown: Match | Sequence[Portrait],
+    shown: Match | Sequence[Explanation],
     *,
     title: str = "",
     facts: Mapping[str, object] | None = None,
@@ -93,12 +93,12 @@ def page_html(title: str, body: str) -> str:
 
 
 def match_html(match: Match) -> str:
-    """Why a document matches: its reasons, beside them what counted, and both portraits."""
+    """Why a document matches: its reasons, beside them what counted, and both explanations."""
     document = match.document
     table = _reasons_table(match)
-    pictures = "".join(_counted(one, match) for one in (match.query, document) if one.is_image)
-    if pictures:
-        table = f'<div class="columns"><div>{table}</div><div>{pictures}</div></div>'
+    images = "".join(_counted(one, match) for one in (match.query, document) if one.is_image)
+    if images:
+        table = f'<div class="columns"><div>{table}</div><div>{images}</div></div>'
     text = ""
     if document.text:
         found = document.marks(match.shares())
@@ -106,67 +106,67 @@ def match_html(match: Match) -> str:
             "<h3>where it comes from in the text</h3>"
             f'<p class="text">{marked(document.text, found)}</p>'
         )
-        if document.evidence is not None:
+        if document.attribution is not None:
             text += f'<p class="note">{_elsewhere(match)}</p>'
     body = f'<section class="card reasons"><h2>The score, word by word</h2>{table}{text}</section>'
-    return body + portrait_html(match.query) + portrait_html(document)
+    return body + explanation_html(match.query) + explanation_html(document)
 
 
-def _counted(portrait: Portrait, match: Match) -> str:
+def _counted(explanation: Explanation, match: Match) -> str:
     """An image of a match, with the patches the score comes from where that is known."""
-    name = escaped("the query" if portrait.heading == "query" else str(match.id))
-    evidence, picture = portrait.evidence, portrait.picture
-    if evidence is not None and evidence.grid is not None and picture is not None:
-        drawn = shares_svg(evidence, picture, match.shares())
+    name = escaped("the query" if explanation.heading == "query" else str(match.id))
+    attribution, image = explanation.attribution, explanation.image
+    if attribution is not None and attribution.grid is not None and image is not None:
+        drawn = shares_svg(attribution, image, match.shares())
         if match.reasons:
             name += ": the stronger a patch is coloured, the more of the score comes from it"
         return f"<figure>{drawn}<figcaption>{name}</figcaption></figure>"
-    return f"<figure>{_plain_picture(portrait)}<figcaption>{name}</figcaption></figure>"
+    return f"<figure>{_plain_image(explanation)}<figcaption>{name}</figcaption></figure>"
 
 
-def _plain_picture(portrait: Portrait) -> str:
-    source = portrait.thumbnail
-    if portrait.picture is not None:
-        source = picture_address(portrait.picture)
-    return f'<img class="picture" src="{escaped(source)}" alt="{escaped(portrait.heading)}">'
+def _plain_image(explanation: Explanation) -> str:
+    source = explanation.thumbnail
+    if explanation.image is not None:
+        source = image_address(explanation.image)
+    return f'<img class="plain" src="{escaped(source)}" alt="{escaped(explanation.heading)}">'
 
 
-def portrait_html(portrait: Portrait) -> str:
+def explanation_html(explanation: Explanation) -> str:
     """A card with word cloud, weights, and what fires where."""
-    name = portrait.heading
+    name = explanation.heading
     side = "query-side" if name == "query" else "document-side"
     tone = "query" if name == "query" else "document"
     parts = [f'<section class="card {side}"><h2>{escaped(name[:1].upper() + name[1:])}</h2>']
-    if portrait.text:
-        parts.append(f'<p class="text">{marked(portrait.text, portrait.marks())}</p>')
-    has_map = portrait.evidence is not None and portrait.evidence.grid is not None
-    if portrait.is_image and not (has_map and portrait.words):
-        parts.append(_plain_picture(portrait))
-    if not portrait.words:
+    if explanation.text:
+        parts.append(f'<p class="text">{marked(explanation.text, explanation.marks())}</p>')
+    has_map = explanation.attribution is not None and explanation.attribution.grid is not None
+    if explanation.is_image and not (has_map and explanation.words):
+        parts.append(_plain_image(explanation))
+    if not explanation.words:
         parts.append('<p class="soft">No weight at all: no search finds this.</p></section>')
         return "".join(parts)
-    cloud = cloud_svg(portrait.words, label=f"the heaviest words of the {name}")
+    cloud = cloud_svg(explanation.words, label=f"the heaviest words of the {name}")
     parts.append(
-        f'<div class="columns"><div><h3>its {min(len(portrait.words), 40)} heaviest words</h3>'
-        f"{cloud}</div><div><h3>weights</h3>{_weights_table(portrait, tone)}</div></div>"
+        f'<div class="columns"><div><h3>its {min(len(explanation.words), 40)} heaviest words</h3>'
+        f"{cloud}</div><div><h3>weights</h3>{_weights_table(explanation, tone)}</div></div>"
     )
-    parts.append(_positions(portrait))
+    parts.append(_positions(explanation))
     parts.append("</section>")
     return "".join(parts)
 
 
-def _positions(portrait: Portrait) -> str:
-    evidence = portrait.evidence
-    if evidence is None:
+def _positions(explanation: Explanation) -> str:
+    attribution = explanation.attribution
+    if attribution is None:
         return ""
-    if evidence.grid is not None and portrait.picture is not None:
-        drawn = patches_svg(evidence, portrait.vocabulary, portrait.picture)
+    if attribution.grid is not None and explanation.image is not None:
+        drawn = patches_svg(attribution, explanation.vocabulary, explanation.image)
         return f"<h3>which word fires on which patch</h3>{drawn}"
-    fired = portrait.fired()
+    fired = explanation.fired()
     if not fired:
         return ""
     shown = fired[:SHOWN_POSITIONS]
-    decimals = decimals_for(portrait.words[0][1], usual=2) if portrait.words else 2
+    decimals = decimals_for(explanation.words[0][1], usual=2) if explanation.words else 2
     cards = "".join(_fired_card(item, decimals) for item in shown)
     more = len(fired) - len(shown)
     rest = f'<p class="note">and {more} more words of the text</p>' if more else ""
@@ -175,8 +175,8 @@ def _positions(portrait: Portrait) -> str:
         '<p class="note">Each weight comes from the one place where it is largest.</p>'
         f'<div class="fired">{cards}</div>{rest}'
     )
-    if len(evidence.positions) <= GRID_POSITIONS:
-        grid = grid_svg(evidence, portrait.vocabulary)
+    if len(attribution.positions) <= GRID_POSITIONS:
+        grid = grid_svg(attribution, explanation.vocabulary)
         made += f'<h3>the weight each token alone would give</h3><div class="scroll">{grid}</div>'
     return made
 
@@ -196,15 +196,15 @@ def _fired_card(fired: Fired, decimals: int) -> str:
     return f"<div>{name}<dl>{rows}</dl></div>"
 
 
-def _weights_table(portrait: Portrait, tone: str) -> str:
-    most = portrait.words[0][1]
+def _weights_table(explanation: Explanation, tone: str) -> str:
+    most = explanation.words[0][1]
     decimals = decimals_for(most, usual=3)
     rows = "".join(
         f'<tr>{_word_cell(word)}<td class="number">{weight:.{decimals}f}</td>'
         f'<td class="bars">{bar_svg(weight / most if most else 0.0, tone)}</td></tr>'
-        for word, weight in portrait.words[:SHOWN_WORDS]
+        for word, weight in explanation.words[:SHOWN_WORDS]
     )
-    more = len(portrait.words) - SHOWN_WORDS
+    more = len(explanation.words) - SHOWN_WORDS
     rest = f'<p class="note">and {more:,} more</p>' if more > 0 else ""
     return f"<table><tbody>{rows}</tbody></table>{rest}"
 

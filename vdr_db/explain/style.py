@@ -72,8 +72,8 @@ mark.m3 { background: #f9cf70; } mark.m4 { background: #f5b83d; }
 .patch-word { fill: #ffffff; font-weight: 600; stroke: #0b3b36; stroke-width: 3px;
   stroke-linejoin: round; paint-order: stroke; }
 .share { fill: #d3006c; }
-figure > svg, img.picture { max-width: 100%; height: auto; border-radius: 6px; display: block; }
-img.picture { min-width: 96px; background: var(--ground); border: 1px solid var(--line); }
+figure > svg, img.plain { max-width: 100%; height: auto; border-radius: 6px; display: block; }
+img.plain { min-width: 96px; background: var(--ground); border: 1px solid var(--line); }
 .small-maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
   gap: 16px; flex: 1 1 300px; }
 figure { margin: 0; } figure + figure { margin-top: 20px; }

@@ -43,15 +43,15 @@ class Piece:
         """Number of records."""
         return len(self.ids)
 
-    def part(self, start: int, stop: int) -> Piece:
-        """Records `[start, stop)`."""
+    def __getitem__(self, part: slice) -> Piece:
+        """Some of the records."""
         return Piece(
-            self.numbers[start:stop],
-            self.ids[start:stop],
-            self.rows[start:stop],
-            self.payloads[start:stop],
-            self.sources[start:stop],
-            self.wire_bytes[start:stop],
+            self.numbers[part],
+            self.ids[part],
+            self.rows[part],
+            self.payloads[part],
+            self.sources[part],
+            self.wire_bytes[part],
         )
 
     def chosen(self, which: npt.NDArray[np.int64]) -> Piece:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vdr_db.connectors.base import Documents, EmptyRows
+from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError
-from vdr_db.ingest.retry import RetryPolicy
 
 __all__ = ["IngestOptions"]
 

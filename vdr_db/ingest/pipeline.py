@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from vdr_db.connectors.base import Documents
+from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import ConfigError, InputError, StoreMismatch, StoreUnavailable
 from vdr_db.ingest.batches import BatchLimit
 from vdr_db.ingest.images import encoding_of
@@ -32,7 +33,7 @@ from vdr_db.ingest.report import IngestReport, Totals, Verification, truncated_o
 from vdr_db.ingest.source import Block, FileSource, RecordSource, Source, Window
 from vdr_db.ingest.stop import Stop
 from vdr_db.ingest.verify import missing_ids, verify
-from vdr_db.ingest.writers import Effort, Retrier, WriterPool
+from vdr_db.ingest.writers import WriterPool
 from vdr_db.readers import Record
 from vdr_db.stamp import EncoderStamp
 
@@ -204,8 +205,8 @@ class _Run:
             on_refused=self._journal.refused,
             after_write=self._journal.checkpoint_if_due,
         )
-        self._calls = Retrier(options.retry, Effort(), self._pool.aborting, seed=-1)
-        self._flushes = Retrier(options.retry, Effort(), self._pool.aborting, seed=-2)
+        self._calls = Retrier(options.retry, stop=self._pool.aborting, seed=-1)
+        self._flushes = Retrier(options.retry, stop=self._pool.aborting, seed=-2)
         try:
             if ledger is not None and ledger.is_resumed:
                 self._check_store_still_holds(ledger)
@@ -217,13 +218,15 @@ class _Run:
             verification = None
             if options.is_verified and not is_interrupted:
                 verification = self._verify()
-        except BaseException as error:
+        except BaseException as raised:
+            # A wait that a writer's failure ended says less than that failure.
+            error = self._pool.failure or raised if isinstance(raised, Stopped) else raised
             self._pool.close(abort=True)
             self._keep_what_is_acknowledged(error)
             self._reporter.update(self._totals, is_last=True)
             if type(error) in (StoreUnavailable, InputError):
                 raise type(error)(self._explained(error, ledger)) from error
-            raise
+            raise error from error.__cause__
         self._tick()
         self._reporter.update(self._totals, is_last=True)
         return IngestReport(
@@ -237,7 +240,7 @@ class _Run:
             seconds={
                 "total": time.monotonic() - began,
                 **self._seconds,
-                "write": self._pool.effort.write_s,
+                "write": self._pool.write_s,
                 "checkpoint": self._journal.checkpoint_s,
             },
             ledger=None if ledger is None else str(ledger.path),
@@ -311,34 +314,29 @@ class _Run:
             self._journal.refused(prepared.refused)
 
     def _submit(self, prepared: Prepared, documents: int) -> None:
-        piece = prepared.piece
         began = time.monotonic()
-        for start in range(0, len(piece), documents):
-            stop = min(start + documents, len(piece))
-            nbytes = prepared.nbytes * (stop - start) // len(piece)
-            self._pool.submit(piece.part(start, stop), nbytes, self._tick)
+        self._pool.submit_in_parts(prepared.piece, prepared.nbytes, documents, self._tick)
         self._seconds["blocked"] += time.monotonic() - began
 
     def _tick(self) -> None:
-        effort = self._pool.effort
-        calls, flushes = self._calls.effort, self._flushes.effort
-        self._totals.retries = effort.retries + calls.retries + flushes.retries
-        self._totals.splits = effort.splits
+        retriers = (self._pool, self._calls, self._flushes)
+        self._totals.retries = sum(one.retries for one in retriers)
+        self._totals.splits = self._pool.splits
         self._totals.queued_bytes = self._pool.queued_bytes
         self._reporter.update(self._totals)
         if self._stop.is_urgent:
             raise KeyboardInterrupt
 
     def _flush(self) -> None:
-        if self._pool.aborting.is_set():
-            self._store.flush()  # the end of a failed run: one try decides
-        else:
-            self._flushes.call("flushing the store", self._store.flush)
+        # At the end of a failed run, one try decides.
+        is_failed = self._pool.aborting.is_set()
+        retrier = Retrier(RetryPolicy(tries=1)) if is_failed else self._flushes
+        retrier.call(self._store.flush, "flushing the store")
 
     def _stored(self, ids: Sequence[int | str]) -> dict[int | str, dict[str, Any]]:
         # An id that is being written now is not what the store will hold in a moment.
         in_flight = self._pool.ids_in_flight(ids)
-        records = self._calls.call("fetching documents", lambda: self._store.get(ids))
+        records = self._calls.call(lambda: self._store.get(ids), "fetching documents")
         return {one.id: one.payload or {} for one in records if one.id not in in_flight}
 
     def _check_store_still_holds(self, ledger: Ledger) -> None:

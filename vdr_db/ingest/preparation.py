@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vdr_db.connectors.base import EmptyRows
+from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_id
 from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
 from vdr_db.errors import InputError, ShapeError
@@ -22,7 +23,7 @@ from vdr_db.readers import Record
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
-__all__ = ["Preparation", "Prepared", "comparable_stamp"]
+__all__ = ["Preparation", "Prepared", "comparable_stamp", "encode_readable"]
 
 
 _IDS_AT_ONCE = 512
@@ -37,6 +38,32 @@ def comparable_stamp(stamp: EncoderStamp | None) -> dict[str, Any]:
     for name in ("model", "revision", "library_version"):
         facts.pop(name, None)
     return facts
+
+
+def encode_readable(
+    encode: Callable[[list[str]], SparseRows], texts: Sequence[str], width: int
+) -> tuple[SparseRows, dict[int, str]]:
+    """Rows of the texts that can be encoded, and place → reason for the others.
+
+    Raises:
+        ShapeError: The encoder gives other than one row of that width for each text.
+    """
+    parts, errors = [SparseRows.empty(0, width)], {}
+
+    def attempt(places: range) -> None:
+        rows = encode([texts[i] for i in places])
+        if len(rows) != len(places) or rows.width != width:
+            raise ShapeError(
+                f"the encoder must give one row of width {width} per text, got {rows!r} for "
+                f"{len(places)} texts."
+            )
+        parts.append(rows)
+
+    def refuse(places: range, error: Exception) -> None:
+        errors[places[0]] = str(error)
+
+    deliver(range(len(texts)), attempt, refuse, refusing=InputError)
+    return (parts[-1] if len(parts) == 2 else SparseRows.concat(parts)), errors
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class Preparation:
             try:
                 payloads[i], sizes[i] = self._payload(record, is_spooled=block.rows is not None)
             except InputError as error:
-                refused.append(Refusal(block.numbers[i], record.id, str(error), record.source))
+                refused.append(block.refusal(i, str(error)))
                 continue
             earlier = last_of_id.pop(record.id, None)
             if earlier is not None:
@@ -138,13 +165,10 @@ class Preparation:
         empty = int(is_empty.sum())
         if empty and self._empty != "store":
             for i in np.flatnonzero(is_empty).tolist():
-                record, number = block.records[kept[i]], block.numbers[kept[i]]
                 if self._empty == "skip":
-                    skipped.append(number)
+                    skipped.append(block.numbers[kept[i]])
                 else:
-                    refused.append(
-                        Refusal(number, record.id, "its vector has no weight", record.source)
-                    )
+                    refused.append(block.refusal(kept[i], "its vector has no weight"))
             rows = rows[~is_empty]
             kept = [i for i, gone in zip(kept, is_empty, strict=True) if not gone]
         records = [block.records[i] for i in kept]
@@ -231,23 +255,11 @@ class Preparation:
             return SparseRows.empty(0, self._width), [], []
         assert self._encode is not None
         texts = [block.records[i].text for i in chosen]
-        try:
-            rows = self._encode(texts)
-        except InputError as error:
-            if len(chosen) == 1:
-                record, number = block.records[chosen[0]], block.numbers[chosen[0]]
-                refusal = Refusal(number, record.id, f"not encoded: {error}", record.source)
-                return SparseRows.empty(0, self._width), [], [refusal]
-            middle = len(chosen) // 2
-            left, right = (self._rows(block, part) for part in (chosen[:middle], chosen[middle:]))
-            rows = SparseRows.concat([left[0], right[0]])
-            return rows, left[1] + right[1], left[2] + right[2]
-        if len(rows) != len(texts) or rows.width != self._width:
-            raise ShapeError(
-                f"the encoder must give one row of width {self._width} per text, got {rows!r} for "
-                f"{len(texts)} texts."
-            )
-        return rows, list(chosen), []
+        rows, errors = encode_readable(self._encode, texts, self._width)
+        refused = [
+            block.refusal(chosen[place], f"not encoded: {error}") for place, error in errors.items()
+        ]
+        return rows, [i for place, i in enumerate(chosen) if place not in errors], refused
 
     def _image_rows(
         self,
@@ -263,8 +275,7 @@ class Preparation:
         for place, i in enumerate(chosen):
             reason = encoded.refused.get(place)
             if reason is not None:
-                record, number = block.records[i], block.numbers[i]
-                refused.append(Refusal(number, record.id, f"not encoded: {reason}", record.source))
+                refused.append(block.refusal(i, f"not encoded: {reason}"))
                 continue
             places.append(place)
             if self._has_fingerprint:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.ledger import Ranges
+from vdr_db.ingest.quarantine import Refusal
 from vdr_db.readers import Fields, Format, Record, read_records
 from vdr_db.sparse import SparseRows
 
@@ -42,6 +43,10 @@ class Block:
     records: Sequence[Record]
     rows: SparseRows | None = None
     resumed: int = 0
+
+    def refusal(self, i: int, reason: str) -> Refusal:
+        """The refusal of record `i`."""
+        return Refusal(self.numbers[i], self.records[i].id, reason, self.records[i].source)
 
 
 @dataclass
@@ -193,6 +198,8 @@ class FileSource:
         slice: The part of this worker.
         digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
             and modification time. Slow, but copies count as the same input.
+        unique: Whether a second record of a file with the same id is an error. Holds every id in
+            memory; Parquet files are not looked at.
 
     Raises:
         ConfigError: There is no file.
@@ -208,12 +215,14 @@ class FileSource:
         fields: Fields | None = None,
         slice: Slice | None = None,
         digest: bool = False,
+        unique: bool = False,
     ) -> None:
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError(f"`paths` must be a sequence of paths, got one; write [{paths!r}]")
         self.slice = slice or Slice()
         self._format = format
         self._fields = fields
+        self._unique = unique
         self.paths = [part for path in paths for part in _expanded(os.fspath(path))]
         if not self.paths:
             raise ConfigError("`paths` must name at least one file, got none.")
@@ -245,7 +254,12 @@ class FileSource:
             from vdr_db.ingest.parquet import read_parquet
 
             return read_parquet(path, fields=self._fields)
-        return read_records(path, format=self._format, fields=self._fields)  # type: ignore[arg-type]
+        return read_records(
+            path,
+            format=self._format,  # type: ignore[arg-type]
+            fields=self._fields,
+            unique=self._unique,
+        )
 
     def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
         """Windows of the records that are not settled; see `Source`."""

@@ -15,7 +15,7 @@ from vdr_db.sparse import SparseRows
 
 __all__ = ["missing_ids", "verify"]
 
-Call = Callable[[str, Callable[[], Any]], Any]
+Call = Callable[[Callable[[], Any], str], Any]
 
 # Elasticsearch keeps 9 significant bits of a weight (0.4 %), an index of bytes somewhat less.
 _STORED_TOLERANCE = 0.005
@@ -41,13 +41,13 @@ def verify(
         sample: Documents with the vectors that were written.
         least_count: Documents the store must hold if no two records shared an id.
         width: Width of the rows.
-        call: `call(what, function)` runs a request with retries.
+        call: `call(function, what)` runs a request with retries.
         refused: Ids that went to the quarantine, for the full check.
         all_ids: Gives every id of the input anew. Asked only when the count is short, to tell
             records that share an id from records that are missing.
     """
     problems: list[str] = []
-    count = int(call("counting documents", store.count))
+    count = int(call(store.count, "counting documents"))
     if count < least_count:
         problems.extend(_count_problems(store, count, least_count, call, set(refused), all_ids))
     read_back = _read_back(store, sample, call, problems)
@@ -61,7 +61,7 @@ def missing_ids(store: Any, ids: Iterable[int | str], call: Call) -> list[int | 
     waiting = iter(ids)
     while len(missing) < 100 and (chunk := list(islice(waiting, _IDS_AT_ONCE))):
         chunk = list(dict.fromkeys(chunk))
-        found = {record.id for record in call("fetching documents", partial(store.get, chunk))}
+        found = {record.id for record in call(partial(store.get, chunk), "fetching documents")}
         missing.extend(id for id in chunk if id not in found)
     return missing[:100]
 
@@ -93,7 +93,7 @@ def _read_back(store: Any, sample: Sequence[Sampled], call: Call, problems: list
     if not sample:
         return 0
     ids = [one.id for one in sample]
-    records = call("reading documents back", partial(store.get, ids, with_rows=True))
+    records = call(partial(store.get, ids, with_rows=True), "reading documents back")
     found = {record.id: record for record in records}
     good = 0
     for one in sample:
@@ -124,7 +124,7 @@ def _search(
             continue
         row = SparseRows([0, one.indices.size], one.indices, one.weights, width)
         own_score = float(np.dot(one.weights.astype(np.float64), one.weights.astype(np.float64)))
-        hits = call("searching", partial(store.search, row, limit=10))
+        hits = call(partial(store.search, row, limit=10), "searching")
         best = max((hit.score for hit in hits), default=0.0)
         own = next((hit.score for hit in hits if hit.id == one.id), None)
         if best < own_score * (1 - _SCORE_TOLERANCE) or (

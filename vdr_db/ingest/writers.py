@@ -9,106 +9,33 @@ flight together, so the later record of an input wins, whatever is retried.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from vdr_db.errors import StoreUnavailable, VdrError
+from vdr_db.connectors.failures import classify
+from vdr_db.connectors.halving import RefusedBatch, deliver
+from vdr_db.connectors.retry import Allowance, Retrier, RetryPolicy, Stopped
+from vdr_db.errors import Failure, VdrError
 from vdr_db.ingest.batches import BatchLimit, Piece
 from vdr_db.ingest.quarantine import Refusal
-from vdr_db.ingest.retry import Failure, RetryPolicy, classify
 from vdr_db.sparse import SparseRows
 
-__all__ = ["Aborted", "Effort", "Retrier", "WriterPool"]
-
-Result = TypeVar("Result")
+__all__ = ["WriterPool"]
 
 
-class Aborted(Exception):
-    """The ingest is stopping at once; what is not acknowledged stays unsettled."""
+class _Writer:
+    """One thread's tries, and what it spent; no thread adds to another's number."""
 
-
-@dataclass
-class Effort:
-    """What one writer spent; summed by the pool, so that no thread adds to another's number.
-
-    Attributes:
-        retries: Calls repeated after a failure.
-        splits: Batches cut in two.
-        write_s: Seconds inside of the store's write.
-    """
-
-    retries: int = 0
-    splits: int = 0
-    write_s: float = 0.0
-
-
-class Retrier:
-    """Repeats calls that may pass later, and waits in between so that a stop ends the wait.
-
-    Args:
-        policy: How often and how long.
-        effort: Where retries are counted.
-        aborting: Set when the ingest stops at once.
-        seed: Seed of the jitter.
-    """
-
-    def __init__(
-        self, policy: RetryPolicy, effort: Effort, aborting: threading.Event, seed: int
-    ) -> None:
-        self.effort = effort
-        self._policy = policy
-        self._aborting = aborting
-        self._chance = random.Random(seed)
-
-    def call(self, what: str, function: Callable[[], Result]) -> Result:
-        """The function's result, after as many tries as the policy allows.
-
-        Raises:
-            StoreUnavailable: It failed transiently until tries or time ran out.
-            Aborted: The ingest is stopping.
-        """
-        failures, began = 0, time.monotonic()
-        while True:
-            if self._aborting.is_set():
-                raise Aborted
-            try:
-                return function()
-            except Exception as error:
-                failure = classify(error)
-                if failure.kind not in ("transient", "timeout"):
-                    raise
-                failures += 1
-                self.wait(what, failures, began, failure, error)
-
-    def wait(
-        self, what: str, failures: int, began: float, failure: Failure, error: BaseException
-    ) -> None:
-        """Waits before the next try, or raises when there must not be one."""
-        delay_s = self._policy.delay_s(failures, failure.retry_after_s, self._chance)
-        spent_s = time.monotonic() - began
-        if failures >= self._policy.tries or spent_s + delay_s > self._policy.deadline_s:
-            raise StoreUnavailable(
-                f"{what} failed {failures} times in {spent_s:.0f} s, last with: {failure.reason}"
-            ) from error
-        self.effort.retries += 1
-        if self._aborting.wait(delay_s):
-            raise Aborted
-
-
-@dataclass
-class _Job:
-    """A part of a piece that is being written, with its history of failures."""
-
-    piece: Piece
-    failures: int = 0
-    began: float = field(default_factory=time.monotonic)
+    def __init__(self, retrier: Retrier) -> None:
+        self.retrier = retrier
+        self.splits = 0
+        self.write_s = 0.0
 
 
 class WriterPool:
@@ -138,11 +65,12 @@ class WriterPool:
         after_write: Callable[[], None],
     ) -> None:
         self.aborting = threading.Event()
-        self._efforts = [Effort() for _ in range(writers)]
+        self._writers = [
+            _Writer(Retrier(policy, stop=self.aborting, seed=i)) for i in range(writers)
+        ]
         self._write = write
         self._limit = limit
         self._queue_bytes = queue_bytes
-        self._policy = policy
         self._on_acknowledged = on_acknowledged
         self._on_refused = on_refused
         self._after_write = after_write
@@ -151,11 +79,11 @@ class WriterPool:
         self._bytes = 0
         self._unfinished = 0
         self._ids_in_flight: Counter[int | str] = Counter()
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._closing = False
         self._threads = [
-            threading.Thread(target=self._run, args=(i,), name=f"vdr-writer-{i}", daemon=True)
-            for i in range(writers)
+            threading.Thread(target=self._run, args=(one,), name=f"vdr-writer-{i}", daemon=True)
+            for i, one in enumerate(self._writers)
         ]
         for thread in self._threads:
             thread.start()
@@ -171,13 +99,31 @@ class WriterPool:
             return {id for id in ids if id in self._ids_in_flight}
 
     @property
-    def effort(self) -> Effort:
-        """What all writers spent together."""
-        return Effort(
-            sum(one.retries for one in self._efforts),
-            sum(one.splits for one in self._efforts),
-            sum(one.write_s for one in self._efforts),
-        )
+    def retries(self) -> int:
+        """Calls repeated after a failure."""
+        return sum(one.retrier.retries for one in self._writers)
+
+    @property
+    def splits(self) -> int:
+        """Batches cut in two."""
+        return sum(one.splits for one in self._writers)
+
+    @property
+    def write_s(self) -> float:
+        """Seconds inside of the store's write, over all writers."""
+        return sum(one.write_s for one in self._writers)
+
+    def submit_in_parts(
+        self,
+        piece: Piece,
+        nbytes: int,
+        documents: int,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`submit` of a piece of any length in parts of so many documents at most."""
+        for start in range(0, len(piece), documents):
+            part = piece[start : start + documents]
+            self.submit(part, nbytes * len(part) // len(piece), tick)
 
     def submit(self, piece: Piece, nbytes: int, tick: Callable[[], None] = lambda: None) -> None:
         """Hands a piece over; blocks while the queue is full or holds one of its ids.
@@ -234,25 +180,30 @@ class WriterPool:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
-    def _run(self, number: int) -> None:
-        retrier = Retrier(self._policy, self._efforts[number], self.aborting, seed=number)
+    def _run(self, writer: _Writer) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
                     self._changed.wait()
-                if not self._waiting or self._failure is not None:
+                if not self._waiting or self.failure is not None:
                     return
                 piece, nbytes = self._waiting.popleft()
             try:
-                self._settle(piece, retrier)
-            except Aborted:
-                return
+                allowance = Allowance(writer.retrier)
+                deliver(
+                    piece,
+                    partial(self._write_part, writer, allowance),
+                    lambda one, error: self._on_refused([one.refusal(0, str(error))]),
+                    fitting=self._limit.cut,
+                )
             except BaseException as error:  # a panic of an engine is no Exception
+                if isinstance(error, Stopped) and self.aborting.is_set():
+                    return
                 with self._changed:
-                    self._failure = self._failure or error
+                    self.failure = self.failure or error
                     self.aborting.set()
                     self._changed.notify_all()
                 return
@@ -265,88 +216,77 @@ class WriterPool:
                         del self._ids_in_flight[id]
                 self._changed.notify_all()
 
-    def _settle(self, piece: Piece, retrier: Retrier) -> None:
-        """Writes a piece in as many requests as it takes."""
-        jobs = [_Job(piece)]
-        while jobs:
-            job = jobs.pop()
-            size = self._limit.cut(job.piece)
-            if size < len(job.piece):
-                rest = _Job(job.piece.part(size, len(job.piece)), job.failures, job.began)
-                jobs.append(rest)
-                job = _Job(job.piece.part(0, size), job.failures, job.began)
-            jobs.extend(reversed(self._attempt(job, retrier)))
-            self._after_write()
+    def _write_part(self, writer: _Writer, allowance: Allowance, piece: Piece) -> None:
+        """Writes what goes in one request, as often as it takes.
 
-    def _attempt(self, job: _Job, retrier: Retrier) -> list[_Job]:
-        """One request; returns what is left to do, in order."""
-        if self.aborting.is_set():
-            raise Aborted
-        piece = job.piece
-        try:
-            began = time.monotonic()
+        Raises:
+            RefusedBatch: It must go in smaller parts, or its one document is refused.
+        """
+        while True:
             try:
-                self._write(piece.rows, list(piece.ids), list(piece.payloads))
-            finally:
-                retrier.effort.write_s += time.monotonic() - began
-        except BaseException as error:
-            failure = classify(error)
-            if self.aborting.is_set():
-                raise Aborted from error
-            if failure.kind == "data":
-                return self._isolated(job, failure, error, retrier.effort)
-            if failure.kind == "too_big":
-                if len(piece) == 1:
-                    self._on_refused([piece.refusal(0, f"too large: {failure.reason}")])
-                    return []
-                self._limit.too_big(len(piece))
-                return _halves(job, retrier.effort)
-            if failure.kind in ("transient", "timeout"):
-                job.failures += 1
-                if failure.kind == "timeout" and job.failures > 1:
-                    # Once may be chance; the same batch late twice is a batch too large.
-                    self._limit.too_slow(len(piece))
-                what = f"writing {len(piece)} documents ({_span(piece)})"
-                retrier.wait(what, job.failures, job.began, failure, error)
-                return [job]
-            if failure.kind == "fatal" and not isinstance(error, VdrError):
-                raise VdrError(
-                    f"the store failed while writing {len(piece)} documents ({_span(piece)}): "
-                    f"{failure.reason}; this is not retried: look at the store before you resume."
-                ) from error
-            raise
-        self._limit.succeeded()
-        self._on_acknowledged(piece)
-        return []
+                allowance.attempt(partial(self._write_now, writer, piece))
+            except BaseException as error:
+                failure = classify(error)
+                if self.aborting.is_set():
+                    raise Stopped("the ingest is stopping at once.") from error
+                if failure.rejected is not None:
+                    self._isolated(piece, failure, error)
+                    break
+                self._failed(writer, allowance, piece, failure, error)
+            else:
+                self._limit.succeeded()
+                self._on_acknowledged(piece)
+                break
+        allowance.progress()
+        self._after_write()
 
-    def _isolated(
-        self, job: _Job, failure: Failure, error: BaseException, effort: Effort
-    ) -> list[_Job]:
-        piece = job.piece
-        if failure.rejected is not None:
-            refused = [i for i, id in enumerate(piece.ids) if id in failure.rejected]
-            if not refused:
-                raise VdrError(
-                    f"the store refused ids that were not sent ({failure.reason}); "
-                    "this is a fault of its connector."
-                ) from error
-            self._on_refused([piece.refusal(i, failure.rejected[piece.ids[i]]) for i in refused])
-            left = np.setdiff1d(np.arange(len(piece)), refused)
-            if left.size:
-                self._on_acknowledged(piece.chosen(left))
-            return []
-        if len(piece) == 1:
-            self._on_refused([piece.refusal(0, failure.reason)])
-            return []
-        return _halves(job, effort)
+    def _write_now(self, writer: _Writer, piece: Piece) -> None:
+        began = time.monotonic()
+        try:
+            self._write(piece.rows, list(piece.ids), list(piece.payloads))
+        finally:
+            writer.write_s += time.monotonic() - began
 
+    def _failed(
+        self,
+        writer: _Writer,
+        allowance: Allowance,
+        piece: Piece,
+        failure: Failure,
+        error: BaseException,
+    ) -> None:
+        """Returns when the piece may be written again as it is; raises in all other cases."""
+        what = f"writing {len(piece)} documents (records {piece.numbers[0]} to {piece.numbers[-1]})"
+        is_passing = failure.kind in ("transient", "timeout")
+        if is_passing:
+            if failure.kind == "timeout" and allowance.failures:
+                # Once may be chance; the same batch late twice is a batch too large.
+                self._limit.too_slow(len(piece))
+            allowance.wait(failure, error, what)
+        elif failure.kind == "fatal" and not isinstance(error, VdrError):
+            raise VdrError(
+                f"the store failed while {what}: {failure.reason}; this is not retried: look at "
+                "the store before you resume."
+            ) from error
+        elif failure.kind in ("setup", "fatal"):
+            raise error
+        if failure.wants_split and len(piece) > 1:
+            self._limit.too_big(len(piece))
+        if not is_passing or self._limit.cut(piece) < len(piece):
+            writer.splits += len(piece) > 1
+            too_large = "too large: " if failure.kind == "too_big" else ""
+            raise RefusedBatch(too_large + failure.reason) from error
 
-def _halves(job: _Job, effort: Effort) -> list[_Job]:
-    middle = len(job.piece) // 2
-    effort.splits += 1
-    parts = (job.piece.part(0, middle), job.piece.part(middle, len(job.piece)))
-    return [_Job(part, job.failures, job.began) for part in parts]
-
-
-def _span(piece: Piece) -> str:
-    return f"records {piece.numbers[0]} to {piece.numbers[-1]}"
+    def _isolated(self, piece: Piece, failure: Failure, error: BaseException) -> None:
+        """Parts the rows that the store refused by name from those it has written."""
+        named = failure.rejected or {}
+        refused = [i for i, id in enumerate(piece.ids) if id in named]
+        if not refused:
+            raise VdrError(
+                f"the store refused ids that were not sent ({failure.reason}); "
+                "this is a fault of its connector."
+            ) from error
+        self._on_refused([piece.refusal(i, named[piece.ids[i]]) for i in refused])
+        left = np.setdiff1d(np.arange(len(piece)), refused)
+        if left.size:
+            self._on_acknowledged(piece.chosen(left))

@@ -30,8 +30,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vdr_db.connectors.base import Store
-from vdr_db.errors import ConfigError, InputError, RejectedRows, VdrError, require
+from vdr_db.errors import ConfigError, RejectedRows, VdrError, require
 from vdr_db.ingest import IngestOptions
+from vdr_db.ingest.preparation import encode_readable
 from vdr_db.integrations.ray_writer import (
     Columns,
     Outcome,
@@ -127,21 +128,11 @@ class EncodeTexts:
             None if isinstance(text, str) else f"the text must be a str, got {type(text).__name__}"
             for text in texts
         ]
-        parts = [SparseRows.empty(0, self._width)]
-        waiting = [[i for i, error in enumerate(errors) if error is None]]
-        while waiting:
-            chosen = waiting.pop()
-            if not chosen:
-                continue
-            try:
-                parts.append(self._encode([texts[i] for i in chosen]))
-            except InputError as error:
-                if len(chosen) == 1:
-                    errors[chosen[0]] = str(error)
-                else:  # the first half is taken first, so rows stay in the order of the texts
-                    middle = len(chosen) // 2
-                    waiting += [chosen[middle:], chosen[:middle]]
-        return SparseRows.concat(parts), errors
+        good = [i for i, error in enumerate(errors) if error is None]
+        rows, bad = encode_readable(self._encode, [texts[i] for i in good], self._width)
+        for place, reason in bad.items():
+            errors[good[place]] = reason
+        return rows, errors
 
 
 class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]

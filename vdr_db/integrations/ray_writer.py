@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from vdr_db.connectors.base import Store
+from vdr_db.connectors.failures import redact
+from vdr_db.connectors.retry import Retrier
 from vdr_db.connectors.validation import rows_from_pairs
 from vdr_db.errors import (
     ConfigError,
@@ -28,9 +30,8 @@ from vdr_db.ingest import IngestOptions
 from vdr_db.ingest.batches import BatchLimit, Piece
 from vdr_db.ingest.preparation import Preparation, Prepared
 from vdr_db.ingest.quarantine import Refusal
-from vdr_db.ingest.retry import redact
 from vdr_db.ingest.source import Block
-from vdr_db.ingest.writers import Effort, Retrier, WriterPool
+from vdr_db.ingest.writers import WriterPool
 from vdr_db.readers import Record
 from vdr_db.sparse import SparseRows
 
@@ -170,14 +171,14 @@ class StoreWriter:
         policy = plan.options.retry
         # A folder that another process holds does not get free by asking again.
         policy = replace(policy, tries=1) if plan.is_local else policy
-        self._calls = Retrier(policy, Effort(), threading.Event(), seed=-1)
+        self._calls = Retrier(policy, seed=-1)
         self._store: Store | None = None
         self._width = 0
 
     def open(self) -> None:
         """Opens the store; makes the collection, or checks the one that is there."""
         plan = self._plan
-        self._store = self._calls.call("opening the store", plan.open_store)
+        self._store = self._calls.call(plan.open_store, "opening the store")
         width = plan.width or self.store.width
         if width is None:
             raise ConfigError(
@@ -186,7 +187,7 @@ class StoreWriter:
         documents = plan.options.documents or self.store.documents
         stamp = plan.stamp or self.store.stamp
         make = partial(self.store.create, width, stamp, documents=documents)
-        self._calls.call("making the collection", make)
+        self._calls.call(make, "making the collection")
         self._width = width
 
     def close(self, *, has_written: bool = False) -> None:
@@ -196,7 +197,7 @@ class StoreWriter:
             return
         try:
             if has_written:
-                self._calls.call("flushing the store", store.flush)
+                self._calls.call(store.flush, "flushing the store")
         finally:
             store.close()
 
@@ -237,7 +238,7 @@ class StoreWriter:
                     if prepared.refused:
                         tally.refused(prepared.refused)
                     tally.skipped(prepared.skipped)
-                    _submit(pool, prepared, documents)
+                    pool.submit_in_parts(prepared.piece, prepared.nbytes, documents)
             pool.drain()
         except BaseException as error:
             pool.close(abort=True)
@@ -312,13 +313,6 @@ class StoreWriter:
             return [None] * int(table.num_rows)
         errors = table.column(name).to_pylist()
         return [None if error is None else f"not encoded: {error}" for error in errors]
-
-
-def _submit(pool: WriterPool, prepared: Prepared, documents: int) -> None:
-    piece = prepared.piece
-    for start in range(0, len(piece), documents):
-        part = piece.part(start, min(start + documents, len(piece)))
-        pool.submit(part, prepared.nbytes * len(part) // len(piece))
 
 
 def _sparse_rows(table: Any, columns: Columns, width: int) -> tuple[SparseRows, dict[int, str]]:

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from vdr_db.connectors.base import Store
 from vdr_db.connectors.collections.collection import Collection, Encoder
-from vdr_db.connectors.texts import refuse_string
+from vdr_db.connectors.feed import refuse_string
 from vdr_db.errors import ConfigError, require
 from vdr_db.sparse import SparseRows
 

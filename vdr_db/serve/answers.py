@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from vdr_db.explain.portrait import Match, Portrait
+from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.serve.service import Found, HitView
 
 __all__ = [
@@ -102,7 +102,7 @@ class PositionAnswer(BaseModel):
     words: list[WordAnswer]
 
 
-class PortraitAnswer(BaseModel):
+class SideAnswer(BaseModel):
     """What the vector of a text says."""
 
     text: str
@@ -114,8 +114,8 @@ class PortraitAnswer(BaseModel):
 class ExplainAnswer(BaseModel):
     """What a query says, and with an id why that document matches."""
 
-    query: PortraitAnswer
-    document: PortraitAnswer | None = None
+    query: SideAnswer
+    document: SideAnswer | None = None
     id: int | str | None = None
     score: float | None = None
     reasons: list[ReasonAnswer] = []
@@ -158,13 +158,13 @@ def search_answer(query: str, found: Found, *, limit: int, offset: int) -> Searc
     )
 
 
-def explain_answer(shown: Match | Portrait) -> ExplainAnswer:
+def explain_answer(shown: Match | Explanation) -> ExplainAnswer:
     """A match, or what a query alone says, as JSON types."""
-    if isinstance(shown, Portrait):
-        return ExplainAnswer(query=_portrait(shown))
+    if isinstance(shown, Explanation):
+        return ExplainAnswer(query=_explanation(shown))
     return ExplainAnswer(
-        query=_portrait(shown.query),
-        document=_portrait(shown.document),
+        query=_explanation(shown.query),
+        document=_explanation(shown.document),
         id=shown.id,
         score=shown.score,
         reasons=[
@@ -202,13 +202,13 @@ def _hit(hit: HitView) -> HitAnswer:
     )
 
 
-def _portrait(portrait: Portrait) -> PortraitAnswer:
-    return PortraitAnswer(
-        text=portrait.text,
-        nonzeros=portrait.nonzeros,
-        words=_words(portrait.words),
+def _explanation(explanation: Explanation) -> SideAnswer:
+    return SideAnswer(
+        text=explanation.text,
+        nonzeros=explanation.nonzeros,
+        words=_words(explanation.words),
         positions=[
             PositionAnswer(label=fired.label, special=fired.is_special, words=_words(fired.words))
-            for fired in portrait.fired()
+            for fired in explanation.fired()
         ],
     )

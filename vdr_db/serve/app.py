@@ -13,10 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from vdr_db import __version__
 from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import InputError, VdrError
-from vdr_db.explain.portrait import Match, Portrait
+from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.serve.answers import (
     ExplainAnswer,
     InfoAnswer,
@@ -36,6 +35,7 @@ from vdr_db.serve.pages import (
     style_sheet,
 )
 from vdr_db.serve.service import Found, SearchService
+from vdr_db.version import __version__
 
 __all__ = ["make_app"]
 
@@ -222,9 +222,11 @@ def _choices(given: Sequence[str], service: SearchService) -> list[Choice]:
         raise HTTPException(400, str(error)) from error
 
 
-def _explained(service: SearchService, query: str, id: str | None, kind: str) -> Match | Portrait:
+def _explained(
+    service: SearchService, query: str, id: str | None, kind: str
+) -> Match | Explanation:
     if id is None:
-        return _asked(lambda: service.portrait(query))
+        return _asked(lambda: service.explanation(query))
     candidates: list[int | str] = [id] if kind != "number" else []
     # Ids are integers of 64 bits; a longer run of digits is a text.
     if kind != "text" and id.isascii() and id.isdigit() and int(id) < 2**64:

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from vdr_db.explain.charts import bar_svg
+from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Match, Portrait
-from vdr_db.explain.report import match_html, portrait_html
+from vdr_db.explain.report import explanation_html, match_html
 from vdr_db.explain.style import STYLE
 from vdr_db.serve.facets import FacetCounts, values_of
 from vdr_db.serve.guard import Limits
@@ -172,10 +172,10 @@ def image_page(asked: Asked, found: Found) -> str:
     return _page("Image", asked, body)
 
 
-def explain_page(asked: Asked, shown: Match | Portrait) -> str:
+def explain_page(asked: Asked, shown: Match | Explanation) -> str:
     """Why a hit is a hit, or what a query says."""
-    if isinstance(shown, Portrait):
-        heading, body = "What the query says", portrait_html(shown)
+    if isinstance(shown, Explanation):
+        heading, body = "What the query says", explanation_html(shown)
     else:
         heading, body = f"Why {shown.id} matches", match_html(shown)
     back = f'<p><a href="{asked.link()}">back to the results</a></p>'

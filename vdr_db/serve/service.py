@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
 from vdr_db.errors import InputError
-from vdr_db.explain.portrait import Match, Portrait, make_match, portrait_of_text
+from vdr_db.explain.explanation import Explanation, Match
+from vdr_db.explain.items import explain_text
+from vdr_db.explain.matches import make_match
 from vdr_db.explain.records import thumbnail_of
 from vdr_db.explain.spans import Mark, marks, token_spans
 from vdr_db.explain.words import matched_words, shares_of, vector_words
@@ -181,9 +183,9 @@ class SearchService:
         row = self.images.encode_images([image])
         return self._found(row, [], start, limit=limit, offset=0, choices=())
 
-    def portrait(self, query: str) -> Portrait:
+    def explanation(self, query: str) -> Explanation:
         """What the vector of a query says."""
-        return portrait_of_text(self.encoder, query, side="query")
+        return explain_text(self.encoder, query, side="query")
 
     def match(self, query: str, id: Id) -> Match | None:
         """Why a document matches, or None when there is no such document."""

@@ -10,17 +10,30 @@ Supervision", ICLR 2024.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdr_db.encoders.batching import ROW_MULTIPLE
-from vdr_db.errors import ShapeError
+from vdr_db.errors import ConfigError, ShapeError, require
 from vdr_db.kernels import Backend, Pooled, project_pool
-from vdr_db.towers.image_body import ImageBody
+from vdr_db.towers.image_body import (
+    ImageBody,
+    TransformersBody,
+    VitBody,
+    VitConfig,
+    rows_to_fill,
+)
+from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.text_body import unfilled
+from vdr_db.towers.torch_tower import TorchTower
 
-__all__ = ["ImageHead", "ImageTower"]
+__all__ = ["ImageHead", "ImageTower", "make_body"]
 
 HEAD_NORM_EPS = 1e-5
 
@@ -40,19 +53,43 @@ class ImageHead(nn.Module):
         self.projection = unfilled(columns, hidden_size)
 
 
-class ImageTower(nn.Module):
+class ImageTower(TorchTower):
     """A body and its head.
 
     Attributes:
         body: From pixels to states of patches.
         head: From states to scores.
+        head_name: Name of the head in stamps.
     """
+
+    head_name = "image"
 
     def __init__(self, body: ImageBody, head: ImageHead) -> None:
         """Takes the parts over."""
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def config(self) -> ImageBody:
+        """Sizes of the body, which tells them itself."""
+        return self.body
+
+    def matrix(self) -> Tensor:
+        """The projection, `[V, H]`."""
+        return self.head.projection
+
+    def states(self, item: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """States of an image's patches after the head's norm, `[P, H]` float32.
+
+        Args:
+            item: `[3, S, S]` float32, preprocessed pixels.
+        """
+        with self.evaluating():
+            pixels = torch.from_numpy(item)[None].to(self.device)
+            hidden = self.head.norm(self.body(pixels.to(self.dtype)))[0]
+        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
+        return found
 
     def forward(
         self, pixels: Tensor, *, backend: Backend = "auto", return_argmax: bool = False
@@ -80,7 +117,7 @@ class ImageTower(nn.Module):
         count, patches = hidden.shape[:2]
         packed = hidden.flatten(0, 1)
         bounds = torch.arange(count + 1, dtype=torch.int32) * patches
-        rest = -packed.shape[0] % ROW_MULTIPLE if packed.device.type == "cpu" else 0
+        rest = rows_to_fill(packed.shape[0], packed.device)
         if rest:  # one more document that is thrown away; see `ROW_MULTIPLE`
             packed = F.pad(packed, (0, 0, 0, rest))
             bounds = torch.cat([bounds, bounds[-1:] + rest])
@@ -93,3 +130,52 @@ class ImageTower(nn.Module):
         )
         argmax = None if pooled.argmax is None else pooled.argmax[:count]
         return Pooled(pooled.logits[:count], argmax)
+
+
+def make_body(kind: str, settings: Mapping[str, Any]) -> ImageBody:
+    """A body without its weights, as `ImageBody.settings` described it.
+
+    Args:
+        kind: `"vit"`, `"hybrid"` or `"transformers"`.
+        settings: Of that kind.
+
+    Raises:
+        ConfigError: The kind is unknown, or the settings are impossible.
+        MissingExtraError: `transformers` is needed and not installed.
+    """
+    if kind in (VitBody.kind, HybridBody.kind):
+        sizes = VitConfig if kind == VitBody.kind else HybridConfig
+        known = {field.name for field in fields(sizes)}
+        if set(settings) != known:
+            raise ConfigError(
+                f"the settings of a ViT must be {sorted(known)}, got {sorted(settings)}; install "
+                "the version of vdr-db that saved the encoder."
+            )
+        if kind == VitBody.kind:
+            return VitBody(VitConfig(**settings))
+        return HybridBody(HybridConfig(**settings))
+    if kind == TransformersBody.kind:
+        return TransformersBody(_transformers_model(settings))
+    raise ConfigError(
+        f"an image body must be of kind 'vit', 'hybrid' or 'transformers', got {kind!r}."
+    )
+
+
+def _transformers_model(settings: Mapping[str, Any]) -> nn.Module:
+    transformers = require("transformers", "encode")
+    name = settings.get("class")
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ConfigError(
+            f"the image body must be a model class of transformers, got {name!r}; install a "
+            "version of transformers that has it."
+        )
+    try:
+        config = kind.config_class.from_dict(dict(settings["config"]))  # type: ignore[attr-defined]
+        with torch.random.fork_rng(devices=[]):  # it fills weights that are replaced anyway
+            return kind(config, **settings["options"])  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a foreign model raises, its settings are what is wrong
+        raise ConfigError(
+            f"{name} cannot be built from its saved configuration: {error}; install the version "
+            "of transformers that saved it."
+        ) from error

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Any
 
@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdr_db.encoders.batching import ROW_MULTIPLE
-from vdr_db.errors import ConfigError, require
-from vdr_db.towers.text_body import ACTIVATIONS, Linear, Run, attend, unfilled
+from vdr_db.errors import ConfigError
+from vdr_db.towers.packing import ROW_MULTIPLE, Run
+from vdr_db.towers.text_body import ACTIVATIONS, Linear, attend, unfilled
 
 __all__ = [
     "ImageBody",
@@ -35,7 +35,6 @@ __all__ = [
     "VitBody",
     "VitConfig",
     "VitLayers",
-    "make_body",
     "rows_to_fill",
 ]
 
@@ -81,7 +80,7 @@ class ImageBody(nn.Module, ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What `make_body` needs to build it again without weights, as JSON types."""
+        """What `make_body` of `vdr_db.towers.image` needs to build it again, as JSON types."""
 
 
 @dataclass(frozen=True)
@@ -302,54 +301,3 @@ class TransformersBody(ImageBody):
         if "add_pooling_layer" in signature(type(self.model)).parameters:
             options["add_pooling_layer"] = getattr(self.model, "pooler", None) is not None
         return {"class": type(self.model).__name__, "config": config, "options": options}
-
-
-def make_body(kind: str, settings: Mapping[str, Any]) -> ImageBody:
-    """A body without its weights, as `ImageBody.settings` described it.
-
-    Args:
-        kind: `"vit"`, `"hybrid"` or `"transformers"`.
-        settings: Of that kind.
-
-    Raises:
-        ConfigError: The kind is unknown, or the settings are impossible.
-        MissingExtraError: `transformers` is needed and not installed.
-    """
-    from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
-
-    if kind in (VitBody.kind, HybridBody.kind):
-        sizes = VitConfig if kind == VitBody.kind else HybridConfig
-        known = {field.name for field in fields(sizes)}
-        if set(settings) != known:
-            raise ConfigError(
-                f"the settings of a ViT must be {sorted(known)}, got {sorted(settings)}; install "
-                "the version of vdr-db that saved the encoder."
-            )
-        if kind == VitBody.kind:
-            return VitBody(VitConfig(**settings))
-        return HybridBody(HybridConfig(**settings))
-    if kind == TransformersBody.kind:
-        return TransformersBody(_transformers_model(settings))
-    raise ConfigError(
-        f"an image body must be of kind 'vit', 'hybrid' or 'transformers', got {kind!r}."
-    )
-
-
-def _transformers_model(settings: Mapping[str, Any]) -> nn.Module:
-    transformers = require("transformers", "encode")
-    name = settings.get("class")
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ConfigError(
-            f"the image body must be a model class of transformers, got {name!r}; install a "
-            "version of transformers that has it."
-        )
-    try:
-        config = kind.config_class.from_dict(dict(settings["config"]))  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):  # it fills weights that are replaced anyway
-            return kind(config, **settings["options"])  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a foreign model raises, its settings are what is wrong
-        raise ConfigError(
-            f"{name} cannot be built from its saved configuration: {error}; install the version "
-            "of transformers that saved it."
-        ) from error

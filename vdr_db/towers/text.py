@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from vdr_db.kernels import Backend, Pooled
-from vdr_db.towers.text_body import Body, Padding, Ragged, Run
+from vdr_db.towers.families import BodyConfig
+from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
+from vdr_db.towers.text_body import Body, Padding, Ragged, packing_is_exact
 from vdr_db.towers.text_head import Head
+from vdr_db.towers.torch_tower import TorchTower
 
 __all__ = ["Tower"]
 
 
-class Tower(nn.Module):
+class Tower(TorchTower):
     """A body and its head.
 
     Attributes:
@@ -26,6 +32,49 @@ class Tower(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def config(self) -> BodyConfig:
+        """Sizes and constants of the body."""
+        return self.body.config
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head in stamps and files."""
+        return self.head.name
+
+    @property
+    def packs_exactly(self) -> bool:
+        """Whether a text has the same bits in any batch; where it has not, texts go one by one.
+
+        Not asked of a GPU, which picks its matrix kernels by the size of a batch anyway.
+        """
+        return self.device.type != "cpu" or packing_is_exact(self.config, self.dtype)
+
+    def matrix(self) -> Tensor:
+        """The vocabulary matrix, `[V, H]`."""
+        return self.head.matrix(self.body.embeddings.word.weight)
+
+    def bias_rows(self) -> Tensor | None:
+        """What is added to the score of each column, `[V]`, or None."""
+        return self.head.bias_rows()
+
+    def states(self, item: TextItem) -> npt.NDArray[np.float32]:
+        """States of a text's tokens after the head's transform, `[P, H]` float32."""
+        length, rest = len(item.input_ids), -len(item.input_ids) % ROW_MULTIPLE
+        runs = [Run(start=0, count=1, length=length, kept=item.kept)]
+        if rest:
+            runs.append(Run(start=length, count=1, length=rest, kept=rest))
+        ids = np.pad(item.input_ids, (0, rest), constant_values=self.config.pad_id)
+        positions = np.pad(item.position_ids, (0, rest), constant_values=self.config.first_position)
+        device = self.device
+        with self.evaluating():
+            hidden = self.body(
+                torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), runs
+            )
+            hidden = self.head.transform(hidden[:length])
+        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
+        return found
 
     def forward(
         self,

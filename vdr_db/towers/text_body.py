@@ -3,7 +3,7 @@
 Texts stand one after the other in one `[T]` row of tokens, without padding. All matrix products
 run over the T packed tokens at once; attention runs on groups of texts of equal length, which are
 plain views of the packed rows. So no work is spent on padding, and what a text gets depends on
-nothing but the text, bit for bit on the CPU (see `vdr_db.encoders.batching.ROW_MULTIPLE`).
+nothing but the text, bit for bit on the CPU (see `vdr_db.towers.packing.ROW_MULTIPLE`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import BodyConfig
+from vdr_db.towers.packing import Run
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,7 +28,6 @@ __all__ = [
     "Linear",
     "Padding",
     "Ragged",
-    "Run",
     "attend",
     "copied",
     "packing_is_exact",
@@ -64,28 +64,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": _silu,
     "swish": _silu,
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """Texts of equal length that stand next to each other in the packed rows.
-
-    Attributes:
-        start: First packed row.
-        count: Number of texts.
-        length: Rows of each text, at least 1.
-        kept: Rows of each text that others may attend to, at most `length`; the rest is padding.
-    """
-
-    start: int
-    count: int
-    length: int
-    kept: int
-
-    @property
-    def stop(self) -> int:
-        """One past the last packed row."""
-        return self.start + self.count * self.length
 
 
 def unfilled(*shape: int) -> nn.Parameter:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from vdr_db import __version__
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
+from vdr_db.version import __version__
 
 __all__ = ["write_model_card"]
 

@@ -99,7 +99,7 @@ def _image_encoder(
         std=IMAGENET_STD if is_hybrid else CLIP_STD,
     )
     return ImageEncoder(
-        tower=tower.to(device),
+        tower=tower.to(device).eval(),
         tokenizer=text.tokenizer,
         vocabulary=Vocabulary.from_tokenizer(text.tokenizer, text.vocabulary.kind),
         preprocessing=preprocessing,

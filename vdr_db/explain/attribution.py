@@ -6,10 +6,9 @@ the dimensions a vector keeps are computed here, `[P, D]` for P positions; never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,10 @@ from vdr_db.explain.spans import NOWHERE, Span, token_spans
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.kernels import Activation
-    from vdr_db.towers.text import Tower
 
-__all__ = ["Evidence", "position_weights", "text_evidence"]
+__all__ = ["Attribution", "text_attribution", "weights_by_position"]
 
 MOST_DIMENSIONS = 256
 """Dimensions that are followed back to their positions, the heaviest of a vector."""
@@ -38,7 +34,7 @@ PADDING = "padding"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Attribution:
     """Weights of each position alone.
 
     Attributes:
@@ -80,8 +76,8 @@ class Evidence:
     @classmethod
     def of_patches(
         cls, weights: npt.ArrayLike, ids: npt.ArrayLike, grid: tuple[int, int]
-    ) -> Evidence:
-        """Evidence of an image.
+    ) -> Attribution:
+        """Attribution of an image.
 
         Args:
             weights: `[rows * columns, D]`, weights each patch alone would give, row by row.
@@ -146,42 +142,42 @@ class Evidence:
         return sums.astype(np.float64)
 
 
-def position_weights(
-    hidden: Tensor,
-    matrix: Tensor,
-    bias: Tensor | None,
-    columns: Tensor,
+def weights_by_position(
+    states: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32] | None,
     activation: Activation,
 ) -> npt.NDArray[np.float32]:
     """The weight each position alone would give each of some columns.
 
     Args:
-        hidden: `[P, H]`, as the vocabulary matrix wants them.
-        matrix: `[V, H]`, the vocabulary matrix.
-        bias: `[V]` or None.
-        columns: `[D]` int64, the columns asked for.
+        states: `[P, H]`, as the vocabulary matrix wants them.
+        rows: `[D, H]`, rows of the vocabulary matrix.
+        bias: `[D]` or None.
         activation: Of the encoder.
 
     Returns:
         `[P, D]` float32, before any norm.
     """
-    from vdr_db.kernels import activate
+    logits: npt.NDArray[np.float32] = states @ rows.T if bias is None else states @ rows.T + bias
+    if activation == "none":
+        return logits
+    weights: npt.NDArray[np.float32]
+    if activation == "elu1p":
+        weights = np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
+        return weights
+    weights = np.log1p(np.maximum(logits, 0))
+    return np.log1p(weights) if activation == "double_log1p_relu" else weights
 
-    logits = hidden.float() @ matrix[columns].float().T
-    if bias is not None:
-        logits = logits + bias[columns].float()
-    weights: npt.NDArray[np.float32] = activate(logits, activation).cpu().numpy()
-    return weights
 
-
-def text_evidence(
+def text_attribution(
     encoder: SparseEncoder,
     text: str,
     *,
     side: Literal["document", "query"] = "document",
     row: SparseRows | None = None,
     most: int = MOST_DIMENSIONS,
-) -> Evidence:
+) -> Attribution:
     """Which token of a text fires which word.
 
     Args:
@@ -197,45 +193,24 @@ def text_evidence(
     Raises:
         ShapeError: `row` is not one row.
     """
-    import torch
-
-    from vdr_db.encoders.batching import pack
-
     if row is None:
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries
         row = encode([text])
     if len(row) != 1:
         raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
     ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
-    is_document = side == "document"
-    tower = encoder.document_tower if is_document else encoder.query_tower
-    entry = encoder.document_entry if is_document else encoder.query_entry
-    frame = encoder.frame(side)
-    tokens = encoder.tokenizer.encode([entry.prompt + text])
-    padded_to = frame.max_length if encoder.pool_padding == "max_length" else None
-    batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
+    entry = encoder.document_entry if side == "document" else encoder.query_entry
     names, spans = _positions(encoder, entry.prompt, text, side)
-    with torch.inference_mode(), _evaluating(tower):
-        device = encoder.device
-        hidden = tower.body(
-            torch.from_numpy(batch.input_ids).to(device),
-            torch.from_numpy(batch.position_ids).to(device),
-            batch.runs,
-        )[: int(batch.cu_seqlens[1])]
-        weights = position_weights(
-            tower.head.transform(hidden),
-            tower.head.matrix(tower.body.embeddings.word.weight),
-            tower.head.bias_rows(),
-            torch.from_numpy(encoder.vocabulary.id_to_column[ids].astype(np.int64)).to(device),
-            encoder.activation,
-        )
-    if padded_to is not None and weights.shape[0] > len(names):
+    columns = encoder.vocabulary.id_to_column[ids].astype(np.int64)
+    read = _read(encoder, entry.prompt + text, side, columns)
+    weights = weights_by_position(*read, encoder.activation)
+    if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
         weights = np.concatenate([weights[: len(names)], padding])
         names, spans = [*names, PADDING], [*spans, NOWHERE]
     if encoder.norm and ids.size:
         weights = weights * np.float32(row.to_dicts()[0][int(ids[0])] / weights[:, 0].max())
-    return Evidence(tuple(names), ids, weights, tuple(spans))
+    return Attribution(tuple(names), ids, weights, tuple(spans))
 
 
 def _positions(
@@ -261,14 +236,40 @@ def _heaviest(
     return ids[np.lexsort((ids, -weights))[:most]].astype(np.int32)
 
 
-@contextmanager
-def _evaluating(tower: Tower) -> Iterator[Any]:
-    """Without dropout, even in the middle of a training run."""
+def _read(
+    encoder: SparseEncoder,
+    text: str,
+    side: Literal["document", "query"],
+    columns: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """States of a text with its prompt, and rows and biases of some columns: all a tower is asked.
+
+    Without dropout, even in the middle of a training run.
+    """
+    import torch
+
+    from vdr_db.encoders.batching import pack
+
+    tower = encoder.document_tower if side == "document" else encoder.query_tower
+    frame, device = encoder.frame(side), encoder.device
+    mode = encoder.compatibility
+    padded_to = frame.max_length if mode and mode.padded_to == "max_length" else None
+    tokens = encoder.tokenizer.encode([text])
+    batch = pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to)
     was_training = tower.training
-    if was_training:
-        tower.eval()
+    tower.eval()
     try:
-        yield
+        with torch.inference_mode():
+            hidden = tower.body(
+                torch.from_numpy(batch.input_ids).to(device),
+                torch.from_numpy(batch.position_ids).to(device),
+                batch.runs,
+            )[: int(batch.cu_seqlens[1])]
+            states = tower.head.transform(hidden)
+            chosen = torch.from_numpy(columns).to(device)
+            rows = tower.head.matrix(tower.body.embeddings.word.weight)[chosen]
+            bias = tower.head.bias_rows()
+            picked = None if bias is None else bias[chosen].float().cpu().numpy()
+            return states.float().cpu().numpy(), rows.float().cpu().numpy(), picked
     finally:
-        if was_training:
-            tower.train()
+        tower.train(was_training)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import threading
+import time
 
 import httpx
 import pytest
@@ -10,15 +13,18 @@ from grpc import RpcError, StatusCode
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from vdr_db.connectors.failures import classify, redact
+from vdr_db.connectors.halving import RefusedBatch, deliver
+from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import (
     ConfigError,
+    Failure,
     InputError,
     RejectedRows,
     StoreError,
     StoreMismatch,
     StoreUnavailable,
 )
-from vdr_db.ingest.retry import RetryPolicy, classify, redact
 
 SECRET = "s3cr3t-value-42"
 
@@ -80,6 +86,7 @@ def caused(outer, inner):
         (GrpcError(StatusCode.INVALID_ARGUMENT, "wrong"), "data"),
         (GrpcError(StatusCode.UNAUTHENTICATED, "who"), "setup"),
         (GrpcError(StatusCode.NOT_FOUND, "where"), "setup"),
+        (StoreError("no", failure=Failure("setup", "x")), "setup"),
         (ConnectionResetError(104, "reset"), "transient"),
         (TimeoutError("late"), "timeout"),
         (RejectedRows([1], ["bad"]), "data"),
@@ -114,6 +121,93 @@ def test_refused_rows_keep_their_reasons():
     assert failure.rejected is not None
     assert failure.rejected["a"] == "too long"
     assert SECRET not in failure.rejected[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (response(413), "too_big"),
+        (
+            response(
+                429, "request larger than rate limiter capacity, please try to split your request"
+            ),
+            "transient",
+        ),
+        (
+            GrpcError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                "Operation requires 128 tokens but only 5.9 were available. Retry after 37s",
+            ),
+            "transient",
+        ),
+        (
+            GrpcError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                "request larger than rate limiter capacity, please try to split your request",
+            ),
+            "transient",
+        ),
+    ],
+)
+def test_some_refusals_ask_for_smaller_requests(error, kind):
+    assert (classify(error).kind, classify(error).wants_split) == (kind, True)
+    assert not classify(response(503)).wants_split
+
+
+def test_a_call_within_an_attempt_of_another_is_tried_once():
+    inner, outer = (Retrier(RetryPolicy(tries=3, base_s=0.001)) for _ in range(2))
+    calls = []
+
+    def fails():
+        calls.append(1)
+        raise StoreUnavailable("down")
+
+    with pytest.raises(StoreUnavailable, match="the whole failed 3 times"):
+        outer.call(lambda: inner.call(fails), "the whole")
+    assert (len(calls), outer.retries, inner.retries) == (3, 2, 0)
+    with pytest.raises(StoreUnavailable, match="the part failed 3 times"):
+        inner.call(fails, "the part")
+    assert len(calls) == 6
+
+
+def test_a_stop_ends_a_wait():
+    stop = threading.Event()
+    retrier = Retrier(RetryPolicy(), stop=stop)
+    threading.Timer(0.1, stop.set).start()
+    began = time.monotonic()
+    slow = StoreUnavailable("busy", failure=Failure("transient", "busy", retry_after_s=60.0))
+
+    def fails():
+        raise slow
+
+    with pytest.raises(Stopped, match="stopped while it waited"):
+        retrier.call(fails)
+    assert time.monotonic() - began < 10
+    with pytest.raises(Stopped):
+        retrier.call(fails)
+
+
+def test_a_batch_is_halved_around_its_culprits():
+    sizes, refused = [], []
+
+    def attempt(part):
+        sizes.append(len(part))
+        if {3, 40} & set(part):
+            raise RefusedBatch("odd")
+
+    deliver(range(50), attempt, lambda part, error: refused.append((part[0], str(error))))
+    assert refused == [(3, "odd"), (40, "odd")]
+    assert len(sizes) < 25
+    seen = []
+    deliver(list(range(7)), seen.append, pytest.fail, fitting=lambda part: min(3, len(part)))
+    assert seen == [[0, 1, 2], [3, 4, 5], [6]]
+    deliver([], pytest.fail, pytest.fail)
+
+
+def test_errors_that_travel_keep_what_they_mean():
+    error = StoreUnavailable("busy", failure=Failure("timeout", "busy", 3.0))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.failure) == ("busy", error.failure)
 
 
 def test_waits_grow_are_jittered_and_bounded():

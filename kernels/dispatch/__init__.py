@@ -10,21 +10,21 @@ import logging
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import reference
-from vdr_db.kernels.activation import Activation
 from vdr_db.kernels.arguments import Lexical, check_pool
+from vdr_db.kernels.names import BACKENDS, Activation, Backend
 from vdr_db.kernels.reference import Pooled, Selection
 
 __all__ = ["BACKENDS", "Backend", "choose_backend", "gather_kept", "project_pool", "select_topk"]
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
+OLDEST_TRITON = (3, 4)
+"""First version with tensor descriptors made on the host; torch 2.8 comes with it."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ def project_pool(
     *,
     return_argmax: bool = False,
     max_length: int | None = None,
-    accumulate_into: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Pooled:
     """Max-pooled vocabulary logits of each document of a packed batch, without `[T, V]` in memory.
@@ -60,9 +59,6 @@ def project_pool(
             taken on trust, because a look at `cu_seqlens` would make the host wait; but where it is
             false and a position does not fit, the logit is NaN and its argmax -1, so that
             selections and losses show it.
-        accumulate_into: `[V, H]`, float: in the backward pass the gradient of `weight` is added to
-            this tensor, for instance rows `[first:]` of a tied embedding's `.grad`, and `weight`
-            gets none of its own. It spares one `[V, H]` gradient and its sum.
         backend: `"auto"`, or the implementation to use.
 
     Returns:
@@ -75,7 +71,7 @@ def project_pool(
             running sum up to T or a document is longer than `max_length`.
         ConfigError: The forced backend cannot run here.
     """
-    check_pool(hidden, cu_seqlens, weight, bias, accumulate_into)
+    check_pool(hidden, cu_seqlens, weight, bias)
     device = hidden.device.type
     needs_gradient = is_recorded(hidden, weight, bias)
     hidden, weight, chosen = prepared(hidden, weight, backend)
@@ -84,12 +80,12 @@ def project_pool(
             return reference.project_pool(
                 hidden,
                 cu_seqlens,
-                diverted(weight, accumulate_into),
+                weight,
                 bias,
                 return_argmax=return_argmax,
                 max_length=max_length,
             )
-        from vdr_db.kernels import ops
+        from vdr_db.kernels.dispatch import ops
 
         if not needs_gradient and not torch.compiler.is_compiling():
             # The first call of a torch operator loads the whole compiler: seconds, and 130 MB.
@@ -98,7 +94,7 @@ def project_pool(
             return Pooled(*pooled)
         need_argmax = return_argmax or needs_gradient
         logits, argmax = ops.project_pool(
-            hidden, cu_seqlens, weight, bias, need_argmax, chosen, max_length, accumulate_into
+            hidden, cu_seqlens, weight, bias, need_argmax, chosen, max_length
         )
     return Pooled(logits, argmax if return_argmax else None)
 
@@ -112,7 +108,6 @@ def gather_kept(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    accumulate_into: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Logits of kept entries, with a gradient that touches those entries alone.
@@ -129,7 +124,6 @@ def gather_kept(
         cu_seqlens: As given to `project_pool`.
         weight: As given to `project_pool`.
         bias: As given to `project_pool`.
-        accumulate_into: As in `project_pool`; only rows with a kept entry are touched.
         backend: `"auto"`, or the implementation to use.
 
     Returns:
@@ -139,23 +133,21 @@ def gather_kept(
         ShapeError: Sizes, dtypes or devices disagree, or there is no argmax.
         ConfigError: The forced backend cannot run here.
     """
-    check_pool(hidden, cu_seqlens, weight, bias, accumulate_into)
+    check_pool(hidden, cu_seqlens, weight, bias)
     device = hidden.device.type
     needs_gradient = is_recorded(hidden, weight, bias)
     hidden, weight, chosen = prepared(hidden, weight, backend)
     with torch.autocast(device, enabled=False):
         if chosen == "reference":
-            weight = diverted(weight, accumulate_into)
             return reference.gather_kept(pooled, indptr, columns, hidden, cu_seqlens, weight, bias)
         argmax = reference.kept_argmax(pooled, indptr, columns, cu_seqlens, weight)
-        from vdr_db.kernels import ops_kept
+        from vdr_db.kernels.dispatch import ops
 
         logits = pooled.logits.detach()
         if not needs_gradient and not torch.compiler.is_compiling():
-            return ops_kept.take(logits, argmax, indptr, columns)[0]
-        kept: Tensor = ops_kept.gather_kept(
-            *(logits, argmax, indptr, columns, hidden, cu_seqlens, weight, bias),
-            *(chosen, accumulate_into),
+            return ops.take(logits, argmax, indptr, columns)[0]
+        kept: Tensor = ops.gather_kept(
+            logits, argmax, indptr, columns, hidden, cu_seqlens, weight, bias, chosen
         )[0]
         return kept
 
@@ -197,10 +189,10 @@ def select_topk(
     if chosen == "reference":
         return reference.select_topk(logits, k, activation=activation, lexical=lexical)
     if torch.compiler.is_compiling():
-        from vdr_db.kernels import ops_kept
+        from vdr_db.kernels.dispatch import ops
 
         given = (None, None) if lexical is None else lexical
-        return Selection(*ops_kept.select_topk(logits.detach(), k, activation, *given, chosen))
+        return Selection(*ops.select_topk(logits.detach(), k, activation, *given, chosen))
     if chosen == "cpu":
         from vdr_db.kernels.cpu import pooling as cpu
 
@@ -228,28 +220,6 @@ def prepared(
     if chosen == "triton":
         hidden, weight = hidden.to(common), weight.to(common)
     return hidden, weight, chosen
-
-
-class _Divert(torch.autograd.Function):
-    """The identity, whose gradient is added to a tensor and goes no further."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, accumulate_into: Tensor) -> Tensor:
-        ctx.accumulate_into = accumulate_into
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        ctx.accumulate_into += gradients[0]
-        return None, None
-
-
-def diverted(weight: Tensor, accumulate_into: Tensor | None) -> Tensor:
-    """`weight`, with its gradient sent to `accumulate_into` if there is one."""
-    if accumulate_into is None:
-        return weight
-    rows: Tensor = _Divert.apply(weight, accumulate_into)
-    return rows
 
 
 def choose_backend(
@@ -294,11 +264,25 @@ def triton_obstacle(device: str, dtype: torch.dtype) -> str:
     """Why the Triton kernels cannot run; empty if they can."""
     if dtype == torch.float64:
         return "they have no float64"
-    if find_spec("triton") is None:
+    version = triton_version()
+    if version is None:
         return "the package `triton` is not installed"
+    if version < OLDEST_TRITON:
+        oldest, found = ".".join(map(str, OLDEST_TRITON)), ".".join(map(str, version))
+        return f"they need the package `triton` {oldest} or later, got {found}"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors are on {device}, not on CUDA, and Triton's interpreter is off"
     return ""
+
+
+@cache
+def triton_version() -> tuple[int, ...] | None:
+    """Major and minor version of Triton, whatever its package is called; None without it."""
+    if find_spec("triton") is None:
+        return None
+    from triton import __version__
+
+    return tuple(int(part) for part in __version__.split(".")[:2])
 
 
 @cache

@@ -24,14 +24,12 @@ from vdr_db import SparseRows  # noqa: E402
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch  # noqa: E402
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore  # noqa: E402
 from vdr_db.connectors.elasticsearch.transport import (  # noqa: E402
-    Backoff,
-    Overloaded,
-    RetryPolicy,
-    Wire,
+    Transport,
     connect,
     error_reason,
 )
-from vdr_db.errors import ConfigError, StoreError, StoreUnavailable  # noqa: E402
+from vdr_db.connectors.retry import Allowance, Retrier, RetryPolicy  # noqa: E402
+from vdr_db.errors import ConfigError, Failure, StoreError, StoreUnavailable  # noqa: E402
 
 ROW = SparseRows.from_dicts([{1: 1.0}], 10)
 
@@ -69,34 +67,49 @@ class StubClient:
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """Time that passes only by waiting; also the event that would end a wait."""
 
     def __init__(self):
         self.now = 0.0
         self.pauses = []
 
-    def sleep(self, seconds):
+    def is_set(self):
+        return False
+
+    def wait(self, seconds):
         self.pauses.append(seconds)
         self.now += seconds
+        return False
 
     def read(self):
         return self.now
 
 
-def wire(*answers, draw=1.0, **policy):
+class Draw:
+    def __init__(self, share):
+        self.share = share
+
+    def uniform(self, least, most):
+        return least + self.share * (most - least)
+
+
+def retrier(clock, draw=None, **policy):
+    made = Retrier(RetryPolicy(**policy), stop=clock, clock=clock.read)
+    if draw is not None:
+        made.chance = Draw(draw)
+    return made
+
+
+def transport(*answers, draw=1.0, **policy):
     clock, client = Clock(), StubClient(*answers)
-    made = Wire(
-        client,
-        policy=RetryPolicy(**policy),
-        sleep=clock.sleep,
-        clock=clock.read,
-        draw=lambda: draw,
-    )
-    return made, client, clock
+    return Transport(client, retrier(clock, draw, **policy)), client, clock
+
+
+PASSING = Failure("transient", "x")
 
 
 def test_the_clients_own_retries_are_switched_off():
-    _, client, _ = wire({})
+    _, client, _ = transport({})
     assert client.chosen == {"max_retries": 0, "retry_on_timeout": False}
 
 
@@ -109,15 +122,15 @@ def test_the_clients_own_retries_are_switched_off():
     ],
 )
 def test_passing_failures_are_tried_again(failure):
-    made, client, clock = wire(failure, failure, {"ok": True})
+    made, client, clock = transport(failure, failure, {"ok": True})
     assert made.call("GET", "/x").body == {"ok": True}
     assert len(client.calls) == 3
     assert clock.pauses == [0.5, 1.0]
-    assert made.retries == 2
+    assert made.retrier.retries == 2
 
 
 def test_waits_are_drawn_below_a_doubling_bound_up_to_the_cap():
-    made, _, clock = wire(NoConnection("no"), draw=0.5, tries=9, deadline_s=1e9)
+    made, _, clock = transport(NoConnection("no"), draw=0.5, tries=9, deadline_s=1e9)
     with pytest.raises(StoreUnavailable):
         made.call("GET", "/x")
     assert clock.pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
@@ -127,7 +140,7 @@ def test_waits_are_really_drawn():
     pauses = []
     for _ in range(200):
         clock = Clock()
-        Backoff(RetryPolicy(), sleep=clock.sleep, clock=clock.read).wait(Overloaded("x"))
+        Allowance(retrier(clock)).wait(PASSING, StoreUnavailable("x"))
         pauses += clock.pauses
     assert 0 <= min(pauses) < 0.1
     assert 0.4 < max(pauses) <= 0.5
@@ -135,27 +148,35 @@ def test_waits_are_really_drawn():
 
 def test_retry_after_is_honoured():
     busy = refused(429, {"retry-after": "7"})
-    made, _, clock = wire(busy, refused(503, {"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}), {})
+    made, _, clock = transport(
+        busy, refused(503, {"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}), {}
+    )
     made.call("GET", "/x")
-    assert clock.pauses == [7.0, 1.0]
+    assert clock.pauses == [7.5, 1.0]
 
 
-def test_tries_are_counted_without_progress_only_and_the_deadline_always():
+def test_tries_and_time_are_counted_from_the_last_progress():
     clock = Clock()
-    policy = RetryPolicy(tries=2, deadline_s=10.0, base_s=1.0)
-    backoff = Backoff(policy, sleep=clock.sleep, clock=clock.read, draw=lambda: 1.0)
+    allowance = Allowance(retrier(clock, 1.0, tries=3, deadline_s=3.0, base_s=1.0))
     for _ in range(10):
-        backoff.wait(Overloaded("x"))
-        backoff.progress()
-    with pytest.raises(StoreUnavailable, match="for 10 s"):
-        backoff.wait(Overloaded("x"))
-    with pytest.raises(StoreUnavailable, match=r"for 1 attempts \(down\)"):
-        Backoff(RetryPolicy(tries=1)).wait(Overloaded("down"))
+        allowance.wait(PASSING, StoreUnavailable("x"))
+        allowance.progress()
+    assert clock.now == 10.0
+    allowance.wait(PASSING, StoreUnavailable("x"))
+    clock.now += 1.5
+    with pytest.raises(StoreUnavailable, match="failed 2 times in 2 s"):
+        allowance.wait(PASSING, StoreUnavailable("x"))
+    with pytest.raises(StoreUnavailable, match="failed 1 times in 0 s, last with: down;"):
+        Retrier(RetryPolicy(tries=1)).call(lambda: raising(StoreUnavailable("down")))
+
+
+def raising(error):
+    raise error
 
 
 def test_a_server_that_asks_for_more_time_than_there_is_gets_none():
-    made, client, clock = wire(refused(503, {"retry-after": "3600"}), deadline_s=60.0)
-    with pytest.raises(StoreUnavailable, match="for 60 s"):
+    made, client, clock = transport(refused(503, {"retry-after": "3600"}), deadline_s=60.0)
+    with pytest.raises(StoreUnavailable, match="failed 1 times in 0 s"):
         made.call("GET", "/x")
     assert len(client.calls) == 1
     assert clock.pauses == []
@@ -163,14 +184,14 @@ def test_a_server_that_asks_for_more_time_than_there_is_gets_none():
 
 def test_lasting_refusals_are_not_repeated():
     for status, text in ((400, "refused the request"), (401, "credentials"), (403, "do not allow")):
-        made, client, _ = wire(refused(status))
+        made, client, _ = transport(refused(status))
         with pytest.raises(StoreError, match=text) as caught:
             made.call("GET", "/x")
         assert not isinstance(caught.value, StoreUnavailable)
         assert len(client.calls) == 1
-    made, _, _ = wire(refused(404))
+    made, _, _ = transport(refused(404))
     assert made.call("GET", "/x", allow=(404,)).status == 404
-    made, client, _ = wire(TlsError("certificate verify failed"))
+    made, client, _ = transport(TlsError("certificate verify failed"))
     with pytest.raises(StoreError, match="ca_certs"):
         made.call("GET", "/x")
     assert len(client.calls) == 1
@@ -178,7 +199,7 @@ def test_lasting_refusals_are_not_repeated():
 
 def test_too_many_clauses_point_to_query_top_k():
     body = {"error": {"type": "too_many_nested_clauses", "reason": "maxClauseCount is set to 1024"}}
-    made, _, _ = wire(refused(400, body=body))
+    made, _, _ = transport(refused(400, body=body))
     with pytest.raises(StoreError, match="query_top_k"):
         made.call("POST", "/x/_search", {})
 
@@ -220,7 +241,7 @@ MAJORS = {
 
 @pytest.mark.parametrize("allow", [(), (400, 413)])
 def test_a_client_newer_than_the_server_names_the_one_to_install(allow):
-    made, client, _ = wire(refused(400, body=MAJORS))
+    made, client, _ = transport(refused(400, body=MAJORS))
     with pytest.raises(ConfigError, match=r"pip install 'elasticsearch==8\.\*'"):
         made.call("GET", "/x", allow=allow)
     assert len(client.calls) == 1
@@ -228,26 +249,28 @@ def test_a_client_newer_than_the_server_names_the_one_to_install(allow):
 
 def test_a_server_older_than_the_exception_is_recognised():
     header = "Content-Type header [application/vnd.elasticsearch+json; compatible-with=8]"
-    made, _, _ = wire(refused(406, body={"error": f"{header} is not supported", "status": 406}))
+    made, _, _ = transport(
+        refused(406, body={"error": f"{header} is not supported", "status": 406})
+    )
     with pytest.raises(ConfigError, match="elasticsearch==<major version of the server>"):
         made.call("GET", "/x", {})
 
 
 def test_another_product_is_named():
-    made, _, _ = wire(elasticsearch.UnsupportedProductError("no", meta(200), {}))
+    made, _, _ = transport(elasticsearch.UnsupportedProductError("no", meta(200), {}))
     with pytest.raises(ConfigError, match=r"opensearchpy\.OpenSearch"):
         made.call("GET", "/x")
 
 
 def test_versions_are_read():
-    made, client, _ = wire({"version": {"number": "9.5.2-SNAPSHOT"}})
+    made, client, _ = transport({"version": {"number": "9.5.2-SNAPSHOT"}})
     assert made.version() == made.version() == (9, 5)
     assert len(client.calls) == 1
 
 
 def test_other_objects_are_no_clients():
     with pytest.raises(ConfigError, match="asynchronous clients are not supported"):
-        Wire(object())
+        Transport(object())
 
 
 @pytest.mark.parametrize(
@@ -338,7 +361,7 @@ def test_secrets_appear_nowhere(proxy, open_store, caplog, credentials):
     sent = [request.headers.get("authorization", "") for request in proxy.requests]
     header = sent[0].split()[1]
     assert all(sent)
-    told = [repr(store), str(store), repr(store.wire), repr(VDRElasticsearch.__init__)]
+    told = [repr(store), str(store), repr(store.transport), repr(VDRElasticsearch.__init__)]
     faults = [
         [Answer(401)],
         [Answer(403)],

@@ -1,9 +1,10 @@
-"""What a failed write means, and how long to wait before the next try.
+"""What a failed call of a store means, for whatever client it went through.
 
-Every error of a store is one of six kinds; clients are told apart by the names and numbers they
-carry, so no client is imported here.
+Every error of a store is one of six kinds. Stores attach theirs to what they raise
+(`StoreError.failure`); errors of other stores are told apart by the names and numbers they carry,
+so no client is imported here.
 
-| kind        | examples                                            | what the ingest does         |
+| kind        | examples                                            | what is done                 |
 |-------------|-----------------------------------------------------|------------------------------|
 | `transient` | reset, 429, 500-503, gRPC UNAVAILABLE, ABORTED      | waits, sends the same again  |
 | `timeout`   | no answer, 408, 504, gRPC DEADLINE_EXCEEDED         | the same, in smaller batches |
@@ -11,31 +12,36 @@ carry, so no client is imported here.
 | `data`      | 400, 422, `RejectedRows`, gRPC INVALID_ARGUMENT     | isolates the row by halving  |
 | `setup`     | 401, 403, 404, `StoreMismatch`, `ConfigError`       | stops at once                |
 | `fatal`     | panic of an embedded engine, any unknown exception  | stops at once                |
+
+A server that limits rates may take in parts what it refuses as a whole; then `wants_split` is set
+beside `transient`.
 """
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from vdr_db.errors import (
     ConfigError,
+    Failure,
+    FailureKind,
     InputError,
     MissingExtraError,
     RejectedRows,
     ShapeError,
+    StoreError,
     StoreMismatch,
     StoreUnavailable,
 )
 
-__all__ = ["Failure", "FailureKind", "RetryPolicy", "classify", "redact"]
+__all__ = ["BUSY", "classify", "failure_of_status", "one_line", "redact", "told", "wait_asked_for"]
 
-FailureKind = Literal["transient", "timeout", "too_big", "data", "setup", "fatal"]
+BUSY = frozenset({408, 425, 429, 500, 501, 502, 503, 504})
+"""HTTP statuses that pass: the same request may succeed a little later."""
 
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 501, 502, 503, 504})
 _DATA_STATUS = frozenset({400, 409, 422})
 _GRPC_KINDS: Mapping[str, FailureKind] = {
     "UNAVAILABLE": "transient",
@@ -60,8 +66,13 @@ _TRANSPORT_NAMES = frozenset(
     }
 )
 _SIZE_WORDS = re.compile(
-    r"larger than|too large|payload .*limit|exceeds? .*(size|limit)|message length|entity too",
+    r"larger than|too large|payload .*limit|exceeds? .*(size|limit)|message (length|size)"
+    r"|entity too",
     re.IGNORECASE,
+)
+# Qdrant's strict mode, over REST and over gRPC, and a search server short of memory.
+_SPLIT_WORDS = re.compile(
+    r"split your request|requires [\d.]+ tokens|circuit_breaking_exception", re.IGNORECASE
 )
 _LONGEST_REASON = 300
 _SECRETS = (
@@ -76,102 +87,105 @@ _SECRETS = (
 )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What one failed call means.
-
-    Attributes:
-        kind: What to do about it; see the module's table.
-        reason: One line for people, without secrets.
-        retry_after_s: Seconds the server asked to wait, if it did.
-        rejected: Caller's id → reason, when the store named the rows it refused.
-    """
-
-    kind: FailureKind
-    reason: str
-    retry_after_s: float | None = None
-    rejected: Mapping[int | str, str] | None = None
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """Full-jitter exponential backoff with a bound on tries and on time.
-
-    Attributes:
-        tries: Most calls for one batch, the first included.
-        base_s: Upper bound of the first wait, in seconds; each further bound is twice as large.
-        cap_s: Largest such bound, in seconds.
-        deadline_s: Longest time for one batch over all tries, in seconds.
-    """
-
-    tries: int = 8
-    base_s: float = 0.5
-    cap_s: float = 30.0
-    deadline_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        """Refuses what would never try or never stop."""
-        if self.tries < 1 or not (0 < self.base_s <= self.cap_s) or not self.deadline_s > 0:
-            raise ConfigError(
-                "a retry policy needs tries ≥ 1, 0 < base_s ≤ cap_s and deadline_s > 0, "
-                f"got {self}; see `RetryPolicy`."
-            )
-
-    def delay_s(self, failures: int, retry_after_s: float | None, chance: random.Random) -> float:
-        """Seconds to wait after the n-th failure of a batch (n from 1).
-
-        A wait the server asked for is never cut short; a little jitter on top keeps writers that
-        were refused together from coming back together.
-        """
-        bound = min(self.cap_s, self.base_s * 2.0 ** min(failures - 1, 60))
-        jitter = chance.uniform(0.0, bound)
-        if retry_after_s is None:
-            return jitter
-        return retry_after_s + min(jitter, 0.1 * retry_after_s + 0.05)
-
-
-def redact(text: str) -> str:
-    """The text without credentials: user parts of addresses, keys, tokens and passwords."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def classify(error: BaseException) -> Failure:
-    """What an exception raised by a store means for the batch that was being written."""
+    """What an exception raised by a store means for the call that was made."""
     reason = _reason(error)
     if isinstance(error, RejectedRows):
         rejected = {id: redact(why) for id, why in zip(error.ids, error.reasons, strict=True)}
         return Failure("data", reason, rejected=rejected)
+    if isinstance(error, StoreError) and error.failure is not None:
+        return replace(error.failure, reason=reason)
     if isinstance(error, (StoreMismatch, ConfigError, MissingExtraError)):
         return Failure("setup", reason)
     if isinstance(error, (InputError, ShapeError)):
         return Failure("data", reason)
-    retry_after_s = _retry_after_s(error)
     for link in _chain(error):
         if not isinstance(link, Exception):
             return Failure("fatal", reason)  # PanicException of an engine derives BaseException
         kind = _kind_of(link)
         if kind is not None:
-            return Failure(kind, reason, retry_after_s)
+            return _failure(kind, reason, _retry_after_s(error), str(link))
     if isinstance(error, StoreUnavailable):
-        return Failure("transient", reason, retry_after_s)
+        return Failure("transient", reason, _retry_after_s(error))
     return Failure("fatal", reason)
+
+
+def failure_of_status(
+    status: int, reason: str, retry_after_s: float | None = None
+) -> Failure | None:
+    """What an HTTP status with this reason means; `None` for one that tells nothing."""
+    kind = _kind_of_status(status, reason)
+    return None if kind is None else _failure(kind, reason, retry_after_s, reason)
+
+
+def wait_asked_for(headers: Any) -> float | None:
+    """Seconds of a Retry-After header; `None` without one, and for the form of a date."""
+    if not hasattr(headers, "get"):
+        return None
+    value = headers.get("retry-after", headers.get("Retry-After"))
+    try:
+        return None if value is None else max(0.0, float(value))
+    except (TypeError, ValueError):
+        return None  # a date: our own waits are as good
+
+
+def redact(text: str, secrets: Sequence[str] = ()) -> str:
+    """The text without credentials: user parts of addresses, keys, tokens and passwords.
+
+    Args:
+        text: What may be shown to anyone afterwards.
+        secrets: Texts that are known to be secret, wherever they stand.
+    """
+    for secret in secrets:
+        text = text.replace(secret, "***") if secret else text
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def one_line(value: object, most: int = _LONGEST_REASON) -> str:
+    """Text in one line of at most that many characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def told(error: BaseException, secrets: Sequence[str] = ()) -> str:
+    """What an error says, in one short line without secrets."""
+    details: Any = getattr(error, "details", None)  # gRPC's own text; str() of it is many lines
+    if callable(details):
+        try:
+            details = details()
+        except Exception:
+            details = None
+    text = details if isinstance(details, str) and details else str(error)
+    return one_line(redact(" ".join(text.split()), secrets) or type(error).__name__)
+
+
+def _failure(kind: FailureKind, reason: str, retry_after_s: float | None, text: str) -> Failure:
+    wants_split = kind == "too_big" or (
+        kind in ("transient", "timeout") and _SPLIT_WORDS.search(text) is not None
+    )
+    return Failure(kind, reason, retry_after_s, wants_split)
+
+
+def _kind_of_status(status: int, text: str) -> FailureKind | None:
+    if status == 413 or (status in _DATA_STATUS and _SIZE_WORDS.search(text)):
+        return "too_big"
+    if status in BUSY:
+        return "timeout" if status in (408, 504) else "transient"
+    if status in _DATA_STATUS:
+        return "data"
+    return "setup" if 400 <= status < 500 else None
 
 
 def _kind_of(error: BaseException) -> FailureKind | None:
     status = _status(error)
     if isinstance(status, int):
-        if status == 413 or (status in _DATA_STATUS and _SIZE_WORDS.search(str(error))):
-            return "too_big"
-        if status in _TRANSIENT_STATUS:
-            return "timeout" if status in (408, 504) else "transient"
-        if status in _DATA_STATUS:
-            return "data"
-        return "setup" if 400 <= status < 500 else None
+        return _kind_of_status(status, str(error))
     if isinstance(status, str):
         if status == "RESOURCE_EXHAUSTED" and _SIZE_WORDS.search(str(error)):
-            return "too_big"
+            # A limit of rates is one that a smaller request meets too.
+            return "transient" if _SPLIT_WORDS.search(str(error)) else "too_big"
         return _GRPC_KINDS.get(status, "setup")
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ResourceExhaustedResponse" in names:  # qdrant-client's name for 429
@@ -210,17 +224,10 @@ def _retry_after_s(error: BaseException) -> float | None:
         direct = getattr(link, "retry_after_s", getattr(link, "retry_after", None))
         if isinstance(direct, (int, float)) and direct >= 0:
             return float(direct)
-        holders = (link, getattr(link, "response", None), getattr(link, "meta", None))
-        for holder in holders:
-            headers: Any = getattr(holder, "headers", None)
-            if not hasattr(headers, "get"):
-                continue
-            value = headers.get("retry-after", headers.get("Retry-After"))
-            if value is not None:
-                try:
-                    return max(0.0, float(value))
-                except (TypeError, ValueError):
-                    continue  # the date form: our own backoff is as good
+        for holder in (link, getattr(link, "response", None), getattr(link, "meta", None)):
+            waiting = wait_asked_for(getattr(holder, "headers", None))
+            if waiting is not None:
+                return waiting
     return None
 
 
@@ -233,15 +240,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _reason(error: Any) -> str:
-    details = getattr(error, "details", None)  # gRPC's own text; str() of it spans many lines
-    if callable(details):
-        try:
-            details = details()
-        except Exception:
-            details = None
-    text = details if isinstance(details, str) and details else str(error)
+def _reason(error: BaseException) -> str:
     code = _status(error)
-    shown = f"{type(error).__name__}{f' {code}' if code is not None else ''}: {text}"
-    shown = redact(" ".join(shown.split()))
-    return shown if len(shown) <= _LONGEST_REASON else shown[: _LONGEST_REASON - 1] + "…"
+    name = "" if isinstance(error, StoreError) else f"{type(error).__name__}"
+    return one_line(": ".join(filter(None, (f"{name} {code or ''}".strip(), told(error)))))

@@ -1,4 +1,4 @@
-"""Word cloud, weights and reasons as a PNG; matplotlib and wordcloud draw (extra `images`)."""
+"""Word cloud, weights and reasons as a PNG file; matplotlib and wordcloud draw it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.markup import clean
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.portrait import Match, Portrait
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +31,9 @@ TITLE_LETTERS = 90
 
 
 def save_png(
-    path: str | os.PathLike[str], shown: Match | Sequence[Portrait], *, title: str = ""
+    path: str | os.PathLike[str], shown: Match | Sequence[Explanation], *, title: str = ""
 ) -> None:
-    """Draws a match, or portraits one below the other.
+    """Draws a match, or explanations one below the other.
 
     Args:
         path: File to write.
@@ -50,33 +50,33 @@ def save_png(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    portraits = [shown.query, shown.document] if isinstance(shown, Match) else list(shown)
-    if not portraits:
-        raise ConfigError("a picture needs at least one portrait, got none; pass [portrait].")
-    rows = len(portraits) + isinstance(shown, Match)
+    explanations = [shown.query, shown.document] if isinstance(shown, Match) else list(shown)
+    if not explanations:
+        raise ConfigError("a drawing needs at least one explanation; pass [explanation].")
+    rows = len(explanations) + isinstance(shown, Match)
     # A figure of its own, not pyplot's: no state is shared, and no window can open.
     layout = ConstrainedLayoutEngine(h_pad=0.15, w_pad=0.15, hspace=0.05, wspace=0.05)
-    heights = [ROW_IN] * (rows - len(portraits))
+    heights = [ROW_IN] * (rows - len(explanations))
     # The words of patches need room.
-    heights += [MAP_IN if portrait.picture is not None else ROW_IN for portrait in portraits]
+    heights += [MAP_IN if explanation.image is not None else ROW_IN for explanation in explanations]
     figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=DPI, layout=layout)
     parts = figure.subfigures(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
     if title:
         figure.suptitle(_short(title), color=INK, fontsize=15, parse_math=False)
     first = 0
     if isinstance(shown, Match):
-        seen = [portrait for portrait in portraits if portrait.is_image]
+        seen = [explanation for explanation in explanations if explanation.is_image]
         axes = parts[0].subplots(1, 2 + len(seen))
         _draw_reasons(axes[0], shown)
         _draw_sides(axes[1], shown)
-        for place, portrait in zip(axes[2:], seen, strict=True):
-            _draw_counted(place, portrait, shown)
+        for place, explanation in zip(axes[2:], seen, strict=True):
+            _draw_counted(place, explanation, shown)
         first = 1
-    for part, portrait in zip(parts[first:], portraits, strict=True):
-        tone = "query" if portrait.heading == "query" else "document"
+    for part, explanation in zip(parts[first:], explanations, strict=True):
+        tone = "query" if explanation.heading == "query" else "document"
         axes = part.subplots(1, 2)
-        _draw_cloud(axes[0], portrait, tone)
-        _draw_patches_or_bars(axes[1], portrait, tone)
+        _draw_cloud(axes[0], explanation, tone)
+        _draw_patches_or_bars(axes[1], explanation, tone)
     with warnings.catch_warnings():
         # Letters a font lacks are drawn as boxes; a warning for each of them helps nobody.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -143,15 +143,15 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["bottom"].set_color("#c9d1da")
 
 
-def _draw_cloud(axes: Axes, portrait: Portrait, tone: str) -> None:
+def _draw_cloud(axes: Axes, explanation: Explanation, tone: str) -> None:
     from matplotlib.font_manager import FontProperties, findfont
     from wordcloud import WordCloud
 
     axes.axis("off")
-    name = portrait.heading
-    heading = f"{name}: {clean(portrait.text)}" if portrait.text else name
+    name = explanation.heading
+    heading = f"{name}: {clean(explanation.text)}" if explanation.text else name
     axes.set_title(_short(heading, 54), color=INK, loc="left", fontsize=12, parse_math=False)
-    words = {clean(word): weight for word, weight in portrait.words[:CLOUD_WORDS] if weight > 0}
+    words = {clean(word): weight for word, weight in explanation.words[:CLOUD_WORDS] if weight > 0}
     if not words:
         axes.text(0.0, 0.9, "no weight at all", color=SOFT, transform=axes.transAxes)
         return
@@ -172,19 +172,19 @@ def _draw_cloud(axes: Axes, portrait: Portrait, tone: str) -> None:
     axes.imshow(cloud.to_array(), interpolation="bilinear")
 
 
-def _draw_patches_or_bars(axes: Axes, portrait: Portrait, tone: str) -> None:
-    evidence = portrait.evidence
-    if evidence is None or evidence.grid is None or portrait.picture is None:
-        title = f"{portrait.nonzeros:,} weights, the heaviest words"
-        _draw_bars(axes, list(portrait.words[:BARS]), COLOURS[tone], title)
+def _draw_patches_or_bars(axes: Axes, explanation: Explanation, tone: str) -> None:
+    attribution = explanation.attribution
+    if attribution is None or attribution.grid is None or explanation.image is None:
+        title = f"{explanation.nonzeros:,} weights, the heaviest words"
+        _draw_bars(axes, list(explanation.words[:BARS]), COLOURS[tone], title)
         return
-    _, columns = _draw_picture(axes, portrait)
+    _, columns = _draw_image(axes, explanation)
     axes.set_title("the strongest word of each patch", color=INK, loc="left", fontsize=12)
-    # About what a patch of a square picture has, in points.
+    # About what a patch of a square image has, in points.
     wide = 72 * (MAP_IN - 1.0) / columns
-    for position, (id, _) in evidence.strongest().items():
+    for position, (id, _) in attribution.strongest().items():
         row, column = divmod(position, columns)
-        word = _short(portrait.vocabulary.token(id), max(int(wide / 4.0), 3))
+        word = _short(explanation.vocabulary.token(id), max(int(wide / 4.0), 3))
         axes.text(
             column + 0.5,
             row + 0.5,
@@ -198,15 +198,15 @@ def _draw_patches_or_bars(axes: Axes, portrait: Portrait, tone: str) -> None:
         )
 
 
-def _draw_counted(axes: Axes, portrait: Portrait, match: Match) -> None:
+def _draw_counted(axes: Axes, explanation: Explanation, match: Match) -> None:
     """An image of a match, coloured where the score comes from."""
-    rows, columns = _draw_picture(axes, portrait)
-    name = "query" if portrait.heading == "query" else str(match.id)
+    rows, columns = _draw_image(axes, explanation)
+    name = "query" if explanation.heading == "query" else str(match.id)
     axes.set_title(_short(name, 30), color=INK, loc="left", fontsize=12, parse_math=False)
-    evidence = portrait.evidence
-    if evidence is None or evidence.grid is None or portrait.picture is None:
+    attribution = explanation.attribution
+    if attribution is None or attribution.grid is None or explanation.image is None:
         return
-    totals = evidence.totals_of(match.shares()).reshape(rows, columns)
+    totals = attribution.totals_of(match.shares()).reshape(rows, columns)
     red, green, blue = (int(COLOURS["share"][at : at + 2], 16) / 255 for at in (1, 3, 5))
     layer = np.empty((rows, columns, 4))
     layer[..., :3] = red, green, blue
@@ -214,16 +214,16 @@ def _draw_counted(axes: Axes, portrait: Portrait, match: Match) -> None:
     axes.imshow(layer, extent=(0, columns, rows, 0), aspect="auto", interpolation="nearest")
 
 
-def _draw_picture(axes: Axes, portrait: Portrait) -> tuple[int, int]:
-    """The image of a portrait; returns rows and columns of its patches."""
+def _draw_image(axes: Axes, explanation: Explanation) -> tuple[int, int]:
+    """The image of an explanation; returns rows and columns of its patches."""
     require("PIL", "images")
     from PIL import Image
 
-    evidence, picture = portrait.evidence, portrait.picture
-    grid = evidence.grid if evidence is not None else None
+    attribution, image = explanation.attribution, explanation.image
+    grid = attribution.grid if attribution is not None else None
     rows, columns = grid or (1, 1)
-    data = base64.b64decode(portrait.thumbnail.partition(",")[2])
-    with Image.open(io.BytesIO(picture.data if picture is not None else data)) as opened:
+    data = base64.b64decode(explanation.thumbnail.partition(",")[2])
+    with Image.open(io.BytesIO(image.data if image is not None else data)) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     axes.imshow(pixels, extent=(0, columns, rows, 0), aspect="auto")
     axes.set_box_aspect(pixels.shape[0] / pixels.shape[1])

@@ -1,0 +1,289 @@
+"""Every shipped kernel configuration, as the compiler must know it: what the gate compiles."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+from vdr_db.kernels.cuda import backward_kernels, entry_lists, forward_kernels, topk_kernels
+from vdr_db.kernels.cuda.configs import (
+    SELECT_TILES,
+    PoolTile,
+    backward_tiles,
+    pool_tile,
+)
+
+MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
+CARDS = {
+    80: 163 * 1024,
+    86: 99 * 1024,
+    89: 99 * 1024,
+    90: 227 * 1024,
+    100: 227 * 1024,
+    120: 99 * 1024,
+}
+"""Compute capability -> bytes of shared memory that one program may have."""
+
+POINTERS = {
+    "grad_ptr": "*fp32",
+    "bias_ptr": "*fp32",
+    "logits_ptr": "*fp32",
+    "weights_ptr": "*fp32",
+    "spill_ptr": "*fp32",
+    "argmax_ptr": "*i16",
+    "cu_seqlens_ptr": "*i32",
+    "indptr_ptr": "*i64",
+    "ends_ptr": "*i64",
+    "slot_ends_ptr": "*i64",
+    "spill_ends_ptr": "*i64",
+}
+"""Types of pointer arguments; those of inputs are given per kernel, all others are int32."""
+
+DIVISIBLE = ("stride_hidden_t", "stride_weight_v", "stride_output_t", "stride_output_v")
+"""Integers that are multiples of 16 wherever rows can be read in full width."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A kernel with everything the compiler must know.
+
+    Attributes:
+        kernel: Its name.
+        sm: Target.
+        label: Which configuration this is, for the table.
+        types: Types of arguments that differ from `POINTERS`.
+        constants: Values of constant arguments.
+        num_warps: Warps.
+        num_stages: Pipeline depth.
+        multiplies: Whether it must use the matrix unit.
+    """
+
+    kernel: str
+    sm: int
+    label: str
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 3
+    multiplies: bool = False
+
+
+def shipped_tiles(sm: int, bits: int) -> Iterator[PoolTile]:
+    """Every tile that some sizes get on a card, short texts first."""
+    found = set()
+    for mean_length in (32.0, 512.0):
+        for descriptors in (True, False):
+            tile = pool_tile(
+                sm,
+                bits,
+                768,
+                30522,
+                mean_length,
+                descriptors=descriptors and sm >= 90,
+                shared_memory=CARDS[max(sm, 80)],
+            )
+            if tile not in found:
+                found.add(tile)
+                yield tile
+
+
+def pool_specs(sm: int) -> Iterator[Spec]:
+    """Forward kernels with every tile that is chosen on the target."""
+    for tile in shipped_tiles(sm, 16):
+        # other dtypes and sizes change little: the heavier variant stands for both
+        for H in (384, 768, 1024) if tile.descriptors else (768,):
+            for need_argmax in (False, True) if H == 768 else (True,):
+                yield pool_spec(sm, tile, "bf16", H, "tf32x3", need_argmax)
+        yield pool_spec(sm, tile, "fp16", 768, "tf32x3", True)
+    for tile in shipped_tiles(sm, 32):
+        for precision in ("tf32x3", "tf32"):
+            for need_argmax in (False, True):
+                yield pool_spec(sm, tile, "fp32", 768, precision, need_argmax)
+    for tile in shipped_tiles(80, 32):  # exact products take the tiles of 80 everywhere
+        for need_argmax in (False, True):
+            yield pool_spec(sm, tile, "fp32", 768, "ieee", need_argmax)
+    for need_argmax in (False, True):
+        constants = {"HAS_BIAS": True, "NEED_ARGMAX": need_argmax, "BLOCK": 1024}
+        if not need_argmax:
+            constants["argmax_ptr"] = None
+        types = {"keys_ptr": "*i64" if need_argmax else "*i32"}
+        label = f"argmax={need_argmax:d}"
+        yield Spec("pool_finish_kernel", sm, label, types, constants, 4)
+
+
+def pool_spec(
+    sm: int, tile: PoolTile, dtype: str, H: int, precision: str, need_argmax: bool
+) -> Spec:
+    """A forward kernel with one tile."""
+    constants: dict[str, Any] = {
+        "stride_hidden_h": 1,
+        "stride_weight_h": 1,
+        "H": H,
+        "BLOCK_V": tile.block_v,
+        "BLOCK_T": tile.block_t,
+        "BLOCK_K": tile.block_k,
+        "GROUP": tile.group,
+        "DESCRIPTORS": tile.descriptors,
+        "NEED_ARGMAX": need_argmax,
+        "UPCAST": False,
+        "PRECISION": precision,
+    }
+    if tile.layout == "aligned":
+        constants["HAS_BIAS"] = True
+        if not need_argmax:
+            constants["argmax_ptr"] = None
+    types = {"hidden": f"*{dtype}", "weight": f"*{dtype}"}
+    if tile.descriptors:
+        types["hidden"] = f"tensordesc<{dtype}[{tile.block_t},{tile.block_k}]>"
+        types["weight"] = f"tensordesc<{dtype}[{tile.block_v},{tile.block_k}]>"
+    types["keys_ptr"] = "*i64" if need_argmax else "*i32"
+    return Spec(
+        f"pool_{tile.layout}_kernel",
+        sm,
+        f"{dtype} H={H} {tile.block_v}x{tile.block_t}x{tile.block_k} "
+        f"{'tma' if tile.descriptors else 'pointers'} argmax={need_argmax:d}"
+        + (f" {precision}" if dtype == "fp32" else ""),
+        types,
+        constants,
+        tile.num_warps,
+        tile.num_stages,
+        multiplies=precision != "ieee",
+    )
+
+
+def backward_specs(sm: int) -> Iterator[Spec]:
+    """Gradient kernels for both input widths, H = 768."""
+    for bits in (16, 32):
+        tiles = backward_tiles(sm, bits)
+        dtype = "bf16" if bits == 16 else "fp32"
+        rows = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "output_ptr": f"*{dtype}"}
+        ones = {"stride_hidden_h": 1, "stride_weight_h": 1, "stride_output_h": 1, "H": 768}
+        gather = partial(Spec, sm=sm, label=dtype, types=rows)
+        block = {"BLOCK_H": tiles.gather_h}
+        yield gather(
+            kernel="weight_gather_kernel",
+            constants={**ones, **block, "BLOCK_V": tiles.weight_v},
+            num_warps=tiles.gather_warps,
+        )
+        yield gather(
+            kernel="weight_kept_kernel",
+            constants={
+                **ones,
+                **{"BLOCK_H": 1024, "ROWS": 4},
+                **{"NEED_WEIGHT": True, "NEED_BIAS": True},
+            },
+            num_warps=tiles.gather_warps,
+        )
+        for has_columns in (False, True):
+            constants = {"ROWS": tiles.rows, "SPLIT": tiles.split, "HAS_COLUMNS": has_columns}
+            if not has_columns:
+                constants["columns_ptr"] = None
+            yield Spec(
+                "hidden_gather_kernel",
+                sm,
+                f"{dtype} kept={has_columns:d}",
+                rows,
+                {**ones, **block, **constants},
+                tiles.gather_warps,
+            )
+        yield gather(
+            kernel="hidden_merge_kernel",
+            constants={**ones, **block, "SPLIT": tiles.split},
+            num_warps=tiles.gather_warps,
+        )
+        onehot = {
+            **ones,
+            "BLOCK_M": tiles.onehot_m,
+            "BLOCK_H": tiles.onehot_h,
+            "BLOCK_K": tiles.onehot_k,
+            "UPCAST": False,
+            "PRECISION": "tf32x3",
+        }
+        for kernel in ("weight_onehot_kernel", "hidden_onehot_kernel"):
+            yield Spec(
+                kernel,
+                sm,
+                f"{dtype} {tiles.onehot_m}x{tiles.onehot_h}x{tiles.onehot_k}",
+                {**rows, "output_ptr": "*fp32"} if kernel.startswith("hidden") else rows,
+                onehot,
+                tiles.onehot_warps,
+                tiles.onehot_stages,
+                multiplies=True,
+            )
+    chunk = backward_tiles(sm, 16).chunk
+    constants: dict[str, Any]
+    for has_indptr in (False, True):
+        constants = {"HAS_INDPTR": has_indptr, "CHUNK": chunk}
+        if not has_indptr:
+            constants["indptr_ptr"] = None
+        label = f"kept={has_indptr:d}"
+        yield Spec("count_entries_kernel", sm, label, {}, constants, 4)
+        constants = {**constants, "KEY": tl.uint32}
+        yield Spec("place_entries_kernel", sm, label, {}, constants, tiles.place_warps)
+        constants = {**constants, "BLOCK": 256}
+        yield Spec("chunk_offsets_kernel", sm, label, {}, constants, 4)
+    for kernel in ("mark_columns_kernel", "count_columns_kernel", "place_columns_kernel"):
+        yield Spec(kernel, sm, "", {"before_ptr": "*i32"}, {"BLOCK": 256}, 4)
+    yield Spec("bias_kernel", sm, "", {"output_ptr": "*fp32"},
+               {"BLOCK_V": 256}, 4)  # fmt: skip
+
+
+def select_specs(sm: int) -> Iterator[Spec]:
+    """Selection kernels: each block size a row can take, each activation."""
+    tiles = SELECT_TILES
+    blocks = [tiles.row_block // 4**step for step in range(3)]
+    rows = [(block, True, False, tiles.row_warps_of(block)) for block in blocks]
+    rows.append((tiles.row_block, True, True, tiles.row_warps))
+    rows.append((tiles.loop_block, False, False, tiles.row_warps))
+    constants: dict[str, Any]
+    for block, one_block, keys, warps in rows:
+        constants = {"BLOCK": block, "ONE_BLOCK": one_block, "KEYS": keys, "SCAN": 1024}
+        types = {"source_ptr": "*i32" if keys else "*fp32"}
+        label = f"block={block} one={one_block:d} keys={keys:d}"
+        yield Spec("row_threshold_kernel", sm, label, types, constants, warps)
+    constants = {"BLOCK": tiles.part_block, "SCAN": 1024}
+    label = f"block={tiles.part_block}"
+    yield Spec("part_candidates_kernel", sm, label, {}, constants, tiles.part_warps)
+    yield Spec("mark_lexical_kernel", sm, "", {}, {"BLOCK": 256}, 4)
+    for activation in ("elu1p", "log1p_relu", "none", "double_log1p_relu"):
+        constants = {
+            "CHUNK": tiles.chunk,
+            "KEEP_ALL": False,
+            "HAS_LEXICAL": True,
+            "ACTIVATION": activation,
+        }
+        yield Spec("write_kept_kernel", sm, activation, {}, constants, tiles.chunk_warps)
+    yield Spec("count_kept_kernel", sm, activation, {}, constants, tiles.chunk_warps)
+
+
+def all_specs(sm: int) -> list[Spec]:
+    """Every shipped configuration on a target."""
+    return [*pool_specs(sm), *backward_specs(sm), *select_specs(sm)]
+
+
+def kernel_named(name: str) -> JITFunction[Any]:
+    """A kernel of the library."""
+    return next(getattr(module, name) for module in MODULES if hasattr(module, name))
+
+
+def sources(kernel: JITFunction[Any]) -> dict[str, str]:
+    """Name -> source of a kernel and of every device function that it calls."""
+    found = {kernel.__name__: kernel.src}
+    for node in ast.walk(ast.parse(kernel.src)):
+        called = kernel.fn.__globals__.get(node.id) if isinstance(node, ast.Name) else None
+        if isinstance(called, JITFunction) and called.__name__ not in found:
+            found.update(sources(called))
+    return found
+
+
+def digest(spec: Spec) -> str:
+    """Stands for all that a compiled configuration depends on, but for the compiler."""
+    text = repr((spec, sorted(sources(kernel_named(spec.kernel)).items())))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,261 @@
+"""What a collection needs of an encoder, and how queries and documents are represented."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+
+from vdr_db.checkpoints.assets import DEFAULT_MODEL
+from vdr_db.connectors.base import Documents
+from vdr_db.connectors.images import EncodedImages, EncodeImages
+from vdr_db.errors import ConfigError, require
+from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
+
+__all__ = [
+    "AnyEncoder",
+    "Encoder",
+    "Encoding",
+    "Mode",
+    "TextOptions",
+    "checked_mode",
+    "load_encoder",
+]
+
+Mode: TypeAlias = Literal["full", "alpha", "beta"]
+"""How query and documents are represented.
+
+| mode  | query            | documents        | model is needed            |
+|-------|------------------|------------------|----------------------------|
+| full  | encoded          | encoded          | for queries and documents  |
+| alpha | bag of tokens    | encoded          | for documents only         |
+| beta  | encoded          | bags of tokens   | for queries only           |
+"""
+
+
+class _Tokens(Protocol):
+    @property
+    def size(self) -> int: ...
+
+    def token(self, token_id: int, /) -> str: ...
+
+
+class Encoder(Protocol):
+    """What a collection needs of an encoder; `vdr_db.SparseEncoder` is one."""
+
+    @property
+    def vocabulary(self) -> _Tokens:
+        """Names of the token ids."""
+
+    def stamp(self) -> EncoderStamp:
+        """Identity of the encoder."""
+
+    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
+        """Vectors of documents."""
+
+    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
+        """Vectors of queries."""
+
+    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
+        """Token sets with weight 1."""
+
+
+class TextOptions(TypedDict, total=False):
+    """How a collection keeps documents; see `Collection`."""
+
+    documents: Documents | None
+    store_text: bool
+    text_key: str
+
+
+AnyEncoder: TypeAlias = Encoder | str | os.PathLike[str]
+"""An encoder, or the name or folder of a model."""
+
+
+class Encoding:
+    """An encoder as a collection uses it: loaded when first needed, one call at a time.
+
+    Args:
+        encoder: An encoder, or the name or folder of a model.
+        default: Where `encoder` is `None`, use the model of `$VDR_DB_MODEL`, else the shipped one,
+            for what needs a model.
+        check: Called when a model was loaded, before it is used.
+
+    Attributes:
+        turn: Whoever has it may use the encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: AnyEncoder | None,
+        *,
+        default: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name: str | None = None
+        self._encoder: Encoder | None = None
+        self._is_default = encoder is None and default
+        if self._is_default:
+            self._name = os.environ.get("VDR_DB_MODEL") or DEFAULT_MODEL
+        elif isinstance(encoder, (str, os.PathLike)):
+            self._name = os.fspath(encoder)
+        else:
+            self._encoder = encoder
+        self._check = check
+        self._stamp: EncoderStamp | None = None
+        self.turn = threading.RLock()
+
+    @property
+    def model(self) -> str:
+        """Name of the model, for messages."""
+        stamp = self.stamp()
+        return (self._name or "no encoder") if stamp is None else stamp.model
+
+    @property
+    def named(self) -> Encoder | None:
+        """The encoder that the caller gave or named, or that is loaded already; see `get`."""
+        return self._encoder if self._is_default else self.get()
+
+    @property
+    def width(self) -> int | None:
+        """Size of its vocabulary, `None` while it is not loaded."""
+        return None if self._encoder is None else self._encoder.vocabulary.size
+
+    def get(self) -> Encoder | None:
+        """The encoder.
+
+        Raises:
+            ConfigError: The model of that name cannot be found or is damaged.
+            MissingExtraError: A package that it needs is not installed.
+        """
+        with self.turn:
+            if self._encoder is None and self._name is not None:
+                self._encoder = load_encoder(self._name)
+                try:
+                    self._check()
+                except BaseException:
+                    self._encoder = self._stamp = None
+                    raise
+            return self._encoder
+
+    def need(self, what: str) -> Encoder:
+        """The encoder, for work with texts.
+
+        Raises:
+            ConfigError: There is none, or it reads images only.
+        """
+        encoder = self.get()
+        if encoder is None:
+            raise ConfigError(
+                f"`{what}` with texts needs an encoder; open the collection with encoder=..., or "
+                "use SparseRows."
+            )
+        if not hasattr(encoder, "encode_queries"):
+            raise ConfigError(
+                f"`{what}` with texts needs an encoder that reads texts, got "
+                f"{type(encoder).__name__}; open the collection with a vdr_db.CrossModalEncoder."
+            )
+        return encoder
+
+    def stamp(self) -> EncoderStamp | None:
+        """Identity of the encoder, kept because it may cost a pass over the weights."""
+        if self._stamp is None and self._encoder is not None:
+            self._stamp = self._encoder.stamp()
+        return self._stamp
+
+    def queries(self, queries: str | Sequence[str] | SparseRows, mode: Mode) -> SparseRows:
+        """Queries as rows; rows stay as they are.
+
+        Raises:
+            ConfigError: There is no encoder for texts.
+            TypeError: A query is neither.
+        """
+        if isinstance(queries, SparseRows):
+            return queries
+        encoder = self.need("search")
+        texts = [queries] if isinstance(queries, str) else queries
+        if not isinstance(texts, Sequence):
+            raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
+        with self.turn:
+            return (encoder.bag_of_tokens if mode == "alpha" else encoder.encode_queries)(texts)
+
+    def documents(self, texts: Sequence[str], documents: Documents = "encoded") -> SparseRows:
+        """Documents as rows."""
+        encoder = self.need("add_texts")
+        encode = encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents
+        with self.turn:
+            return encode(texts)
+
+    def images(self, what: str) -> EncodeImages:
+        """`encode_images` of the encoder, one call at a time.
+
+        Raises:
+            ConfigError: There is no encoder, or it reads no images; the message says `what` it is
+                for.
+        """
+        encoder = self.get()
+        encode: EncodeImages | None = getattr(encoder, "encode_images", None)
+        if encode is None:
+            has = "no encoder" if encoder is None else type(encoder).__name__
+            raise ConfigError(
+                f"`{what}` needs an encoder that reads images, got {has}; open the collection with "
+                "a vdr_db.CrossModalEncoder."
+            )
+
+        def in_turn(images: Any, **options: int) -> EncodedImages:
+            with self.turn:
+                return encode(images, **options)
+
+        return in_turn
+
+    def token(self, token_id: int) -> str:
+        """Text of a token, its id where there is no encoder."""
+        encoder = self.named
+        return str(token_id) if encoder is None else encoder.vocabulary.token(token_id)
+
+
+def load_encoder(encoder: AnyEncoder) -> Encoder:
+    """The model of a name or folder, of texts or of texts and images; an encoder as it is.
+
+    Raises:
+        ConfigError: It cannot be found or is damaged.
+        MissingExtraError: A package that it needs is not installed.
+    """
+    if not isinstance(encoder, (str, os.PathLike)):
+        return encoder
+    for package in ("torch", "tokenizers", "safetensors"):
+        require(package, "encode")
+    from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
+
+    if (Path(encoder) / CROSS_MODAL_FILE).is_file():
+        from vdr_db.encoders.cross_modal import CrossModalEncoder
+
+        return CrossModalEncoder.from_pretrained(encoder)
+    from vdr_db.encoders.text import SparseEncoder
+
+    return SparseEncoder.from_pretrained(encoder)
+
+
+def checked_mode(mode: Mode | None, documents: Documents) -> Mode:
+    """The mode of a search, `None` for what is usual with such documents.
+
+    Raises:
+        ConfigError: The mode does not fit the documents.
+    """
+    usual: Mode = "beta" if documents == "tokens" else "full"
+    mode = usual if mode is None else mode
+    if mode not in ("full", "alpha", "beta"):
+        raise ConfigError(f"`mode` must be 'full', 'alpha' or 'beta', got {mode!r}.")
+    if (mode == "beta") != (documents == "tokens"):
+        held = "bags of tokens" if documents == "tokens" else "encoded documents"
+        raise ConfigError(
+            f"mode {mode!r} cannot be searched in a collection of {held}; "
+            f"use mode {usual!r}, or build a collection with another `documents`."
+        )
+    return mode

@@ -1,0 +1,106 @@
+"""Batches of texts through a tower of torch: one by one, or overlapping on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from vdr_db.encoders.batching import PackedBatch
+from vdr_db.encoders.selection import to_sparse_rows
+from vdr_db.encoders.text_cuda import (
+    DeviceQueue,
+    Outcome,
+    QueryGraphs,
+    encode_batches,
+    score_batch,
+)
+from vdr_db.kernels import Activation, Backend
+from vdr_db.sparse import SparseRows
+from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.text import Tower
+
+__all__ = ["TextScoring"]
+
+
+@dataclass(frozen=True)
+class TextScoring:
+    """Which tower scores texts, and what is kept of the scores.
+
+    Attributes:
+        tower: Body and head.
+        vocabulary: Of the head.
+        k: Columns kept of each row, or None for all with a weight.
+        activation: Turns scores into weights.
+        norm: Whether rows have L2 norm 1 before selection.
+        backend: Of the kernels.
+        lexical: The own tokens of a batch, kept in any case; None where there are none.
+    """
+
+    tower: Tower
+    vocabulary: Vocabulary
+    k: int | None
+    activation: Activation
+    norm: bool
+    backend: Backend
+    lexical: Callable[[PackedBatch], SparseRows | None]
+
+    def rows_of(
+        self,
+        batches: Iterable[PackedBatch],
+        queue: DeviceQueue | None,
+        graphs: QueryGraphs | None,
+    ) -> Iterator[tuple[PackedBatch, SparseRows]]:
+        """Batches with their rows, in order.
+
+        Args:
+            batches: Each made when it is asked for.
+            queue: Of the GPU on which they overlap; None runs them one by one.
+            graphs: Replays small batches; None for none.
+
+        Raises:
+            ConfigError: A weight is not finite; the message names the text.
+        """
+        if queue is None:
+            for batch in batches:
+                yield batch, self._rows(batch)
+            return
+
+        def score(batch: PackedBatch) -> Outcome:
+            size = None if graphs is None else graphs.size_of(batch, queue.device)
+            if graphs is not None and size is not None:
+                return graphs.score(batch, size, queue)
+            return score_batch(
+                self.tower,
+                batch,
+                queue,
+                k=self.k,
+                activation=self.activation,
+                norm=self.norm,
+                lexical=self.lexical(batch),
+                vocabulary=self.vocabulary,
+                backend=self.backend,
+            )
+
+        yield from encode_batches(batches, score, queue, self.vocabulary)
+
+    def _rows(self, batch: PackedBatch) -> SparseRows:
+        device = self.tower.device
+        pooled = self.tower(
+            torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
+            torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
+            torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True),
+            batch.runs,
+            backend=self.backend,
+        )
+        return to_sparse_rows(
+            pooled.logits[: len(batch.texts)],
+            self.vocabulary,
+            k=self.k,
+            activation=self.activation,
+            norm=self.norm,
+            lexical=self.lexical(batch),
+            backend=self.backend,
+            name=lambda row: f"text {int(batch.texts[row])}",
+        )

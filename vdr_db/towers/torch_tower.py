@@ -1,0 +1,68 @@
+"""What towers of texts and of images share where torch computes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TorchTower"]
+
+
+class TorchTower(nn.Module, ABC):
+    """A body and its head as a module; see `vdr_db.towers.interface` for what it offers others."""
+
+    @property
+    @abstractmethod
+    def head_name(self) -> str:
+        """Name of the head in stamps and files."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """The vocabulary matrix, `[V, H]` in the dtype of the weights."""
+
+    def bias_rows(self) -> Tensor | None:
+        """What is added to the score of each column, `[V]`, or None."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and the hidden states."""
+        return next(self.parameters()).dtype
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without gradients, and without dropout even in the middle of a training run."""
+        was_training = self.training
+        if was_training:  # walking all modules takes longer than a small model takes for a query
+            self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if was_training:
+                self.train()
+
+    def rows(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows of the vocabulary matrix, `[D, H]` float32."""
+        return self._chosen(self.matrix(), columns)
+
+    def bias(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """What is added to the scores of some columns, `[D]` float32, or None."""
+        bias = self.bias_rows()
+        return None if bias is None else self._chosen(bias, columns)
+
+    def _chosen(self, values: Tensor, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        chosen = torch.tensor(columns, dtype=torch.int64, device=values.device)
+        found: npt.NDArray[np.float32] = values.detach()[chosen].float().cpu().numpy()
+        return found
