@@ -33,15 +33,14 @@ from measure import Row, rows_of, write_csv
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.evaluation.quality import TestCollection, evaluate_modes
 from vdr_db.training.config import load_config
-from vdr_db.training.models import load_student, make_sides
+from vdr_db.training.models import MODEL_FOLDER, load_student, make_sides
 from vdr_db.training.settings import EvaluationConfig, TrainConfig
-from vdr_db.training.task import TextTask
-from vdr_db.training.trainer import MODEL_FOLDER, Trainer
+from vdr_db.training.texts import TextTask
+from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import HeldOut
 
 SETTINGS = Path(__file__).resolve().parents[1] / "scripts" / "train_tiny.yaml"
 PLAIN = {
-    "teachers": "[]",
     "loss.imitation": "0.0",
     "loss.kl": "0.0",
     "loss.weight": "1.0",

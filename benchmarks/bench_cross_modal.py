@@ -89,9 +89,9 @@ def dense_pictures(
     encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
 ) -> npt.NDArray[np.float64]:
     """`[N, 128]` unit vectors of pictures."""
-    from vdr_db.training.images.views import Pictures
+    from vdr_db.training.images.views import PairImages
 
-    pictures = Pictures(pairs, encoder.image.preprocessing, seed=0)
+    pictures = PairImages(pairs, encoder.image.preprocessing, seed=0)
     tower = encoder.image.tower
     assert isinstance(tower.body, HybridBody)
     means = []

@@ -26,20 +26,21 @@ import argparse
 import tempfile
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from measure import Row, rows_of, write_csv
 
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.evaluation.metrics import mean, mean_nonzeros, ndcg
 from vdr_db.training.config import build_config
 from vdr_db.training.models import load_student
-from vdr_db.training.plots import plot_mass
 from vdr_db.training.settings import EvaluationConfig, TrainConfig
-from vdr_db.training.task import TextTask
+from vdr_db.training.texts import TextTask
 from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import HeldOut
 
@@ -69,7 +70,6 @@ def settings(
                 "max_length": LENGTH,
                 "query_max_length": QUERY_LENGTH,
                 "encode_max_length": LENGTH,
-                "encode_query_max_length": QUERY_LENGTH,
             },
             "data": {"train": [{"path": str(file)} for file in files], "bucket": 8},
             "loss": {
@@ -108,6 +108,26 @@ def look(
         "query non-zeros (weights/text)": mean_nonzeros(queries),
         "nDCG@10 ()": mean(ndcg(run, held_out.judgements, cutoff=10)),
     }, mass
+
+
+def plot_mass(masses: Mapping[str, npt.NDArray[np.float64]], path: Path) -> None:
+    """Draws which share of all weight the most used columns hold, one curve a model.
+
+    Args:
+        masses: Name -> `[V]`, weight of each column summed over documents.
+        path: Of the file; its ending says the kind.
+    """
+    figure = Figure(figsize=(7.0, 5.5), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for name, mass in masses.items():
+        share = np.sort(mass)[::-1].cumsum() / max(mass.sum(), 1e-12)
+        axis.plot(np.arange(1, share.size + 1), share, label=name)
+    axis.axvline(100, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xscale("log")
+    axis.set_xlabel("most used columns")
+    axis.set_ylabel("share of all weight")
+    axis.legend()
+    figure.savefig(path)
 
 
 def main() -> None:

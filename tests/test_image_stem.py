@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shape_pictures import COLOURS, SHAPES, write_shapes
+from stem_weights import BLOCKS, published_weights
 
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.image import ImageEncoder
@@ -21,55 +22,7 @@ from vdr_db.training.images.models import (
     save_pair,
     standardise,
 )
-from vdr_db.training.images.vectors import PictureSide
-
-# Kernel, stride, expansion, input and output channels of each block, as EfficientNet-lite0 has it.
-BLOCKS = [
-    (3, 1, 1, 32, 16),
-    (3, 2, 6, 16, 24),
-    (3, 1, 6, 24, 24),
-    (5, 2, 6, 24, 40),
-    (5, 1, 6, 40, 40),
-    (3, 2, 6, 40, 80),
-    (3, 1, 6, 80, 80),
-    (3, 1, 6, 80, 80),
-    (5, 1, 6, 80, 112),
-    (5, 1, 6, 112, 112),
-    (5, 1, 6, 112, 112),
-    (5, 2, 6, 112, 192),
-    (5, 1, 6, 192, 192),
-    (5, 1, 6, 192, 192),
-    (5, 1, 6, 192, 192),
-    (3, 1, 6, 192, 320),
-]
-
-
-def published_weights():
-    """Random weights by the published names and shapes."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-
-    def add(convolution, norm, outputs, inputs, kernel):
-        spread = (inputs * kernel * kernel) ** -0.5
-        shape = (outputs, inputs, kernel, kernel)
-        weights[f"{convolution}.weight"] = torch.randn(shape, generator=generator) * 1.5 * spread
-        weights[f"{norm}.weight"] = 0.5 + torch.rand(outputs, generator=generator)
-        weights[f"{norm}.bias"] = torch.randn(outputs, generator=generator) * 0.3
-        weights[f"{norm}.running_mean"] = torch.randn(outputs, generator=generator) * 0.1
-        weights[f"{norm}.running_var"] = 0.5 + torch.rand(outputs, generator=generator)
-        weights[f"{norm}.num_batches_tracked"] = torch.tensor(7)
-
-    add("_conv_stem", "_bn0", 32, 3, 3)
-    for i, (kernel, _, expansion, inputs, outputs) in enumerate(BLOCKS):
-        wide = inputs * expansion
-        if expansion > 1:
-            add(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", wide, inputs, 1)
-        add(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", wide, 1, kernel)
-        add(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", outputs, wide, 1)
-    add("_conv_head", "_bn1", 1280, 320, 1)
-    weights["_fc.weight"] = torch.zeros(1000, 1280)
-    weights["_fc.bias"] = torch.zeros(1000)
-    return weights
+from vdr_db.training.images.vectors import ImageSide
 
 
 def forward_with_norms(weights, x):
@@ -147,7 +100,7 @@ def pair(tmp_path_factory, stem_file):
         }
     )
     pictures = [folder / f"train/{c}-{s}-0.png" for c in COLOURS for s in SHAPES]
-    return load_pair(config, torch.device("cpu")), pictures
+    return load_pair(config, config.image, torch.device("cpu")), pictures
 
 
 def test_kept_states_of_the_stem_give_the_same_vectors(pair):
@@ -244,7 +197,7 @@ def test_contrast_moves_patches_towards_their_mean(pair):
 def test_dropped_channels_are_dropped_in_all_patches(pair):
     encoder = pair[0]
     centre = torch.full((1280,), 0.5)
-    side = PictureSide(encoder, has_stem_states=True, dropout=0.5, centre=centre)
+    side = ImageSide(encoder, dropout=0.5, centre=centre)
     seen = []
     body = encoder.image.tower.body
     states = torch.rand(2, 4, 1280, generator=torch.Generator().manual_seed(5))
@@ -264,7 +217,7 @@ def test_dropped_channels_are_dropped_in_all_patches(pair):
 
 def test_dropped_patches_leave_the_mean_of_the_others(pair):
     encoder = pair[0]
-    side = PictureSide(encoder, has_stem_states=True, patch_dropout=0.7, as_one_patch=True)
+    side = ImageSide(encoder, patch_dropout=0.7, as_one_patch=True)
     seen = []
     tower = encoder.image.tower
     # a digit for each patch: a mean says which ones it is of

@@ -58,19 +58,22 @@ def settings(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     return basis
 
 
-def train(configuration: dict[str, Any], output: Path, *, kill_at: int = 0) -> Any:
-    """Runs the trainer in this process; kills it for good after a step if asked to."""
+def train(configuration: dict[str, Any], output: Path, *, kill_at: int = 0, **options: Any) -> Any:
+    """Runs the trainer in this process; kills it for good after a step if asked to.
+
+    Options are those of `TextTask`.
+    """
     from vdr_db.training.config import build_config
-    from vdr_db.training.images.task import CrossModalTask
-    from vdr_db.training.task import TextTask
+    from vdr_db.training.images.task import ImageTask
+    from vdr_db.training.texts import TextTask
     from vdr_db.training.trainer import Trainer
 
     def progress(step: int, total: int, numbers: dict[str, float]) -> None:
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kind = CrossModalTask if "image" in configuration else TextTask
-    task = kind(build_config(configuration))
+    config = build_config(configuration)
+    task: Any = TextTask(config, **options) if config.image is None else ImageTask(config)
     return Trainer(task, output, device=torch.device("cpu")).run(progress)
 
 

@@ -11,8 +11,9 @@ from training_samples import settings, train
 from vdr_db import SparseEncoder
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.errors import ConfigError
+from vdr_db.training import checkpoint
 from vdr_db.training.config import build_config
-from vdr_db.training.images.task import CrossModalTask
+from vdr_db.training.images.task import ImageTask
 from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import read_log
 
@@ -35,9 +36,10 @@ def averaged(states, decay):
 
 
 @pytest.mark.parametrize("decay", [0.2, 0.9])
-def test_the_written_model_is_the_mean_of_the_steps(tmp_path, decay):
+def test_the_written_model_is_the_mean_of_the_steps(tmp_path, decay, monkeypatch):
     """Training itself must not see the mean. At 0.2 the slow start ends with the second step."""
-    run = {"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 5}
+    monkeypatch.setattr(checkpoint, "KEPT", 5)
+    run = {"steps": 5, "checkpoint_every": 1}
     train(settings(tmp_path, run=run), tmp_path / "plain")
     train(settings(tmp_path, run=run, optimiser={"ema_decay": decay}), tmp_path / "mean")
     states = [SparseEncoder.from_pretrained(tmp_path / "bert", activation="elu1p").named_tensors()]
@@ -56,7 +58,7 @@ def test_a_resumed_run_goes_on_with_its_mean(tmp_path):
     configuration = settings(
         tmp_path,
         optimiser={"ema_decay": 0.9},
-        run={"steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2},
+        run={"steps": 4, "checkpoint_every": 2},
     )
     train(configuration, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
@@ -88,7 +90,8 @@ def test_a_decay_beyond_its_bounds_is_refused(tmp_path, decay):
 
 
 @pytest.mark.parametrize("objective", ["vdr", "dpr"])
-def test_pictures_are_measured_and_written_by_the_mean(tmp_path, objective):
+def test_images_are_measured_and_written_by_the_mean(tmp_path, objective, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEPT", 3)
     model_folders.write_bert(tmp_path / "bert")
     write_shapes(tmp_path, "train", each=4)
     write_shapes(tmp_path, "unseen", each=1, seed=1)
@@ -118,15 +121,14 @@ def test_pictures_are_measured_and_written_by_the_mean(tmp_path, objective):
                     "batch_size": 8,
                     "log_every": 1,
                     "checkpoint_every": 1,
-                    "keep_checkpoints": 3,
                 },
             }
         )
         output = tmp_path / f"out-{decay}"
-        trainer = Trainer(CrossModalTask(config), output, device=torch.device("cpu"))
-        trainer._load()
-        first = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-        Trainer(CrossModalTask(config), output, device=torch.device("cpu")).run()
+        task = ImageTask(config)
+        task.load(output, torch.device("cpu"))
+        first = {name: p.detach().clone() for name, p in task.parameters.items()}
+        Trainer(ImageTask(config), output, device=torch.device("cpu")).run()
         outputs.append(output)
     plain, mean = outputs
     assert losses(plain) == losses(mean)

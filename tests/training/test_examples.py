@@ -10,6 +10,7 @@ import pytest
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.training.data import Batches, make_batch
 from vdr_db.training.examples import Example, Source, read_examples
+from vdr_db.training.task import share_of_rank
 
 
 def write(path, *rows):
@@ -164,12 +165,12 @@ def test_weights_repeat_examples(tmp_path):
 def test_ranks_share_a_batch(tmp_path):
     path = write(tmp_path / "s.jsonl", *({**SCORED, "query": f"q{i}"} for i in range(4)))
     (examples,) = Batches([Source(path)], 4, negatives=2, buffer=0, bucket=1).epoch(0)
-    halves = [make_batch(examples, rank=rank, world_size=2) for rank in (0, 1)]
+    halves = [make_batch(share_of_rank(examples, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [half.queries for half in halves] == [["q0", "q1"], ["q2", "q3"]]
     assert halves[0].documents == ["p", "p", "n", "m", "n", "m"]
     np.testing.assert_array_equal(halves[1].scores, [[3, 2.5, -1]] * 2)
     with pytest.raises(ConfigError, match="multiple of the 3 ranks"):
-        make_batch(examples, world_size=3)
+        share_of_rank(examples, rank=0, world_size=3)
 
 
 def test_scores_follow_their_negatives_and_may_be_missing(tmp_path):

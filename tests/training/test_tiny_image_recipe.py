@@ -1,20 +1,14 @@
 """The stages of `scripts/train_tiny_image.py` are settings that the trainer takes."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from training_curves import SCRIPTS, recipe
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("recipe", SCRIPTS / "train_tiny_image.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return recipe("train_tiny_image")
 
 
 def test_every_stage_loads_and_differs_where_it_says(script, tmp_path):

@@ -10,7 +10,7 @@ from training_samples import settings, train
 
 from vdr_db import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.training.learner import Learner
+from vdr_db.training.texts import TextTask
 from vdr_db.training.watch import read_log
 
 
@@ -39,13 +39,7 @@ def test_gradient_caching_changes_nothing_but_memory(tmp_path, name):
     """Also with dropout: both passes of a chunk draw the same."""
     loss = {"temperature": 10.0, **OBJECTIVES[name]}
     run = {"steps": 2, "batch_size": 8, "dropout": 0.0}
-    teacher = {
-        "kind": "encoder",
-        "path": str(tmp_path / "bert"),
-        "query_activation": "log1p_relu",
-        "length_power": 0.5,
-        "k": 12,
-    }
+    teacher = {"kind": "encoder", "path": str(tmp_path / "bert"), "activation": "log1p_relu"}
     for chunk, output in ((0, "whole"), (3, "chunks")):
         train(
             settings(
@@ -66,14 +60,14 @@ def test_dropout_draws_the_same_in_both_passes_of_a_chunk(tmp_path, monkeypatch)
         tmp_path, run={"chunk": 4, "dropout": 0.3, "steps": 1, "batch_size": 8}
     )
     seen = []
-    encode = Learner._encode
+    encode = TextTask._encode
 
-    def spy(learner, job, seed):
-        vectors = encode(learner, job, seed)
+    def spy(task, job, seed):
+        vectors = encode(task, job, seed)
         seen.append(vectors.leaves()[0].detach().clone())
         return vectors
 
-    monkeypatch.setattr(Learner, "_encode", spy)
+    monkeypatch.setattr(TextTask, "_encode", spy)
     train(configuration, tmp_path / "out")
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     for left, right in zip(first, second, strict=True):
@@ -116,6 +110,48 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train(settings(tmp_path, optimiser={"lr": 2e-3}), tmp_path / "out")
     # A longer log or other checkpoints change nothing that is learnt.
     train(settings(tmp_path, run={"log_every": 5}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (
+            {"data": {"prefetch": 2, "train": {"split": "train"}}, "run": {"keep_checkpoints": 9}},
+            "",
+        ),
+        ({"evaluation": {"patience": 0, "split": "test"}, "model": {"encode_lexical": False}}, ""),
+        ({"model": {"encode_lexical": True}}, "model.encode_lexical was True, now False"),
+        ({"data": {"train": {"split": "dev"}}}, "data.train.split was 'dev', now 'train'"),
+    ],
+)
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, gone, message):
+    """Settings it holds that are gone, or lacks, count as their defaults."""
+    train(settings(tmp_path), tmp_path / "out")
+    file = tmp_path / "out" / "checkpoint-5" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    for section, values in gone.items():
+        for name, value in values.items():
+            if name == "train":
+                state["settings"]["data"]["train"][0].update(value)
+            else:
+                state["settings"][section][name] = value
+    del state["settings"]["image"], state["settings"]["optimiser"]["ema_decay"]
+    state["position"]["stale"] = 0
+    torch.save(state, file)
+    if not message:
+        assert train(settings(tmp_path), tmp_path / "out").steps == 5
+        return
+    with pytest.raises(ConfigError, match=message):
+        train(settings(tmp_path), tmp_path / "out")
+
+
+def test_nobody_to_imitate_is_said(tmp_path):
+    for teachers in ([], [{"kind": "bm25"}]):
+        configuration = settings(tmp_path, loss={"imitation": 1.0}, teachers=teachers)
+        with pytest.raises(
+            ConfigError, match=r"`loss.imitation` needs a teacher of kind `encoder`"
+        ):
+            train(configuration, tmp_path / "out")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -197,7 +233,7 @@ def test_bad_data_ends_the_run_with_its_line(tmp_path):
     assert train(configuration, tmp_path / "out").skipped == 1
 
 
-def test_patience_stops_and_keeps_the_best(tmp_path):
+def test_the_best_model_is_kept(tmp_path):
     configuration = settings(tmp_path)
     folder = tmp_path / "held"
     (folder / "qrels").mkdir(parents=True)
@@ -207,10 +243,9 @@ def test_patience_stops_and_keeps_the_best(tmp_path):
         rows = (json.dumps({"_id": str(i), "text": p[column]}) for i, p in enumerate(pairs))
         (folder / file).write_text("\n".join(rows))
     (folder / "qrels" / "test.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(20)))
-    configuration["evaluation"] = {"folder": str(folder), "every": 1, "patience": 2}
+    configuration["evaluation"] = {"folder": str(folder), "every": 1}
     configuration["optimiser"] = {"lr": 0.0}
     outcome = train(configuration, tmp_path / "out")
-    assert outcome.stopped_early
-    assert (outcome.steps, outcome.best_step) == (3, 1)
+    assert (outcome.steps, outcome.best_step) == (5, 1)
     assert outcome.best == pytest.approx(outcome.first["ndcg@10"])
     assert (tmp_path / "out" / "model" / "vdr_db.json").is_file()

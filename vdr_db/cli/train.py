@@ -18,8 +18,12 @@ from vdr_db.cli.show import say, show_json, show_text
 from vdr_db.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    from vdr_db.training.examples import Example
+    from vdr_db.training.images.data import ImageExample
+    from vdr_db.training.images.task import ImageBatch
     from vdr_db.training.negatives import Ranker
-    from vdr_db.training.trainer import Outcome
+    from vdr_db.training.texts import TokenBatch
+    from vdr_db.training.trainer import Outcome, Trainer
 
 __all__ = ["add_mine_arguments", "add_train_arguments", "run_mine", "run_train"]
 
@@ -52,24 +56,23 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from vdr_db.training.config import load_config
     from vdr_db.training.distributed import launched_rank
-    from vdr_db.training.image_settings import CrossModalConfig
-    from vdr_db.training.images.task import CrossModalTask
+    from vdr_db.training.images.task import ImageTask
     from vdr_db.training.model_card import write_model_card
+    from vdr_db.training.models import MODEL_FOLDER
     from vdr_db.training.plots import plot_run
-    from vdr_db.training.task import TextTask
-    from vdr_db.training.trainer import MODEL_FOLDER, Trainer
+    from vdr_db.training.texts import TextTask
+    from vdr_db.training.trainer import Trainer
     from vdr_db.training.watch import LOG_FILE, read_log
 
     config = load_config(arguments.config, _overrides(arguments.set))
     device = torch.device(arguments.device) if arguments.device else None
-    if isinstance(config, CrossModalConfig):
-        prepare = _Progress("prepare", "files of pictures")
-        task: CrossModalTask | TextTask = CrossModalTask(
-            config, lambda done, total: prepare(done, total, {})
-        )
+    prepare = _Progress("prepare", "files of images")
+    trainer: Trainer[Example, TokenBatch] | Trainer[ImageExample, ImageBatch]
+    if config.image is None:
+        trainer = Trainer(TextTask(config), arguments.out, device=device)
     else:
-        task = TextTask(config)
-    trainer = Trainer(task, arguments.out, device=device)
+        task = ImageTask(config, on_states=lambda done, total: prepare(done, total, {}))
+        trainer = Trainer(task, arguments.out, device=device)
     if launched_rank():
         trainer.run()
         return DONE
@@ -180,7 +183,6 @@ def _report(outcome: Outcome, model: Path, *, as_json: bool) -> None:
             {
                 "steps": outcome.steps,
                 "seconds": round(outcome.seconds, 1),
-                "stopped_early": outcome.stopped_early,
                 "skipped": outcome.skipped,
                 "first": outcome.first,
                 "last": outcome.last,

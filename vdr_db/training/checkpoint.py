@@ -10,19 +10,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vdr_db.errors import ConfigError
+from vdr_db.training.image_settings import ImageConfig
+from vdr_db.training.settings import FileConfig, TeacherConfig, TrainConfig
 
 __all__ = ["Position", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _FILE = "state.pt"
 _FORMAT = 1
+KEPT = 2
+"""Checkpoints of a run that are kept, the newest."""
 
 
 @dataclass
@@ -35,7 +39,6 @@ class Position:
         batch: Global batches consumed in this epoch.
         best: Best nDCG@10 so far, -1 before the first evaluation.
         best_step: When it was reached.
-        stale: Evaluations since then.
         seconds: Of training so far, all processes that took part in turn.
     """
 
@@ -44,21 +47,19 @@ class Position:
     batch: int = 0
     best: float = -1.0
     best_step: int = 0
-    stale: int = 0
     seconds: float = 0.0
 
 
 def save_checkpoint(
-    output: Path, position: Position, state: dict[str, Any], settings: dict[str, Any], keep: int
+    output: Path, position: Position, state: dict[str, Any], settings: dict[str, Any]
 ) -> Path:
-    """Writes a checkpoint, then drops the oldest beyond `keep`.
+    """Writes a checkpoint, then drops the oldest beyond `KEPT`.
 
     Args:
         output: Folder of the run.
         position: Where the run stands.
         state: State dicts by name.
         settings: Of the run, to compare on resuming.
-        keep: Most checkpoints kept, at least 1.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -84,7 +85,7 @@ def save_checkpoint(
         raise ConfigError(
             f"checkpoint {target} cannot be written: {error}; choose an output folder with room."
         ) from error
-    for _, old in _checkpoints(output)[:-keep]:
+    for _, old in _checkpoints(output)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -122,7 +123,9 @@ def load_checkpoint(
             f"checkpoint {folder} was made with other settings ({'; '.join(changed)}); give them "
             "back, or choose another output folder."
         )
-    return Position(**content["position"]), content["state"]
+    names = {field.name for field in fields(Position)}
+    position = {name: value for name, value in content["position"].items() if name in names}
+    return Position(**position), content["state"]
 
 
 def _checkpoints(output: Path) -> list[tuple[int, Path]]:
@@ -142,25 +145,51 @@ _FREE = {
     "data.prefetch",
     "image.cache",
 }
+# What settings meant that older versions had: checkpoints that hold these values can go on.
+_GONE = {
+    "model.encode_query_max_length": None,
+    "model.encode_lexical": False,
+    "data.train.split": "train",
+    "teachers.k": 256,
+    "teachers.query_k": 128,
+    "teachers.query_activation": None,
+    "teachers.query_scale": 1.0,
+    "teachers.length_power": 0.0,
+    "teachers.length_norm": 1.0,
+    "teachers.lexical_query": 0.0,
+    "teachers.lexical_document": 0.0,
+    "teachers.mean_length": None,
+    "evaluation.split": "test",
+    "evaluation.patience": 0,
+    "image.freeze_stem": True,
+    "image.text_side": "query",
+    "image.dense_temperature": 0.05,
+    "image.teacher_weight": 1.0,
+}
+_DEFAULTS: dict[str, object] = _GONE | {
+    f"{section}.{name}": value
+    for section, settings in {
+        **vars(TrainConfig()),
+        "data.train": FileConfig(),
+        "teachers": TeacherConfig(),
+        "image": ImageConfig(),
+    }.items()
+    if is_dataclass(settings)
+    for name, value in vars(settings).items()
+}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What is not the same, a setting that one side lacks taken for its default."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            change
-            for key in sorted({*old, *new})
-            for change in _differences(
-                old.get(key), new.get(key), f"{where}.{key}" if where else key
-            )
-        ]
-    if where in _FREE or _plain(old) == _plain(new):
-        return []
-    return [f"{where} was {old!r}, now {new!r}"]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+        changes = []
+        for key in sorted({*old, *new}):
+            name = f"{where}.{key}" if where else key
+            default = _DEFAULTS.get(name)
+            changes += _differences(old.get(key, default), new.get(key, default), name)
+        return changes
+    are_lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+    if are_lists and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        return [change for pair in pairs for change in _differences(*pair, where)]
+    return [] if where in _FREE or old == new else [f"{where} was {old!r}, now {new!r}"]

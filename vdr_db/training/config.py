@@ -1,8 +1,7 @@
 """Settings of a training run out of YAML, every key checked.
 
-A file has the sections of `TrainConfig`, or with a section `image` those of `CrossModalConfig`;
-each key is a field of the section's class, with that field's default when left out. Paths are
-relative to the file. Presets: `vdr_db/training/presets/`.
+A file has the sections of `TrainConfig`; each key is a field of the section's class, with that
+field's default when left out. Paths are relative to the file. Presets: `vdr_db/training/presets/`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from vdr_db.errors import ConfigError, require
-from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 
 __all__ = ["build_config", "load_config", "preset_folder"]
@@ -61,8 +59,7 @@ def build_config(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: A key is unknown or a value has the wrong type; the message names it.
     """
-    kind = CrossModalConfig if "image" in settings else TrainConfig
-    built: TrainConfig = _build(kind, settings, "")
+    built: TrainConfig = _build(TrainConfig, settings, "")
     return built
 
 
@@ -89,17 +86,17 @@ def _resolved(config: TrainConfig, folder: Path) -> TrainConfig:
 
     files = tuple(dataclasses.replace(item, path=place(item.path)) for item in config.data.train)
     teachers = tuple(dataclasses.replace(item, path=place(item.path)) for item in config.teachers)
-    if isinstance(config, CrossModalConfig):
-        image = config.image
+    image = config.image
+    if image is not None:
         image = dataclasses.replace(
             image, start=place(image.start), stem=place(image.stem), teacher=place(image.teacher)
         )
-        config = dataclasses.replace(config, image=image)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, start=place(config.model.start)),
         data=dataclasses.replace(config.data, train=files),
         teachers=teachers,
+        image=image,
         evaluation=dataclasses.replace(config.evaluation, folder=place(config.evaluation.folder)),
     )
 

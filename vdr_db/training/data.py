@@ -190,23 +190,8 @@ def _length(example: Example) -> int:
     return len(example.positives[0])
 
 
-def make_batch(examples: Sequence[Example], *, rank: int = 0, world_size: int = 1) -> Batch:
-    """A rank's slice of a global batch.
-
-    Args:
-        examples: The global batch; every example with the same number of negatives.
-        rank: Of this process.
-        world_size: Number of ranks; divides the number of examples.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if len(examples) % world_size:
-        raise ConfigError(
-            f"`batch_size` must be a multiple of the {world_size} ranks, got {len(examples)}."
-        )
-    share = len(examples) // world_size
-    own = examples[rank * share : (rank + 1) * share]
+def make_batch(own: Sequence[Example]) -> Batch:
+    """A rank's examples as a batch, all with the same number of negatives."""
     scores = None
     if any(example.scores is not None for example in own):
         missing = (math.nan,) * (1 + len(own[0].negatives))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from vdr_db.training.image_settings import CrossModalConfig
 from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome
 from vdr_db.version import __version__
@@ -97,9 +96,9 @@ def write_model_card(
 
 
 def _introduction(folder: Path, config: TrainConfig) -> list[str]:
-    if isinstance(config, CrossModalConfig):
+    if config.image is not None:
         return [
-            "A sparse encoder of texts and pictures for `vdr_db`: both become weights of the same "
+            "A sparse encoder of texts and images for `vdr_db`: both become weights of the same "
             "word pieces.",
             "",
             "```python",
@@ -128,18 +127,18 @@ def _parts(config: TrainConfig) -> dict[str, Any]:
         "kept per document / query": f"{model.k} / {model.query_k}",
         "weights": model.save_dtype,
     }
-    if not isinstance(config, CrossModalConfig):
-        return {**parts, "towers": "one, shared" if model.shared else "two"}
     image = config.image
+    if image is None:
+        return {**parts, "towers": "one, shared" if model.shared else "two"}
     body = f"{image.layers} layers of width {image.hidden_size} on patches of {image.patch_size}"
     if image.body == "hybrid":
-        body += f" pixels out of a convolutional stem, {'frozen' * image.freeze_stem or 'trained'}"
+        body += " pixels out of a frozen convolutional stem"
     return {
         **parts,
         "text side": "trained" if image.train_text else "frozen",
         "image side": _short(image.start) or body,
-        "pictures": f"{image.size} x {image.size} pixels",
-        "kept per picture": image.k,
+        "images": f"{image.size} x {image.size} pixels",
+        "kept per image": image.k,
         "projection": "the text side's matrix" if image.projection == "text" else "its own",
     }
 
@@ -157,7 +156,7 @@ def _teachers(config: TrainConfig) -> str:
         f"{item.kind} {Path(item.path).name} (weight {item.weight:g})".replace("  ", " ")
         for item in config.teachers
     ]
-    return ", ".join(named) or "none"
+    return ", ".join(named) or ("see below" if config.loss.imitation else "none")
 
 
 def _quality(
@@ -196,10 +195,12 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
         item["path"] = _short(item["path"])
     settings["model"]["start"] = _short(settings["model"]["start"])
     settings["evaluation"]["folder"] = Path(settings["evaluation"]["folder"]).name
-    for name in {"start", "stem", "cache", "teacher", "dense_start"} & settings.get(
-        "image", {}
-    ).keys():
-        settings["image"][name] = _short(settings["image"][name])
+    image = settings["image"]
+    if image is None:
+        del settings["image"]
+        return settings
+    for name in ("start", "stem", "cache", "teacher", "dense_start"):
+        image[name] = _short(image[name])
     return settings
 
 

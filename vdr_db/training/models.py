@@ -16,6 +16,10 @@ from vdr_db.training.settings import ModelConfig
 from vdr_db.training.vectors import Side
 
 __all__ = [
+    "DTYPES",
+    "MODEL_FOLDER",
+    "in_dtype",
+    "load_start",
     "load_student",
     "make_sides",
     "save_model",
@@ -23,6 +27,10 @@ __all__ = [
     "start_folder",
     "trainable",
 ]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL_FOLDER = "model"
+"""In the output folder of a run."""
 
 
 def start_folder(start: str) -> str:
@@ -36,13 +44,13 @@ def start_folder(start: str) -> str:
     return str(fetch(start)) if is_known(start) and not Path(start).is_dir() else start
 
 
-def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
-    """The encoder to train, float32, with k and lengths it will be used with.
+def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
+    """The first weights, float32, with k and lengths they will be used with.
 
     Raises:
         ConfigError: The checkpoint cannot be loaded as configured.
     """
-    encoder = SparseEncoder.from_pretrained(
+    return SparseEncoder.from_pretrained(
         start_folder(settings.start),
         device=device,
         head=settings.head,
@@ -51,22 +59,19 @@ def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
         k=settings.k,
         query_k=settings.query_k,
         max_length=settings.encode_max_length,
-        query_max_length=settings.encode_query_max_length,
-        lexical=settings.encode_lexical,
+        lexical=False,
     )
+
+
+def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
+    """The encoder to train, with one tower or two as configured; see `load_start`.
+
+    Raises:
+        ConfigError: The checkpoint cannot be loaded as configured.
+    """
+    encoder = load_start(settings, device)
     if encoder.is_shared and not settings.shared:
-        return SparseEncoder(
-            document_tower=encoder.document_tower,
-            query_tower=copy.deepcopy(encoder.document_tower),
-            tokenizer=encoder.tokenizer,
-            vocabulary=encoder.vocabulary,
-            activation=encoder.activation,
-            document_entry=encoder.document_entry,
-            query_entry=encoder.query_entry,
-            norm=encoder.norm,
-            lexical=encoder.lexical,
-            model=encoder.model,
-        )
+        encoder.query_tower = copy.deepcopy(encoder.document_tower)
     if settings.shared and not encoder.is_shared:
         raise ConfigError(
             "`model.shared` must be false for this checkpoint, which holds two towers; set it."
@@ -133,6 +138,15 @@ def set_dropout(encoder: SparseEncoder, rate: float | None) -> None:
         tower.body.config = replace(tower.body.config, hidden_dropout=rate, attention_dropout=rate)
 
 
+def in_dtype(encoder: SparseEncoder, dtype: torch.dtype) -> SparseEncoder:
+    """An encoder with weights of another dtype; the given one stays as it is."""
+    document = copy.deepcopy(encoder.document_tower).to(dtype)
+    query = document if encoder.is_shared else copy.deepcopy(encoder.query_tower).to(dtype)
+    smaller = copy.copy(encoder)
+    smaller.document_tower, smaller.query_tower = document, query
+    return smaller
+
+
 def save_model(encoder: SparseEncoder, folder: Path, dtype: torch.dtype) -> None:
     """Writes the encoder with weights of another dtype, the encoder itself stays as it is.
 
@@ -141,11 +155,4 @@ def save_model(encoder: SparseEncoder, folder: Path, dtype: torch.dtype) -> None
         folder: Where to.
         dtype: Of the saved weights.
     """
-    if dtype == encoder.dtype:
-        encoder.save_pretrained(folder)
-        return
-    document = copy.deepcopy(encoder.document_tower).to(dtype)
-    query = document if encoder.is_shared else copy.deepcopy(encoder.query_tower).to(dtype)
-    smaller = copy.copy(encoder)
-    smaller.document_tower, smaller.query_tower = document, query
-    smaller.save_pretrained(folder)
+    (encoder if dtype == encoder.dtype else in_dtype(encoder, dtype)).save_pretrained(folder)

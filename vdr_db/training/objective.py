@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,12 +33,11 @@ from vdr_db.training.distributed import (
 )
 from vdr_db.training.settings import LossConfig
 from vdr_db.training.sparse_ops import GatedRows, score
-from vdr_db.training.vectors import Need, Vectors
+from vdr_db.training.vectors import Need, Vectors, known
 
 __all__ = ["Objective", "Rows", "TeacherScores", "gather", "multiply"]
 
 Rows = GatedRows | Tensor
-_Row = TypeVar("_Row", GatedRows, Tensor)
 
 
 def multiply(left: Rows, right: Rows) -> Tensor:
@@ -219,23 +217,23 @@ class Objective:
         t = settings.temperature
         bag_t = settings.bag_temperature or t
         if settings.objective == "dpr":
-            return nll(_known(queries.cls), _known(documents.cls), t, "infonce")
+            return nll(known(queries.cls), known(documents.cls), t, "infonce")
         document: Rows | None = documents.gated if self.documents_are_gated else documents.dense
         assert document is not None
         if settings.objective == "infonce":
-            return nll(_known(queries.dense), document, t, "infonce")
-        gated = nll(_known(queries.gated), document, t, "parametric")
+            return nll(known(queries.dense), document, t, "infonce")
+        gated = nll(known(queries.gated), document, t, "parametric")
         if settings.objective == "vdr":
             if not settings.bag_weight:
                 return gated
-            bag, masked = self._masked(_known(queries.bags), document, self._count(queries))
+            bag, masked = self._masked(known(queries.bags), document, self._count(queries))
             lexical = nll(bag, masked, bag_t, "lexical")
             return losses.vdr(gated, settings.bag_weight * lexical)
-        dense = _known(queries.dense)
-        mirrored = nll(dense, _known(documents.gated), t, "document_gated")
-        bag, masked = self._masked(_known(queries.bags), document, self._count(queries))
+        dense = known(queries.dense)
+        mirrored = nll(dense, known(documents.gated), t, "document_gated")
+        bag, masked = self._masked(known(queries.bags), document, self._count(queries))
         lexical = nll(bag, masked, bag_t, "lexical")
-        bag, query = self._mirror_masked(_known(documents.bags), dense)
+        bag, query = self._mirror_masked(known(documents.bags), dense)
         mirrored_bag = nll(query, bag, bag_t, "document_lexical")
         weight = settings.bag_weight
         return losses.svdr(gated, mirrored, weight * lexical, weight * mirrored_bag)
@@ -337,18 +335,13 @@ def _weights(vectors: Vectors) -> Tensor:
     """`[B, V]`: all weights, or the kept ones and zeros."""
     if vectors.dense is not None:
         return vectors.dense
-    return _known(vectors.gated).to_dense()
+    return known(vectors.gated).to_dense()
 
 
 def _column_means(vectors: Vectors) -> Tensor:
     """Mean weight of each column, `[V]`."""
     if vectors.dense is not None:
         return vectors.dense.mean(dim=0)
-    rows = _known(vectors.gated)
+    rows = known(vectors.gated)
     sums = rows.weights.new_zeros(rows.width).index_add(0, rows.columns, rows.weights)
     return sums / len(rows)
-
-
-def _known(value: _Row | None) -> _Row:
-    assert value is not None, "the objective asked for other vectors than it uses"
-    return value

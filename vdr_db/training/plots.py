@@ -1,4 +1,4 @@
-"""Plots of a run: loss and quality over steps, and how a model's mass is spread over columns."""
+"""The plot of a run: loss and quality over steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vdr_db.errors import require
 
-__all__ = ["plot_mass", "plot_run"]
+__all__ = ["plot_run"]
 
 SIZE_INCHES = (7.0, 5.5)
 DOTS_PER_INCH = 120
@@ -22,12 +19,17 @@ def plot_run(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         rows: Of the run's log.
-        path: Of the picture; its ending says the kind.
+        path: Of the file; its ending says the kind.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure, (upper, lower) = _figure(2, sharex=True)
+    require("matplotlib", "train")
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot's global state.
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     parts = sorted({name for row in rows for name in row} & set(PARTS))
     if losses:
@@ -59,35 +61,3 @@ PARTS = {
     "margin_mse": "margin-MSE",
 }
 """Names of the log -> what they are."""
-
-
-def plot_mass(masses: Mapping[str, npt.NDArray[np.float64]], path: Path) -> None:
-    """Draws which share of all weight the most used columns hold, one curve a model.
-
-    Args:
-        masses: Name -> `[V]`, weight of each column summed over documents.
-        path: Of the picture.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    figure, (axis,) = _figure(1)
-    for name, mass in masses.items():
-        share = np.sort(mass)[::-1].cumsum() / max(mass.sum(), 1e-12)
-        axis.plot(np.arange(1, share.size + 1), share, label=name)
-    axis.axvline(100, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_xscale("log")
-    axis.set_xlabel("most used columns")
-    axis.set_ylabel("share of all weight")
-    axis.legend()
-    figure.savefig(path)
-
-
-def _figure(count: int, **options: Any) -> tuple[Any, Any]:
-    """A figure of its own, without pyplot's global state."""
-    require("matplotlib", "train")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.subplots(count, squeeze=False, **options)[:, 0]
-    return figure, axes

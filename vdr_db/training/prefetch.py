@@ -1,42 +1,23 @@
-"""Batches made ahead of time: tokenised by a thread while the model learns."""
+"""Batches made ahead of time: read and tokenised by a thread while the model learns."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
-from vdr_db.text.tokenization import TokenizedTexts
-from vdr_db.training.data import Batch
+__all__ = ["ahead"]
 
-__all__ = ["TokenBatch", "ahead"]
-
-
-ItemT = TypeVar("ItemT")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """A batch, tokenised, and its place in the data."""
-
-    batch: Batch
-    queries: TokenizedTexts
-    documents: TokenizedTexts
-    epoch: int
-    number: int
-
-
-def ahead(stream: Iterator[ItemT], size: int) -> Iterator[ItemT]:
+def ahead(stream: Iterator[T], size: int) -> Iterator[T]:
     """The same items, made by a thread up to `size` ahead; its errors are raised here."""
-    if not size:
-        yield from stream
-        return
-    ready: queue.Queue[ItemT | BaseException] = queue.Queue(size)
+    ready: queue.Queue[T | BaseException] = queue.Queue(size)
     stopped = threading.Event()
 
-    def offer(item: ItemT | BaseException) -> None:
+    def offer(item: T | BaseException) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -46,8 +27,8 @@ def ahead(stream: Iterator[ItemT], size: int) -> Iterator[ItemT]:
 
     def produce() -> None:
         try:
-            for tokens in stream:
-                offer(tokens)
+            for item in stream:
+                offer(item)
                 if stopped.is_set():
                     return
         except BaseException as error:  # the consumer raises it

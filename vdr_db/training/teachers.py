@@ -10,20 +10,13 @@ BM25 as sparse rows over word pieces, with N, df and the mean length of the trai
     d[v] = idf(v) tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length))
     idf(v) = ln(1 + (N - df + 1/2) / (df + 1/2))
 
-An encoder teacher may have BM25's rows added to its own, which makes one vector of both:
-
-    q = scale q_e + a q_BM25
-    d = (d_e + b d_BM25) / (|d_e + b d_BM25| / norm)^power
-
 Source: Robertson and Zaragoza 2009, with Lucene's idf; k1 = 1.2, b = 0.75.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +25,26 @@ from torch import Tensor
 
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
+from vdr_db.kernels import Activation
 from vdr_db.sparse import SparseRows
-from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
+from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.models import start_folder
 from vdr_db.training.objective import Rows
-from vdr_db.training.settings import TeacherConfig
+from vdr_db.training.settings import ModelConfig, TrainConfig
 from vdr_db.training.sparse_ops import GatedRows
 
-__all__ = ["Bm25Teacher", "DenseTeacher", "EncoderTeacher", "Teacher", "make_teachers"]
+__all__ = [
+    "Bm25Teacher",
+    "DenseTeacher",
+    "EncoderTeacher",
+    "Teacher",
+    "load_teacher",
+    "make_teachers",
+]
 
 K1, B = 1.2, 0.75
+TEACHER_K, TEACHER_QUERY_K = 256, 128
+"""Columns an encoder's documents and queries keep."""
 DENSE_BATCH = 32
 """Texts a dense teacher encodes at once."""
 
@@ -75,53 +78,25 @@ class Teacher(ABC):
 
 
 class EncoderTeacher(Teacher):
-    """A frozen sparse encoder, perhaps with other weights than it was made with.
+    """A frozen sparse encoder."""
 
-    Attributes:
-        encoder: Of documents.
-        query_encoder: Of queries; the same network.
-        lexical: Whose rows are added, or None.
-    """
-
-    def __init__(
-        self, encoder: SparseEncoder, settings: TeacherConfig, lexical: Bm25Teacher | None = None
-    ) -> None:
+    def __init__(self, encoder: SparseEncoder, weight: float) -> None:
         """Takes the encoder over; it is run in evaluation mode.
 
         Args:
-            encoder: Makes the documents' vectors.
-            settings: Weights, the queries' activation, and how long documents are damped.
-            lexical: Whose rows are added, by the settings' factors.
+            encoder: Makes the vectors.
+            weight: Of its scores.
         """
-        self.encoder, self.weight, self.device = encoder, settings.weight, encoder.device
+        self.encoder, self.weight, self.device = encoder, weight, encoder.device
         encoder.truncated = 1  # texts are cut on purpose here; an encoder warns at its first cut
-        self.query_encoder = copy.copy(encoder)
-        if settings.query_activation is not None:
-            self.query_encoder.activation = settings.query_activation
-        self.scale = settings.query_scale
-        self.power, self.norm = settings.length_power, settings.length_norm
-        self.lexical = lexical
-        self.lexical_query = settings.lexical_query
-        self.lexical_document = settings.lexical_document
 
     def queries(self, texts: Sequence[str]) -> GatedRows:
         """Its query vectors."""
-        rows = self._as_tensors(self.query_encoder.encode_queries(texts))
-        rows = replace(rows, weights=rows.weights * self.scale)
-        if self.lexical is None or not self.lexical_query:
-            return rows
-        return _sum(rows, self.lexical.queries(texts), self.lexical_query)
+        return self._as_tensors(self.encoder.encode_queries(texts))
 
     def documents(self, texts: Sequence[str]) -> GatedRows:
         """Its document vectors."""
-        rows = self._as_tensors(self.encoder.encode_documents(texts))
-        if self.lexical is not None and self.lexical_document:
-            rows = _sum(rows, self.lexical.documents(texts), self.lexical_document)
-        if not self.power:
-            return rows
-        squares = rows.weights.new_zeros(len(rows)).index_add(0, rows.rows, rows.weights.square())
-        damping = (squares.sqrt() / self.norm) ** -self.power
-        return replace(rows, weights=rows.weights * damping[rows.rows])
+        return self._as_tensors(self.encoder.encode_documents(texts))
 
     @staticmethod
     def over_columns(rows: GatedRows, student: SparseEncoder) -> GatedRows:
@@ -191,34 +166,26 @@ class Bm25Teacher(Teacher):
     """
 
     def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        width: int,
-        texts: Iterable[str],
-        weight: float,
-        max_length: int,
-        device: torch.device,
+        self, student: SparseEncoder, texts: Iterable[str], weight: float, max_length: int
     ) -> None:
         """Counts document frequencies.
 
         Args:
-            tokenizer: Splits texts.
-            width: Number of token ids.
+            student: Whose tokens are counted, and whose device gets the rows.
             texts: Documents to count in.
             weight: Of its scores.
             max_length: Tokens of a document that count, so that teacher and student see one text.
-            device: Where rows are wanted.
 
         Raises:
             ConfigError: There is no document.
         """
-        self.tokenizer, self.width, self.weight = tokenizer, width, weight
-        self.device = device
+        self.tokenizer, self.width = student.tokenizer, student.vocabulary.size
+        self.weight, self.device = weight, student.device
         self.max_length = max_length
         rows = self._counts(list(texts))
         if not len(rows):
             raise ConfigError("a BM25 teacher needs documents to count words in, got none.")
-        frequency = np.bincount(rows.indices, minlength=width)
+        frequency = np.bincount(rows.indices, minlength=self.width)
         self.idf = np.log(1 + (len(rows) - frequency + 0.5) / (frequency + 0.5))
         self.mean_length = float(rows.values.sum()) / len(rows)
 
@@ -253,68 +220,48 @@ class Bm25Teacher(Teacher):
         return SparseRows(indptr, ids, counts.astype(np.float32), self.width)
 
 
-def _sum(left: GatedRows, right: GatedRows, factor: float) -> GatedRows:
-    """`left + factor * right`, row by row."""
-    width = left.width
-    keys = torch.cat([rows.rows * width + rows.columns for rows in (left, right)])
-    unique, place = torch.unique(keys, return_inverse=True)
-    weights = left.weights.new_zeros(len(unique))
-    weights = weights.index_add(0, place, torch.cat([left.weights, factor * right.weights]))
-    counts = torch.bincount(unique // width, minlength=len(left))
-    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return GatedRows(indptr, unique % width, weights, width)
+def load_teacher(
+    path: str, activation: Activation | None, config: ModelConfig, device: torch.device
+) -> SparseEncoder:
+    """The encoder of a teacher, whose vectors keep `TEACHER_K` and `TEACHER_QUERY_K` columns.
+
+    Args:
+        path: Folder, hub id or a name of `vdr_db.checkpoints.assets`.
+        activation: None for the checkpoint's.
+        config: Of the student, whose texts are cut alike.
+        device: Where it runs.
+    """
+    return SparseEncoder.from_pretrained(
+        start_folder(path),
+        max_length=config.max_length,
+        query_max_length=config.query_max_length,
+        k=TEACHER_K,
+        query_k=TEACHER_QUERY_K,
+        device=device,
+        activation=activation,
+    )
 
 
 def make_teachers(
-    settings: Sequence[TeacherConfig],
-    student: SparseEncoder,
-    documents: Iterable[str],
-    *,
-    max_length: int,
-    query_max_length: int,
+    config: TrainConfig, student: SparseEncoder, documents: Callable[[], Iterable[str]]
 ) -> list[Teacher]:
     """Teachers as configured.
 
     Args:
-        settings: One for each.
+        config: Its teachers, and how long the student's texts are.
         student: Whose tokenizer BM25 uses.
-        documents: Training documents, read if there is a BM25 teacher.
-        max_length: Of documents, special tokens included.
-        query_max_length: Of queries.
+        documents: Reads the training documents, which a BM25 teacher needs.
     """
+    model, device = config.model, student.device
     teachers: list[Teacher] = []
-    counted: list[Bm25Teacher] = []
-
-    def bm25(item: TeacherConfig) -> Bm25Teacher:
-        """One pass over the documents serves all that need their frequencies."""
-        if not counted:
-            own = max_length - student.tokenizer.extra_length
-            width = student.vocabulary.size
-            counted.append(
-                Bm25Teacher(student.tokenizer, width, documents, item.weight, own, student.device)
-            )
-        teacher = copy.copy(counted[0])
-        teacher.weight = item.weight
-        teacher.mean_length = item.mean_length or teacher.mean_length
-        return teacher
-
-    for item in settings:
+    for item in config.teachers:
         if item.kind == "bm25":
-            teachers.append(bm25(item))
-            continue
-        if item.kind == "dense":
+            length = model.max_length - student.tokenizer.extra_length
+            teachers.append(Bm25Teacher(student, documents(), item.weight, length))
+        elif item.kind == "dense":
             folder = start_folder(item.path)
-            teachers.append(DenseTeacher(folder, item.weight, student.device, max_length))
-            continue
-        encoder = SparseEncoder.from_pretrained(
-            start_folder(item.path),
-            max_length=max_length,
-            query_max_length=query_max_length,
-            k=item.k,
-            query_k=item.query_k,
-            device=student.device,
-            activation=item.activation,
-        )
-        is_lexical = bool(item.lexical_query or item.lexical_document)
-        teachers.append(EncoderTeacher(encoder, item, bm25(item) if is_lexical else None))
+            teachers.append(DenseTeacher(folder, item.weight, device, model.max_length))
+        else:
+            encoder = load_teacher(item.path, item.activation, model, device)
+            teachers.append(EncoderTeacher(encoder, item.weight))
     return teachers

@@ -1,20 +1,20 @@
 """The training loop, from top to bottom in one file.
 
-    batch -> vectors of this rank -> loss over all ranks -> gradients -> mean over ranks
+    batch of this rank -> loss over all ranks -> gradients -> mean over ranks
     -> clip -> AdamW step -> log, evaluate, checkpoint
 
-`Trainer.run` is the loop. What is trained on what is a `Task`: `TextTask` of texts,
-`vdr_db.training.images.task.CrossModalTask` of texts and images.
+`Trainer.run` is the loop; what a batch is and how its loss is taken is the task's.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,14 +36,26 @@ from vdr_db.training.distributed import (
 )
 from vdr_db.training.prefetch import ahead
 from vdr_db.training.schedule import learning_rate_factor, make_optimiser
-from vdr_db.training.task import Task, TaskBatch
+from vdr_db.training.task import Task, seeded, share_of_rank
 from vdr_db.training.watch import LOG_FILE, RunLog, read_log
 
-__all__ = ["MODEL_FOLDER", "Outcome", "Trainer"]
+__all__ = ["Outcome", "Trainer"]
 
-MODEL_FOLDER = "model"
 # A step's random numbers start from seed, step and rank; far apart, so that no two meet.
 _STEP_STRIDE, _RANK_STRIDE = 1_000_003, 7_919
+_AHEAD = 4
+"""Batches made ahead of time."""
+
+E = TypeVar("E")
+B = TypeVar("B")
+
+
+class _Placed(NamedTuple, Generic[B]):
+    """A batch, and its place in the data: epoch, and number within it from 1."""
+
+    batch: B
+    epoch: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,6 @@ class Outcome:
         first: Measurements before the first step; empty without a held-out part.
         last: The newest measurements.
         seconds: Time of the run, parts before a resumption included.
-        stopped_early: Whether patience ran out.
         skipped: Bad examples left out of the last epoch.
     """
 
@@ -67,30 +78,28 @@ class Outcome:
     first: dict[str, float]
     last: dict[str, float]
     seconds: float
-    stopped_early: bool
     skipped: int
 
 
-class Trainer:
+class Trainer(Generic[E, B]):
     """One run: a task, an output folder, a device."""
 
     def __init__(
-        self, task: Task[Any, Any], output: Path, *, device: torch.device | None = None
+        self, task: Task[E, B], output: Path, *, device: torch.device | None = None
     ) -> None:
         """Checks what can be checked before anything is loaded.
 
         Args:
-            task: What is trained on what, with all settings; used by this run alone.
+            task: What is trained, and by which settings.
             output: Folder for checkpoints, log and model.
             device: Where to train; None for this rank's CUDA device if there is one, else the CPU.
 
         Raises:
             ConfigError: Settings that cannot work here.
         """
-        self.task, self.output = task, Path(output)
-        self.config = config = task.config
+        self.task, self.config, self.output = task, task.config, Path(output)
         self.device = device or _default_device()
-        if config.run.precision == "float16" and self.device.type != "cuda":
+        if self.config.run.precision == "float16" and self.device.type != "cuda":
             raise ConfigError(
                 "`run.precision: float16` needs a GPU, whose gradients are scaled; use bfloat16 or "
                 f"float32 on {self.device.type}."
@@ -111,15 +120,12 @@ class Trainer:
         started = time.perf_counter()
         with process_group(self.device):
             self._load()
-            if self.config.optimiser.ema_decay:
-                self.mean = WeightMean(self.parameters, self.config.optimiser.ema_decay)
             total = self._total_steps()
             position = self._resume()
             before = position.seconds
             first = self._first_measurements(position)
             with RunLog(self.output, step=position.step) if rank() == 0 else nullcontext() as log:
                 last = dict(first)
-                stopped = False
                 for group in self._steps(position, total):
                     numbers = self._step(group, position, total)
                     position.step += 1
@@ -132,14 +138,10 @@ class Trainer:
                         log.write(position.step, **numbers)
                     if self._is_due(self.config.evaluation.every, position.step, is_last):
                         last = self._evaluate(position, log) or last
-                        patience = self.config.evaluation.patience
-                        stopped = bool(patience) and position.stale >= patience
                     if self._is_due(self.config.run.checkpoint_every, position.step, is_last):
                         self._save(position)
                     if progress is not None:
                         progress(position.step, total, numbers)
-                    if stopped:
-                        break
             self._finish(position)
         seconds = before + time.perf_counter() - started
         return Outcome(
@@ -149,8 +151,7 @@ class Trainer:
             first,
             last,
             seconds,
-            stopped,
-            self.task.batches.skipped,
+            self.task.data.skipped,
         )
 
     # Setting up
@@ -159,26 +160,24 @@ class Trainer:
         config = self.config
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        if config.run.batch_size % world_size():
-            raise ConfigError(
-                f"`run.batch_size` must be a multiple of the {world_size()} ranks, got "
-                f"{config.run.batch_size}."
-            )
-        is_scaled = config.run.precision == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
-        self.task.load(self.device, self.output, self.scaler)
+        share_of_rank(range(config.run.batch_size), rank=rank(), world_size=world_size())
+        self.task.load(self.output, self.device)
         if config.model.trained_share < 1:
             self.first_weights = {
-                name: tensor.detach().clone() for name, tensor in self.task.tensors().items()
+                name: tensor.detach().clone() for name, tensor in self.task.state().items()
             }
         self.parameters = self.task.parameters
         self.optimiser = make_optimiser(self.parameters.items(), config.optimiser)
+        is_scaled = config.run.precision == "float16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
+        if config.optimiser.ema_decay:
+            self.mean = WeightMean(self.parameters, config.optimiser.ema_decay)
 
     def _total_steps(self) -> int:
         run = self.config.run
         if run.steps:
             return run.steps
-        batches = sum(1 for _ in self.task.batches.epoch(0))
+        batches = sum(1 for _ in self.task.data.epoch(0))
         return max(1, run.epochs * batches // run.accumulate)
 
     def _resume(self) -> Position:
@@ -187,7 +186,7 @@ class Trainer:
             return Position()
         position, state = load_checkpoint(folder, self.config.to_dict(), self.device)
         with torch.no_grad():
-            for name, parameter in self.task.tensors().items():
+            for name, parameter in self.task.state().items():
                 parameter.copy_(state["model"][name])
         if self.mean is not None:
             self.mean.load(state["mean"])
@@ -196,7 +195,7 @@ class Trainer:
         return position
 
     def _first_measurements(self, position: Position) -> dict[str, float]:
-        if not self.task.is_watched or rank() != 0:
+        if not self.task.is_measured or rank() != 0:
             return {}
         known = [
             row for row in read_log(self.output / LOG_FILE) if row["step"] == 0 and "ndcg@10" in row
@@ -211,31 +210,29 @@ class Trainer:
 
     # One step
 
-    def _steps(self, position: Position, total: int) -> Iterator[list[TaskBatch]]:
+    def _steps(self, position: Position, total: int) -> Iterator[list[B]]:
         """Batches of every step that is left, `accumulate` each."""
-        group: list[TaskBatch] = []
-        stream = self._stream(position)
-        for batch in ahead(stream, self.config.data.prefetch):
+        group: list[B] = []
+        for batch, epoch, number in ahead(self._stream(position), _AHEAD):
             if position.step >= total:
                 return
             group.append(batch)
             if len(group) == self.config.run.accumulate:
                 # Before the step: a checkpoint after it goes on behind these batches.
-                position.epoch, position.batch = batch.epoch, batch.number
+                position.epoch, position.batch = epoch, number
                 yield group
                 group = []
                 if position.step >= total:
                     return
 
-    def _stream(self, position: Position) -> Iterator[TaskBatch]:
+    def _stream(self, position: Position) -> Iterator[_Placed[B]]:
         epoch, skip = position.epoch, position.batch
-        batches = self.task.batches
         while True:
-            for number, examples in enumerate(batches.epoch(epoch, skip=skip), skip + 1):
-                yield self.task.batch(examples, epoch, number)
+            for number, batch in enumerate(self.task.batches(epoch, skip), skip + 1):
+                yield _Placed(batch, epoch, number)
             epoch, skip = epoch + 1, 0
 
-    def _step(self, group: list[TaskBatch], position: Position, total: int) -> dict[str, float]:
+    def _step(self, group: list[B], position: Position, total: int) -> dict[str, float]:
         config = self.config
         factor = learning_rate_factor(
             position.step,
@@ -252,9 +249,10 @@ class Trainer:
         numbers: dict[str, float] = {}
         for i, batch in enumerate(group):
             seed = config.run.seed + _STEP_STRIDE * (position.step * len(group) + i + 1)
-            with torch.random.fork_rng(self._cuda_devices()):
-                torch.manual_seed(seed + _RANK_STRIDE * rank())
-                parts = self.task.learn(batch, regulariser=regulariser, share=1 / len(group))
+            with seeded(seed + _RANK_STRIDE * rank(), self.device):
+                parts = self.task.learn(
+                    batch, self.scaler, regulariser=regulariser, share=1 / len(group)
+                )
             for name, value in parts.items():
                 numbers[name] = numbers.get(name, 0.0) + value / len(group)
         self.task.set_training(False)
@@ -279,7 +277,7 @@ class Trainer:
 
     def _evaluate(self, position: Position, log: RunLog | None) -> dict[str, float]:
         """Measures on rank 0; every rank learns the outcome, so that all stop together."""
-        if not self.task.is_watched:
+        if not self.task.is_measured:
             return {}
         with self._as_written():
             measured = self.task.measure() if rank() == 0 else {}
@@ -288,12 +286,10 @@ class Trainer:
         )
         quality = mean_over_ranks(quality) * world_size()
         if float(quality) > position.best:
-            position.best, position.best_step, position.stale = float(quality), position.step, 0
+            position.best, position.best_step = float(quality), position.step
             if rank() == 0:
                 with self._as_written():
-                    self.task.save(self.output / MODEL_FOLDER)
-        else:
-            position.stale += 1
+                    self.task.save(self.output)
         if log is not None:
             log.write(position.step, **measured)
         return measured
@@ -302,21 +298,19 @@ class Trainer:
         if rank() != 0:
             return
         state = {
-            "model": dict(self.task.tensors()),
+            "model": dict(self.task.state()),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
         if self.mean is not None:
             state["mean"] = self.mean.means
-        save_checkpoint(
-            self.output, position, state, self.config.to_dict(), self.config.run.keep_checkpoints
-        )
+        save_checkpoint(self.output, position, state, self.config.to_dict())
 
     def _finish(self, position: Position) -> None:
         """Leaves the best model where there is a held-out part, else the last."""
-        if rank() == 0 and (not self.task.is_watched or position.best < 0):
+        if rank() == 0 and (not self.task.is_measured or position.best < 0):
             with self._as_written():
-                self.task.save(self.output / MODEL_FOLDER)
+                self.task.save(self.output)
 
     @contextmanager
     def _as_written(self) -> Iterator[None]:
@@ -324,12 +318,9 @@ class Trainer:
         share = self.config.model.trained_share
         with (
             nullcontext() if self.mean is None else self.mean.applied(),
-            mixed_weights(self.task.tensors(), self.first_weights, share),
+            mixed_weights(self.task.state(), self.first_weights, share),
         ):
             yield
-
-    def _cuda_devices(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
 
     def _over_ranks(self, numbers: dict[str, float]) -> dict[str, float]:
         if world_size() == 1:
@@ -339,8 +330,6 @@ class Trainer:
 
 
 def _default_device() -> torch.device:
-    import os
-
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

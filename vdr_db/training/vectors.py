@@ -8,7 +8,7 @@ kept have it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from vdr_db.towers.text import Tower
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
 from vdr_db.training.sparse_ops import GatedRows, gate, pick_logits, weigh, winning_tokens
 
-__all__ = ["Need", "Side", "Vectors"]
+__all__ = ["Need", "Side", "Vectors", "known"]
 
 Need = Literal["dense", "gated", "bags", "cls"]
+_Row = TypeVar("_Row", GatedRows, Tensor)
 _Given = tuple[Tensor, Tensor, Tensor, Tensor | None]  # hidden, bounds, weight, bias
 
 
@@ -74,6 +75,12 @@ class Vectors:
             return None if rows[0] is None else GatedRows.concat(rows)
 
         return Vectors(stacked("dense"), joined("gated"), joined("bags"), stacked("cls"))
+
+
+def known(vectors: _Row | None) -> _Row:
+    """Vectors that were asked for, and so are there."""
+    assert vectors is not None, "other vectors are used than were asked for"
+    return vectors
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class HeldOut:
         Raises:
             InputError: A file is missing or wrong.
         """
-        reader = BeirFolder(settings.folder, split=settings.split)
+        reader = BeirFolder(settings.folder)
         graded = reader.judgements()
         queries = [
             record

@@ -1,6 +1,6 @@
 """A part of the vocabulary for one batch: what its texts keep, and a sample of the rest.
 
-A score needs a picture's weights in the columns U that texts of the batch keep, and its length,
+A score needs an image's weights in the columns U that texts of the batch keep, and its length,
 which all columns have a part in. Columns outside of U matter only through their sum, so n of them,
 drawn anew for each batch, stand for all:
 
@@ -33,7 +33,7 @@ class ColumnSample:
 
     Attributes:
         columns: `[S]` int64, ascending.
-        counts: `[S]` float32, for how many columns each stands in the length of a picture.
+        counts: `[S]` float32, for how many columns each stands in the length of an image.
     """
 
     columns: Tensor
@@ -55,7 +55,7 @@ def sample_columns(texts: Vectors, size: int) -> tuple[Vectors, ColumnSample]:
     is_kept = torch.zeros(width, dtype=torch.bool, device=device)
     for one in rows:
         is_kept[one.columns] = True
-    # Pictures are scored against the texts of all ranks, so all ranks have the same columns.
+    # Images are scored against the texts of all ranks, so all ranks have the same columns.
     is_kept = any_over_ranks(is_kept)
     others = torch.nonzero(~is_kept)[:, 0]
     # On the CPU: a step draws the same on every device.

@@ -1,9 +1,9 @@
-"""Pairs of pictures and texts: files, and batches of them.
+"""Pairs of images and texts: files, and batches of them.
 
 A file of pairs is JSONL, gzipped or not; other keys are left alone:
 
-    {"image": "pictures/1.png", "text": "a cat"}
-    {"image": "pictures/2.png", "text": ["a dog", "a dog, pet, animal"]}
+    {"image": "images/1.png", "text": "a cat"}
+    {"image": "images/2.png", "text": ["a dog", "a dog, pet, animal"]}
 
 Paths are relative to the file. Of several texts, one is drawn each time. The order of examples is a
 function of files, seed and epoch alone.
@@ -22,15 +22,15 @@ import numpy as np
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.readers import _json_rows
 
-__all__ = ["Pair", "PairBatches", "PictureExample", "read_pairs"]
+__all__ = ["ImageExample", "Pair", "PairBatches", "read_pairs"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its texts.
+    """An image and its texts.
 
     Attributes:
-        image: Path of the picture, which exists.
+        image: Path of the image, which exists.
         texts: At least one, none empty.
         source: `FILE:LINE`.
     """
@@ -41,13 +41,13 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PictureExample:
+class ImageExample:
     """What a pair contributes to a batch.
 
     Attributes:
         number: Of the pair, over all files.
         text: One of its texts.
-        view: Which copy of the picture; 0 is the picture itself.
+        view: Which copy of the image; 0 is the image itself.
     """
 
     number: int
@@ -79,7 +79,7 @@ def read_pairs(path: Path, *, on_bad: Callable[[InputError], None] | None = None
 def _parse(row: dict[str, Any], where: str, folder: Path) -> Pair:
     image, text = row.get("image"), row.get("text")
     if not isinstance(image, str) or not image:
-        raise InputError(f"{where}: `image` must be the path of a picture, got {image!r}.")
+        raise InputError(f"{where}: `image` must be the path of an image, got {image!r}.")
     texts: Any = [text] if isinstance(text, str) else text
     good = (
         isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)
@@ -90,7 +90,7 @@ def _parse(row: dict[str, Any], where: str, folder: Path) -> Pair:
         )
     if not (folder / image).is_file():
         raise InputError(
-            f"{where}: the picture {image} must lie in or below {folder}, but is not there; "
+            f"{where}: the image {image} must lie in or below {folder}, but is not there; "
             "paths are relative to the file of pairs."
         )
     return Pair(folder / image, tuple(texts), where)
@@ -106,7 +106,7 @@ class PairBatches:
         files: Files of pairs, and how often each pair of it comes in an epoch.
         batch_size: Pairs of a global batch, over all ranks.
         seed: Of shuffling and drawing.
-        views: Altered copies of each picture.
+        views: Altered copies of each image.
         on_bad: `"raise"` on a bad line, or `"skip"` and count it.
         skipped: How many bad lines were left out.
         pairs: All pairs.
@@ -143,7 +143,7 @@ class PairBatches:
                 f"batch ({self.skipped} skipped); lower `batch_size` or give more data."
             )
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[list[PictureExample]]:
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[list[ImageExample]]:
         """Full batches of one epoch; the rest that does not fill a batch is left out.
 
         Args:
@@ -174,9 +174,9 @@ class PairBatches:
                 yield [self._example(*one) for one in chosen]
             batch = {}
 
-    def _example(self, number: int, drawn: float, view: int) -> PictureExample:
+    def _example(self, number: int, drawn: float, view: int) -> ImageExample:
         texts = self.pairs[number].texts
-        return PictureExample(number, texts[int(drawn * len(texts))], view)
+        return ImageExample(number, texts[int(drawn * len(texts))], view)
 
 
 def _key(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""The two encoders a cross-modal run trains: loaded or made new, joined, and saved for use."""
+"""The encoders of texts and images a run trains: loaded or made new, joined, and saved for use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vdr_db.towers.image import ImageHead, ImageTower
 from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.image_stem import IMAGENET_MEAN, IMAGENET_STD, read_published
-from vdr_db.training.image_settings import CrossModalConfig, ImageConfig
-from vdr_db.training.models import start_folder
-from vdr_db.training.settings import ModelConfig
+from vdr_db.training.image_settings import ImageConfig
+from vdr_db.training.models import in_dtype, load_start, start_folder
+from vdr_db.training.settings import TrainConfig
 
 __all__ = [
     "channel_statistics",
@@ -37,58 +37,30 @@ STEM = "body.stem."
 SMALLEST_DEVIATION = 1e-3
 
 
-def load_pair(config: CrossModalConfig, device: torch.device) -> CrossModalEncoder:
+def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> CrossModalEncoder:
     """The encoders to train, float32.
 
     Args:
-        config: Its sections `model`, `image` and the seed count.
+        config: Its sections `model` and the seed count.
+        image: The image side.
         device: Where to train.
 
     Raises:
         ConfigError: A checkpoint cannot be loaded as configured, or the two do not fit together.
     """
-    text = _text_encoder(config.model, config.image, device)
-    if config.image.start:
-        image = ImageEncoder.from_pretrained(
-            start_folder(config.image.start),
-            device=device,
-            k=config.image.k,
-            tokenizer=text.tokenizer,
+    text = load_start(config.model, device)
+    # One tower for all texts, with vectors of length 1.
+    text.document_tower, text.norm = text.query_tower, True
+    if image.start:
+        side = ImageEncoder.from_pretrained(
+            start_folder(image.start), device=device, k=image.k, tokenizer=text.tokenizer
         )
     else:
-        image = _image_encoder(config.image, text, device, config.run.seed)
-    if config.image.projection == "text":
-        _share_matrix(text, image, is_trained=_learns_words(config))
-    return CrossModalEncoder(text, image)
-
-
-def _text_encoder(settings: ModelConfig, image: ImageConfig, device: torch.device) -> SparseEncoder:
-    """One tower for all texts, with vectors of length 1."""
-    found = SparseEncoder.from_pretrained(
-        start_folder(settings.start),
-        device=device,
-        head=settings.head,
-        activation=settings.activation,
-        vocabulary=settings.vocabulary,
-        k=settings.k,
-        query_k=settings.query_k,
-        max_length=settings.encode_max_length,
-        query_max_length=settings.encode_query_max_length,
-        lexical=settings.encode_lexical,
-    )
-    tower = found.query_tower if image.text_side == "query" else found.document_tower
-    return SparseEncoder(
-        document_tower=tower,
-        query_tower=tower,
-        tokenizer=found.tokenizer,
-        vocabulary=found.vocabulary,
-        activation=found.activation,
-        document_entry=found.document_entry,
-        query_entry=found.query_entry,
-        norm=True,
-        lexical=found.lexical,
-        model=found.model,
-    )
+        side = _image_encoder(image, text, device, config.run.seed)
+    if image.projection == "text":
+        is_trained = image.train_text and not config.model.freeze_embeddings
+        _share_matrix(text, side, is_trained=is_trained)
+    return CrossModalEncoder(text, side)
 
 
 def _image_encoder(
@@ -181,10 +153,6 @@ def _head_of(text: SparseEncoder, weights: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def _learns_words(config: CrossModalConfig) -> bool:
-    return config.image.train_text and not config.model.freeze_embeddings
-
-
 def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool) -> None:
     tower = text.document_tower
     words = tower.body.embeddings.word.weight
@@ -210,13 +178,13 @@ def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool)
 
 
 def channel_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of the stem, over pictures.
+    """Mean and standard deviation of each channel of the stem, over images.
 
     Args:
-        states: `[B, P, C]` of some pictures.
+        states: `[B, P, C]` of some images.
 
     Returns:
-        Both `[C]`; the deviation is that of the pictures' mean states.
+        Both `[C]`; the deviation is that of the images' mean states.
     """
     means = states.mean(dim=1)
     return means.mean(dim=0), means.std(dim=0).clamp_min(SMALLEST_DEVIATION)
@@ -237,14 +205,16 @@ def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
             narrow.bias.copy_(-narrow.weight @ mean)
 
 
-def trainable_pair(encoder: CrossModalEncoder, config: CrossModalConfig) -> dict[str, nn.Parameter]:
+def trainable_pair(
+    encoder: CrossModalEncoder, config: TrainConfig, image: ImageConfig
+) -> dict[str, nn.Parameter]:
     """Parameters to train, by name; all others are frozen.
 
     Args:
         encoder: Both sides.
         config: Says which of them.
+        image: The image side's part of it.
     """
-    settings = config.image
     parameters: dict[str, nn.Parameter] = {}
 
     def add(name: str, parameter: nn.Parameter, *, frozen: bool) -> None:
@@ -253,17 +223,16 @@ def trainable_pair(encoder: CrossModalEncoder, config: CrossModalConfig) -> dict
             parameters[name] = parameter
 
     words = encoder.text.document_tower.body.embeddings.word.weight
+    is_given = image.projection == "text" or config.loss.objective == "dpr"
     for name, parameter in encoder.image.tower.named_parameters():
         if parameter is words:
             continue  # of the text side
-        is_stem = isinstance(encoder.image.tower.body, HybridBody) and name.startswith(STEM)
-        is_shared = name == "head.projection" and settings.projection == "text"
-        is_unused = name == "head.projection" and config.loss.objective == "dpr"
-        frozen = is_stem and settings.freeze_stem
-        add(f"image.{name}", parameter, frozen=frozen or is_shared or is_unused)
+        is_stem = has_stem_states(encoder) and name.startswith(STEM)
+        is_matrix = name == "head.projection" and is_given
+        add(f"image.{name}", parameter, frozen=is_stem or is_matrix)
     for name, parameter in encoder.text.document_tower.named_parameters():
         is_word = name.endswith("word.weight") and config.model.freeze_embeddings
-        add(f"text.{name}", parameter, frozen=is_word or not settings.train_text)
+        add(f"text.{name}", parameter, frozen=is_word or not image.train_text)
     return parameters
 
 
@@ -275,13 +244,12 @@ def save_pair(encoder: CrossModalEncoder, folder: Path, dtype: torch.dtype) -> N
         folder: Where to.
         dtype: Of the saved weights.
     """
-    text, image = copy.copy(encoder.text), copy.copy(encoder.image)
-    text.document_tower = copy.deepcopy(encoder.text.document_tower).to(dtype)
-    text.query_tower = text.document_tower
+    image = copy.copy(encoder.image)
     image.tower = copy.deepcopy(encoder.image.tower).to(dtype)
+    text = in_dtype(encoder.text, dtype)
     CrossModalEncoder(text, image, model=encoder.model).save_pretrained(folder)
 
 
-def has_stem_states(encoder: CrossModalEncoder, settings: ImageConfig) -> bool:
-    """Whether pictures can be kept as states of a frozen stem."""
-    return isinstance(encoder.image.tower.body, HybridBody) and settings.freeze_stem
+def has_stem_states(encoder: CrossModalEncoder) -> bool:
+    """Whether images can be kept as states of a frozen stem."""
+    return isinstance(encoder.image.tower.body, HybridBody)

@@ -1,8 +1,8 @@
-"""Training-time vectors of texts and pictures in cross-modal training.
+"""Training-time vectors of texts and images in cross-modal training.
 
     V(text)     norm(elu1p(pooled logits)), then its k largest columns and its own tokens
     BoW(text)   norm(the set of its tokens)
-    V(picture)  norm(elu1p(max over patches of states . matrix))       all columns
+    V(image)  norm(elu1p(max over patches of states . matrix))       all columns
     heads       norm(linear(CLS state)), norm(linear(mean over patches of states))
     matrix      norm((V(text) + BoW(text)) . matrix), norm(mean over patches of states)
 
@@ -19,7 +19,6 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,11 +32,9 @@ from vdr_db.kernels import project_pool
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.images.columns import ColumnSample
 from vdr_db.training.sparse_ops import GatedRows, weigh
-from vdr_db.training.vectors import Need, Side, Vectors
+from vdr_db.training.vectors import Need, Side, Vectors, known
 
-__all__ = ["DenseHeads", "PictureSide", "TextSide"]
-
-_Vector = TypeVar("_Vector", GatedRows, Tensor)
+__all__ = ["DenseHeads", "ImageSide", "TextSide"]
 
 
 class DenseHeads(nn.Module):
@@ -118,7 +115,7 @@ class TextSide:
         """
         if needs == {"cls"} and self.dense is None:
             found = self.encode(texts, {"gated", "bags"})
-            both = GatedRows.concat([_known(found.gated), _known(found.bags)])
+            both = GatedRows.concat([known(found.gated), known(found.bags)])
             sums = self.matrix.new_zeros(len(both), self.matrix.shape[1]).index_add(
                 0, both.rows, self.matrix[both.columns] * both.weights[:, None]
             )
@@ -129,7 +126,7 @@ class TextSide:
         if missing:
             with torch.no_grad():
                 found = self._encode(missing, needs | {"bags"})
-            gated, bags = _known(found.gated), _known(found.bags)
+            gated, bags = known(found.gated), known(found.bags)
             for i, text in enumerate(missing):
                 place = torch.tensor([i])
                 self._texts[text] = (gated.reordered(place), bags.reordered(place))
@@ -150,18 +147,13 @@ class TextSide:
         gated, cls = found.gated, found.cls
         if with_all:
             # The norm is that of all columns.
-            norms = torch.linalg.vector_norm(_known(found.dense), dim=1).clamp_min(SMALLEST_NORM)
-            gated = _known(gated)
+            norms = torch.linalg.vector_norm(known(found.dense), dim=1).clamp_min(SMALLEST_NORM)
+            gated = known(gated)
             gated = replace(gated, weights=gated.weights / norms[gated.rows])
         if cls is not None and self.dense is not None:
             cls = F.normalize(cls @ self.dense.text.T, dim=1)
         bags = None if found.bags is None else _unit(found.bags)
         return Vectors(gated=gated, bags=bags, cls=cls)
-
-
-def _known(value: _Vector | None) -> _Vector:
-    assert value is not None, "the side was asked for other vectors than it uses"
-    return value
 
 
 def _unit(bags: GatedRows) -> GatedRows:
@@ -170,14 +162,13 @@ def _unit(bags: GatedRows) -> GatedRows:
     return replace(bags, weights=bags.weights / counts[bags.rows].sqrt())
 
 
-class PictureSide:
-    """Pictures as vectors of length 1."""
+class ImageSide:
+    """Images as vectors of length 1."""
 
     def __init__(
         self,
         encoder: CrossModalEncoder,
         *,
-        has_stem_states: bool,
         dropout: float = 0.0,
         patch_dropout: float = 0.0,
         dense: DenseHeads | None = None,
@@ -190,7 +181,6 @@ class PictureSide:
 
         Args:
             encoder: The encoder.
-            has_stem_states: Whether inputs are states of the stem instead of pixels.
             dropout: Of channels of such states, in training.
             patch_dropout: Of patches that are left out of a mean, in training.
             dense: Of dense vectors; None without.
@@ -201,14 +191,14 @@ class PictureSide:
         """
         self.encoder, self.by_matrix = encoder.image, by_matrix
         self.as_one_patch, self.centre = as_one_patch, centre
-        self.has_stem_states, self.dense, self.is_sparse = has_stem_states, dense, is_sparse
+        self.dense, self.is_sparse = dense, is_sparse
         self.dropout, self.patch_dropout = dropout, patch_dropout
 
     def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> tuple[Vectors, Tensor]:
-        """Vectors of pictures, and what a teacher of features looks at.
+        """Vectors of images, and what a teacher of features looks at.
 
         Args:
-            inputs: `[B, 3, S, S]` pixels, or `[B, P, C]` states of the stem.
+            inputs: `[B, 3, S, S]` pixels, or `[B, P, C]` states of a hybrid's stem.
             sample: Columns to compute; None for all.
 
         Returns:
@@ -234,9 +224,8 @@ class PictureSide:
         """States of patches as the matrix wants them, `[B, P, H]`."""
         tower = self.encoder.tower
         inputs = inputs.to(self.encoder.device)
-        if not self.has_stem_states:
+        if not isinstance(tower.body, HybridBody):
             return tower.head.norm(tower.body(inputs))  # type: ignore[no-any-return]
-        assert isinstance(tower.body, HybridBody)
         if self.as_one_patch:
             inputs = self._mean(inputs)
         return tower.head.norm(  # type: ignore[no-any-return]
@@ -246,7 +235,7 @@ class PictureSide:
     def _mean(self, states: Tensor) -> Tensor:
         """Mean of the patches, `[B, 1, C]`; in training perhaps of some of them, at least one.
 
-        Each step so sees another part of a picture, at no cost: a stem's states can be kept.
+        Each step so sees another part of an image, at no cost: a stem's states can be kept.
         """
         if not self.patch_dropout or not self.encoder.tower.training:
             return states.mean(dim=1, keepdim=True)
@@ -256,7 +245,7 @@ class PictureSide:
         return shares[:, None].to(states.dtype) @ states
 
     def _dropped(self, states: Tensor) -> Tensor:
-        """Without some channels in training, the same ones in all patches of a picture.
+        """Without some channels in training, the same ones in all patches of an image.
 
         Patches resemble each other: what is dropped in one alone, its neighbours still tell.
         """

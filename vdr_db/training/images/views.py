@@ -1,7 +1,7 @@
-"""Pictures as an image body reads them: altered copies, and states of a frozen stem kept on disk.
+"""Images as an image body reads them: altered copies, and states of a frozen stem kept on disk.
 
-A stem that is not trained gives the same states for a picture in every epoch. They are computed
-once, for the picture and each of its altered copies, and read from memory-mapped files afterwards.
+A stem that is not trained gives the same states for an image in every epoch. They are computed
+once, for the image and each of its altered copies, and read from memory-mapped files afterwards.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from vdr_db.training.images.data import Pair
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pictures", "StemStates", "alter"]
+__all__ = ["PairImages", "StemStates", "alter"]
 
 SHARD = 128
-"""Pictures of one file of states: 8 MB at 25 patches."""
+"""Images of one file of states: 8 MB at 25 patches."""
 STEM_BATCH = 8
-"""Pictures that go through the stem together; more are slower on a CPU, whose cache they leave."""
+"""Images that go through the stem together; more are slower on a CPU, whose cache they leave."""
 ALTERATION = 1
 """Counts up when `alter` changes, so that no states of the old one are taken."""
 
 
 def alter(image: Image, rng: np.random.Generator) -> Image:
-    """Another picture of the same thing: moved, scaled, turned, recoloured.
+    """Another image of the same thing: moved, scaled, turned, recoloured.
 
     Args:
         image: In mode RGBA; what is transparent gets a background of some light colour, or white.
@@ -58,7 +58,7 @@ def alter(image: Image, rng: np.random.Generator) -> Image:
     shift = rng.uniform(-0.1, 0.1, 2) * (width, height)
     cos, sin = np.cos(turn) / zoom, np.sin(turn) / zoom
     x, y = width / 2, height / 2
-    # Pillow asks which place of the old picture each place of the new one shows.
+    # Pillow asks which place of the old image each place of the new one shows.
     right, down = x + shift[0], y + shift[1]
     places = (cos, sin, x - cos * right - sin * down, -sin, cos, y + sin * right - cos * down)
     moved = image.transform(
@@ -72,11 +72,11 @@ def alter(image: Image, rng: np.random.Generator) -> Image:
     return result
 
 
-class Pictures:
-    """The pictures of some pairs, read from their files each time.
+class PairImages:
+    """The images of some pairs, read from their files each time.
 
     Attributes:
-        pairs: Whose pictures.
+        pairs: Whose images.
         preprocessing: How they become pixels.
         seed: Of the altered copies.
     """
@@ -90,19 +90,19 @@ class Pictures:
 
         Args:
             numbers: `[B]`, of pairs.
-            views: `[B]`, which copy of each; 0 is the picture itself.
+            views: `[B]`, which copy of each; 0 is the image itself.
 
         Returns:
             `[B, 3, S, S]` float32.
 
         Raises:
-            InputError: A picture cannot be read; the message names the line of its pair.
+            InputError: An image cannot be read; the message names the line of its pair.
         """
         pixels = [self.pixels(*one) for one in zip(numbers, views, strict=True)]
         return torch.from_numpy(np.stack(pixels))
 
     def pixels(self, number: int, view: int) -> npt.NDArray[np.float32]:
-        """One picture or altered copy, `[3, S, S]`.
+        """One image or altered copy, `[3, S, S]`.
 
         Raises:
             InputError: It cannot be read.
@@ -117,7 +117,7 @@ class Pictures:
         return self.preprocessing.apply(image)
 
     def _with_alpha(self, path: Path, image: Image) -> Image:
-        """The picture with its transparency, where it has some and is stored upright."""
+        """The image with its transparency, where it has some and is stored upright."""
         module = require("PIL.Image", "images")
         with module.open(path) as stored:
             if stored.mode in ("RGBA", "LA", "P", "PA") and stored.size == image.size:
@@ -125,18 +125,18 @@ class Pictures:
         return image.convert("RGBA")
 
     def _rng(self, pair: Pair, view: int) -> np.random.Generator:
-        """By the name of the picture, not its place: other pairs beside it change nothing."""
+        """By the name of the image, not its place: other pairs beside it change nothing."""
         name = int(hashlib.sha256(pair.image.name.encode()).hexdigest()[:16], 16)
         return np.random.default_rng([self.seed, view, name])
 
 
-class StemStates(Pictures):
-    """The same pictures as a frozen stem sees them, kept on disk as float16.
+class StemStates(PairImages):
+    """The same images as a frozen stem sees them, kept on disk as float16.
 
     Attributes:
         body: Whose stem.
-        folder: Of the files, one for each `SHARD` pictures and view. Their names are digests of
-            stem, pictures and options: what fits is taken, whatever run wrote it.
+        folder: Of the files, one for each `SHARD` images and view. Their names are digests of
+            stem, images and options: what fits is taken, whatever run wrote it.
     """
 
     def __init__(
@@ -153,16 +153,16 @@ class StemStates(Pictures):
         """Computes what is not there yet.
 
         Args:
-            pairs: Whose pictures.
+            pairs: Whose images.
             preprocessing: How they become pixels.
             seed: Of the altered copies.
             body: Whose stem, with weights.
             folder: Of the files.
-            views: Altered copies of each picture.
+            views: Altered copies of each image.
             progress: Called with files done and files in all.
 
         Raises:
-            InputError: A picture cannot be read; the message names the line of its pair.
+            InputError: An image cannot be read; the message names the line of its pair.
             ConfigError: The folder cannot be written.
         """
         super().__init__(pairs, preprocessing, seed=seed)
@@ -188,7 +188,7 @@ class StemStates(Pictures):
 
         Args:
             numbers: `[B]`, of pairs.
-            views: `[B]`, which copy of each; 0 is the picture itself.
+            views: `[B]`, which copy of each; 0 is the image itself.
 
         Returns:
             `[B, P, C]` float32.

@@ -1,4 +1,4 @@
-"""How well texts find their pictures and pictures their texts, on pairs held out of a run."""
+"""How well texts find their images and images their texts, on pairs held out of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.selection import to_sparse_rows
 from vdr_db.sparse import SparseRows
 from vdr_db.training.images.data import Pair
-from vdr_db.training.images.vectors import PictureSide, TextSide
-from vdr_db.training.images.views import Pictures
+from vdr_db.training.images.vectors import ImageSide, TextSide
+from vdr_db.training.images.views import PairImages
 
 __all__ = ["CUTOFFS", "HeldOutPairs", "ranks", "recalls"]
 
@@ -39,13 +39,13 @@ def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 
 def recalls(scores: npt.NDArray[np.floating]) -> dict[str, float]:
-    """R@1, R@5 and R@10 of texts looking for pictures and the other way, and nDCG@10.
+    """R@1, R@5 and R@10 of texts looking for images and the other way, and nDCG@10.
 
-    Each text has one picture and each picture one text, so nDCG@10 of a row is 1 / log2(1 + rank)
+    Each text has one image and each image one text, so nDCG@10 of a row is 1 / log2(1 + rank)
     within the first ten, else 0; `ndcg@10` is the mean of both directions.
 
     Args:
-        scores: `[N, N]`, texts in rows, pictures in columns.
+        scores: `[N, N]`, texts in rows, images in columns.
     """
     found = {}
     gains = []
@@ -62,37 +62,37 @@ class HeldOutPairs:
 
     Attributes:
         texts: The last text of each pair, the fullest by convention.
-        pictures: Their pictures.
+        images: Their images.
     """
 
-    def __init__(self, pairs: Sequence[Pair], pictures: Pictures) -> None:
+    def __init__(self, pairs: Sequence[Pair], images: PairImages) -> None:
         """Takes them over."""
         self.texts = [pair.texts[-1] for pair in pairs]
-        self.pictures = pictures
+        self.images = images
 
-    def measure(self, encoder: CrossModalEncoder, pictures: PictureSide) -> dict[str, float]:
-        """Recalls of sparse vectors, and how many words a picture keeps."""
-        rows = self.rows(encoder, pictures)
+    def measure(self, encoder: CrossModalEncoder, side: ImageSide) -> dict[str, float]:
+        """Recalls of sparse vectors, and how many words an image keeps."""
+        rows = self.rows(encoder, side)
         queries = encoder.encode_queries(self.texts)
         found = recalls(queries.dot(rows))
         return {**found, "image_nonzeros": float(rows.counts.mean())}
 
-    def measure_dense(self, texts: TextSide, pictures: PictureSide) -> dict[str, float]:
+    def measure_dense(self, texts: TextSide, side: ImageSide) -> dict[str, float]:
         """Recalls of the dense baseline's vectors."""
         with torch.no_grad():
             parts = [texts.encode(self.texts[i : i + BATCH], {"cls"}).cls for i in self._starts()]
-            images = [pictures.encode(inputs)[0].cls for inputs in self._inputs()]
+            images = [side.encode(inputs)[0].cls for inputs in self._inputs()]
         left = torch.cat([part for part in parts if part is not None])
         right = torch.cat([part for part in images if part is not None])
         return recalls((left @ right.T).double().cpu().numpy())
 
     @torch.no_grad()
-    def rows(self, encoder: CrossModalEncoder, pictures: PictureSide) -> SparseRows:
-        """Vectors of the pictures as the encoder would store them."""
+    def rows(self, encoder: CrossModalEncoder, side: ImageSide) -> SparseRows:
+        """Vectors of the images as the encoder would store them."""
         image = encoder.image
         parts = [
             to_sparse_rows(
-                pictures.logits(pictures.states(inputs)),
+                side.logits(side.states(inputs)),
                 image.vocabulary,
                 k=image.k,
                 activation=image.activation,
@@ -109,4 +109,4 @@ class HeldOutPairs:
     def _inputs(self) -> Iterator[Tensor]:
         for start in self._starts():
             numbers = range(start, min(start + BATCH, len(self.texts)))
-            yield self.pictures.take(numbers, [0] * len(numbers))
+            yield self.images.take(numbers, [0] * len(numbers))

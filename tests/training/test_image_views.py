@@ -10,7 +10,7 @@ from vdr_db.errors import ConfigError, InputError
 from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.training.images.data import Pair, read_pairs
-from vdr_db.training.images.views import SHARD, Pictures, StemStates, alter
+from vdr_db.training.images.views import SHARD, PairImages, StemStates, alter
 
 SIDE = 64
 
@@ -40,7 +40,7 @@ def states(pairs, body, folder, **options):
 
 def test_kept_states_are_those_of_the_stem(pairs, body, tmp_path):
     found = states(pairs, body, tmp_path, views=1)
-    pixels = Pictures(pairs, found.preprocessing, seed=1)
+    pixels = PairImages(pairs, found.preprocessing, seed=1)
     numbers, views = [3, 0, 15], [0, 1, 1]
     with torch.no_grad():
         expected = body.features(pixels.take(numbers, views))
@@ -73,12 +73,14 @@ def test_a_folder_that_cannot_be_written_is_said(pairs, body, tmp_path):
 
 def test_altered_copies_are_drawn_by_name_seed_and_view(pairs):
     preprocessing = Preprocessing(size=SIDE, crop=False)
-    one, other = (Pictures(pairs, preprocessing, seed=1) for _ in range(2))
-    shifted = Pictures(pairs[2:], preprocessing, seed=1)
+    one, other = (PairImages(pairs, preprocessing, seed=1) for _ in range(2))
+    shifted = PairImages(pairs[2:], preprocessing, seed=1)
     assert np.array_equal(one.pixels(2, 1), other.pixels(2, 1))
     assert np.array_equal(one.pixels(2, 1), shifted.pixels(0, 1))
     assert not np.array_equal(one.pixels(2, 1), one.pixels(2, 2))
-    assert not np.array_equal(one.pixels(2, 1), Pictures(pairs, preprocessing, seed=2).pixels(2, 1))
+    assert not np.array_equal(
+        one.pixels(2, 1), PairImages(pairs, preprocessing, seed=2).pixels(2, 1)
+    )
 
 
 def test_what_is_transparent_gets_another_background():
@@ -96,7 +98,7 @@ def test_what_is_transparent_gets_another_background():
 
 def test_a_picture_that_cannot_be_read_names_its_line(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    pictures = Pictures(
+    pictures = PairImages(
         [Pair(tmp_path / "a.png", ("a",), "pairs.jsonl:7")], Preprocessing(), seed=0
     )
     with pytest.raises(InputError, match=r"^pairs\.jsonl:7: "):
