@@ -120,7 +120,11 @@ class _Run:
     ) -> None:
         self._source = source
         self._store = getattr(target, "store", target)
-        self._encoder = encoder if encoder is not None else getattr(target, "encoder", None)
+        self._encoder = encoder
+        if encoder is None and getattr(source, "width", None) is None:
+            # Only for texts and images: a collection may load its model when it is asked for it,
+            # and rows made earlier may be of another model than its usual one.
+            self._encoder = getattr(target, "encoder", None)
         self._options = options
         self._reporter = reporter
         self._stop = stop
