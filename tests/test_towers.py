@@ -42,9 +42,9 @@ PLANNING = [
 
 
 def without_torch(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", WITHOUT_TORCH + code]
+    # not in the repository, where the folder vdr_db/ hides the library that is installed
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -143,9 +143,11 @@ def test_a_pool_that_no_graph_uses_is_not_used_again(folder, cuda):
 def test_the_stand_in_notices_what_no_capture_allows(folder, cuda, monkeypatch, what, fault):
     encoder = load(folder)
     encoder.query_graphs = True
-    plain = encoder_cuda._outcome
+    plain = encoder_cuda.outcome_of
     monkeypatch.setattr(
-        encoder_cuda, "_outcome", lambda logits, *a, **k: (what(logits), plain(logits, *a, **k))[1]
+        encoder_cuda,
+        "outcome_of",
+        lambda logits, *a, **k: (what(logits), plain(logits, *a, **k))[1],
     )
     with cuda:
         encoder.encode_queries(["cat"])

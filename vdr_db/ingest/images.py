@@ -81,7 +81,7 @@ class ImageFolderSource:
             count += 1
         if not count:
             raise InputError(
-                f"{self.folder} must hold pictures (files that end in "
+                f"{self.folder} must hold images (files that end in "
                 f"{', '.join(IMAGE_SUFFIXES)}), got none."
             )
         return {"count": count, "sha256": hashed.hexdigest()}
