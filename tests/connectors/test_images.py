@@ -414,7 +414,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, model, image_files, capsy
     empty = tmp_path / "none"
     empty.mkdir()
     code, _, err = run(capsys, "index", "--images", empty, *place, "--model", model)
-    assert (code, "must hold pictures" in err) == (2, True)
+    assert (code, "must hold images" in err) == (2, True)
 
 
 def test_a_vector_for_each_kind_in_one_collection(tmp_path):

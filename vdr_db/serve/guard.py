@@ -114,6 +114,10 @@ class Guard:
         if not self._knows(host):
             await _refuse(send, 421, "This host name is not served here.")
         elif scope["method"] not in ("GET", "HEAD") and self._is_foreign(given, host):
+            # A connection that closes on unread bytes is reset, and takes the answer with it.
+            if _fits(given.get(b"content-length", b"none"), _FORM_BYTES):
+                while (await receive()).get("more_body"):
+                    pass
             await _refuse(send, 403, "A page of another site cannot send this here.")
         elif not _fits(given.get(b"content-length"), self.most):
             await _refuse(send, 413, "The upload is too large.")
