@@ -18,7 +18,14 @@ import json
 from pathlib import Path
 
 from vdr_db.checkpoints.folders import settings_of
-from vdr_db.checkpoints.plan import Entry, Layout, Plan, TowerPlan, model_max_length
+from vdr_db.checkpoints.plan import (
+    GRAPHS,
+    Entry,
+    Layout,
+    Plan,
+    TowerPlan,
+    model_max_length,
+)
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import find_family
@@ -94,6 +101,7 @@ def _read_own(folder: Path) -> Plan:
             query_entry=Entry(query["max_length"], query["k"], query["prompt"]),
             norm=saved["norm"],
             lexical=saved["lexical"],
+            graphs=saved.get(GRAPHS),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

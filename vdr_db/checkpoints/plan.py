@@ -13,6 +13,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.towers.families import Family, WeightNames
 
 __all__ = [
+    "GRAPHS",
     "Compatibility",
     "Entry",
     "FromCheckpoint",
@@ -24,6 +25,9 @@ __all__ = [
     "model_max_length",
     "tower_names",
 ]
+
+GRAPHS = "graphs"
+"""Key of a settings file: which weights the ONNX graphs beside it were written for."""
 
 FromCheckpoint: TypeAlias = Literal["checkpoint"]
 Padding: TypeAlias = Literal["longest", "max_length"]
@@ -178,6 +182,7 @@ class Plan:
         tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
         ignored: Prefixes of weights that belong to something else.
         fresh: Whether the head starts without weights.
+        graphs: What the folder says about its ONNX graphs; None where it has none.
     """
 
     folder: Path
@@ -196,6 +201,7 @@ class Plan:
     tokenizer_id: str | None = None
     ignored: tuple[str, ...] = ()
     fresh: bool = False
+    graphs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.checkpoints.folders import written_folder
+from vdr_db.checkpoints.folders import settings_of, written_folder
+from vdr_db.checkpoints.graphs import (
+    Runtime,
+    chosen_runtime,
+    folder_obstacles,
+    open_text_towers,
+    trainable,
+    write_text_graphs,
+)
 from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, tower_names
+from vdr_db.checkpoints.plan import GRAPHS, Entry, FromCheckpoint, Plan, tower_names
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
+from vdr_db.towers.onnx import OnnxTextTower
 
 if TYPE_CHECKING:
     import torch
 
     from vdr_db.towers.text import Tower
 
-__all__ = ["LoadOptions", "TextParts", "load_text", "save_text"]
+__all__ = ["LoadOptions", "TextParts", "add_graphs", "load_text", "save_text"]
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -48,6 +59,19 @@ class LoadOptions:
     vocabulary: str | None = None
     tokenizer: Any = None
     revision: str | None = None
+    runtime: Runtime = "auto"
+    threads: int | None = None
+    needs_torch: Mapping[str, bool] = field(default_factory=dict)
+
+    def obstacles(self) -> dict[str, str]:
+        """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
+        found = {}
+        if str(self.device or "cpu") != "cpu":
+            found["`device`"] = f"must be None or 'cpu', got {self.device!r}"
+        if str(self.dtype or "float32").removeprefix("torch.") != "float32":
+            found["`dtype`"] = f"must be None or 'float32', got {self.dtype!r}"
+        asked = [name for name, is_set in self.needs_torch.items() if is_set]
+        return {**found, **dict.fromkeys(asked, "must be left alone")}
 
 
 @dataclass(frozen=True)
@@ -69,8 +93,8 @@ class TextParts:
         digest: Of the weights before they were rounded to the dtype; `""` where they were not.
     """
 
-    document_tower: Tower
-    query_tower: Tower
+    document_tower: Tower | OnnxTextTower
+    query_tower: Tower | OnnxTextTower
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     activation: Activation
@@ -90,8 +114,6 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         ConfigError: The folder, a file in it, or an option is impossible.
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
-    from vdr_db.checkpoints.text_towers import build_towers
-
     folder, revision = locate_model(name_or_folder, options.revision)
     plan = _with_options(read_plan(folder), options)
     tokenizer = find_tokenizer(
@@ -101,7 +123,22 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    document, query, digest = build_towers(plan, vocabulary, options.device, options.dtype)
+    files = [plan.folder / SAFETENSORS]
+    obstacles = {
+        **options.obstacles(),
+        **({"`head`": "starts without weights"} if plan.fresh else {}),
+        **folder_obstacles(plan.graphs, files, vocabulary.kind),
+    }
+    runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
+    document: Tower | OnnxTextTower
+    query: Tower | OnnxTextTower
+    digest = ""
+    if runtime == "onnx":
+        document, query = open_text_towers(plan, vocabulary, options.threads)
+    else:
+        from vdr_db.checkpoints.text_towers import build_towers
+
+        document, query, digest = build_towers(plan, vocabulary, options.device, options.dtype)
     query_k = options.k if options.query_k == "checkpoint" else options.query_k
     query_length = options.query_max_length
     if query_length is None:
@@ -137,9 +174,9 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str]) -> None:
         ConfigError: The place holds something else, or cannot be written.
     """
     is_shared = parts.document_tower is parts.query_tower
-    towers = {"document": parts.document_tower}
+    towers = {"document": trainable(parts.document_tower)}
     if not is_shared:
-        towers["query"] = parts.query_tower
+        towers["query"] = trainable(parts.query_tower)
     head = parts.document_tower.head_name
     tensors: dict[str, torch.Tensor] = {}
     prefixes: dict[str, tuple[str, str]] = {}
@@ -182,6 +219,26 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str]) -> None:
             (fresh / name).write_text(written, "utf-8")
 
 
+def add_graphs(folder: str | os.PathLike[str]) -> None:
+    """Writes ONNX graphs into a folder that `save_text` wrote, beside its weights.
+
+    Raises:
+        ConfigError: The folder is of another kind, or a part of the model has no graph.
+        MissingExtraError: `onnx` is not installed.
+    """
+    plan = read_plan(Path(folder))
+    file = plan.folder / OWN_FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} must be a folder that `save_pretrained` wrote, got the layout "
+            f"{plan.layout}; export it to a folder of its own."
+        )
+    tokenizer = find_tokenizer((plan.folder,), None)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
+    settings = {**settings_of(file), GRAPHS: write_text_graphs(plan, vocabulary)}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def _with_options(plan: Plan, options: LoadOptions) -> Plan:
     if options.head not in (None, plan.head):
         if options.head != "vdr" or plan.layout != "Hugging Face":
@@ -207,7 +264,10 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
 
 
 def _entry(
-    entry: Entry, tower: Tower, k: int | FromCheckpoint | None, max_length: int | None
+    entry: Entry,
+    tower: Tower | OnnxTextTower,
+    k: int | FromCheckpoint | None,
+    max_length: int | None,
 ) -> Entry:
     most = tower.config.max_length
     length = min(entry.max_length or most, most) if max_length is None else max_length

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from vdr_db.checkpoints.plan import Plan, TowerPlan, tower_names
+from vdr_db.checkpoints.plan import Plan, TowerPlan
+from vdr_db.checkpoints.text_names import weight_names
 from vdr_db.checkpoints.weights import (
     Checkpoint,
     assign,
@@ -69,35 +67,15 @@ def _build(
 ) -> Tower:
     """A tower with its weights, float32 on the CPU."""
     config = plan.family.body_config(where.config)
-    body_prefix = where.body_prefix
-    present = set(checkpoint.names)
-    if plan.fresh and not any(name.startswith(body_prefix) for name in present):
-        body_prefix = ""  # the body alone, without the prefix of a masked language model
-    names = tower_names(plan.family, config.layers, plan.head, body_prefix, where.head_prefix)
-    tied = True
-    if plan.head == "mlm":
-        word, decoder = names["body.embeddings.word.weight"], names["head.decoder.weight"]
-        tied = _is_tied(checkpoint, word[0], decoder[0], where.config)
-        if tied:
-            names["body.embeddings.word.weight"] = (*word, *decoder)
-            del names["head.decoder.weight"]
+    names, body_prefix = weight_names(plan, where, checkpoint)
+    tied = "head.decoder.weight" not in names
     tower = Tower(Body(config), make_head(plan.head, config, columns, tied=tied))
     if plan.fresh:
         width = config.hidden_size
         fresh = {"head.norm.weight": torch.ones(width), "head.norm.bias": torch.zeros(width)}
         names = {ours: theirs for ours, theirs in names.items() if ours not in fresh}
         used |= assign(tower, checkpoint, names, others=fresh)
-        used |= {name for name in present if not name.startswith(body_prefix)}
+        used |= {name for name in checkpoint.names if not name.startswith(body_prefix)}
     else:
         used |= assign(tower, checkpoint, names)
     return tower
-
-
-def _is_tied(checkpoint: Checkpoint, word: str, decoder: str, config: Mapping[str, Any]) -> bool:
-    """Whether the decoder is the word embeddings: what the weights say counts, then the config."""
-    present = set(checkpoint.names)
-    if not {word, decoder} <= present:
-        return bool(config.get("tie_word_embeddings", True))
-    if checkpoint.shape(word) != checkpoint.shape(decoder):
-        return False
-    return torch.equal(checkpoint.tensor(word), checkpoint.tensor(decoder))

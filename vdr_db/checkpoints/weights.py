@@ -11,12 +11,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import TOLERATED, WeightNames
+from vdr_db.towers.stored import StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SAFETENSORS",
     "Checkpoint",
+    "Weight",
     "assign",
     "checked_device",
     "checked_dtype",
@@ -34,9 +38,19 @@ __all__ = [
     "save_weights",
 ]
 
+Weight: TypeAlias = "Tensor | StoredTensor"
+"""A weight in memory, or where it lies in its file."""
+
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json")
+
+
+class HasWeights(Protocol):
+    """A tower, whichever runtime computes it."""
+
+    def named_parameters(self) -> Iterable[tuple[str, Weight]]:
+        """Its weights by our names."""
 
 
 class Checkpoint:
@@ -55,6 +69,7 @@ class Checkpoint:
         self.folder = folder
         self._readers: dict[str, Callable[[], Tensor]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._stored: dict[str, StoredTensor] = {}
         for file in _weight_files(folder):
             add = self._add_safetensors if file.suffix == ".safetensors" else self._add_bin
             try:
@@ -89,7 +104,29 @@ class Checkpoint:
                 f"weight `{name}` in {self.folder} cannot be read: {error}; fetch the file again."
             ) from error
 
-    def _add(self, name: str, shape: Iterable[int], reader: Callable[[], Tensor]) -> None:
+    def stored(self, name: str) -> StoredTensor | None:
+        """Where a weight of floats lies in a safetensors file; None for any other."""
+        return self._stored.get(name)
+
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """A copy of a weight in memory of its own, float32.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        stored = self._stored.get(name)
+        if stored is not None:
+            return stored.read()
+        values: npt.NDArray[np.float32] = self.tensor(name).float().numpy()
+        return values
+
+    def _add(
+        self,
+        name: str,
+        shape: Iterable[int],
+        reader: Callable[[], Tensor],
+        stored: StoredTensor | None = None,
+    ) -> None:
         for old, new in (
             ("LayerNorm.gamma", "LayerNorm.weight"),
             ("LayerNorm.beta", "LayerNorm.bias"),
@@ -102,6 +139,8 @@ class Checkpoint:
             )
         self._readers[name] = reader
         self._shapes[name] = tuple(shape)
+        if stored is not None:
+            self._stored[name] = stored
 
     def _add_safetensors(self, file: Path) -> None:
         def reader(name: str) -> Callable[[], Tensor]:
@@ -113,9 +152,11 @@ class Checkpoint:
 
             return read
 
+        places = stored_tensors(file)
         with safe_open(file, framework="np") as tensors:  # names and shapes need no torch
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                self._add(name, tensors.get_slice(name).get_shape(), reader(name))
+                shape = tensors.get_slice(name).get_shape()
+                self._add(name, shape, reader(name), places.get(name))
 
     def _add_bin(self, file: Path) -> None:
         import torch
@@ -233,7 +274,7 @@ def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[
         )
 
 
-def named_weights(document: nn.Module, query: nn.Module) -> dict[str, Tensor]:
+def named_weights(document: HasWeights, query: HasWeights) -> dict[str, Weight]:
     """All weights of two towers by our names; those of a shared tower once."""
     towers = {"document": document} if query is document else {"document": document, "query": query}
     return {
@@ -243,13 +284,17 @@ def named_weights(document: nn.Module, query: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(weights: Mapping[str, Weight]) -> str:
     """SHA-256 (hex) over names, shapes and float32 values, in the order of the names."""
     total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().float().contiguous()
-        total.update(f"{name} {list(tensor.shape)}\n".encode())
-        total.update(tensor.numpy().data)
+    for name in sorted(weights):
+        weight = weights[name]
+        if isinstance(weight, StoredTensor):
+            values = weight.read()
+        else:
+            values = weight.detach().cpu().float().contiguous().numpy()
+        total.update(f"{name} {list(values.shape)}\n".encode())
+        total.update(values.data)
     return total.hexdigest()
 
 

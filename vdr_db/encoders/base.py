@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vdr_db.checkpoints.weights import digest
+from vdr_db.checkpoints.graphs import trainable
+from vdr_db.checkpoints.weights import Weight, digest
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.stamp import EncoderStamp
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
     from vdr_db.checkpoints.image import ImageParts
     from vdr_db.checkpoints.text import TextParts
+    from vdr_db.towers.onnx import OnnxTower
     from vdr_db.towers.torch_tower import TorchTower
+
+    AnyTower = TorchTower | OnnxTower[Any, Any]
 
 __all__ = ["Encoder", "positive", "progress"]
 
@@ -67,7 +71,7 @@ class Encoder(ABC):
 
     @property
     @abstractmethod
-    def _main_tower(self) -> TorchTower:
+    def _main_tower(self) -> AnyTower:
         """The tower of what is stored: of documents, or of images."""
 
     @property
@@ -76,18 +80,27 @@ class Encoder(ABC):
         """Dimensions kept of what is stored."""
 
     @abstractmethod
+    def named_weights(self) -> dict[str, Weight]:
+        """All weights by our names, in memory or in their file; those of a shared tower once."""
+
     def named_tensors(self) -> dict[str, Tensor]:
-        """All weights by our names; those of a shared tower once."""
+        """The same as tensors of torch.
+
+        Raises:
+            ConfigError: ONNX Runtime computes this encoder.
+        """
+        trainable(self._main_tower)
+        return cast("dict[str, Tensor]", self.named_weights())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._main_tower.device
+        """Where the weights are; with ONNX Runtime something that reads the same, without torch."""
+        return cast("torch.device", self._main_tower.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights and the hidden states."""
-        return self._main_tower.dtype
+        """Dtype of weights and hidden states; `"torch.float32"` as a text with ONNX Runtime."""
+        return cast("torch.dtype", self._main_tower.dtype)
 
     def stamp(self) -> EncoderStamp:
         """Identity of this encoder, for stores. The first call reads all weights once."""
@@ -109,16 +122,16 @@ class Encoder(ABC):
         Moving or rounding the towers afterwards does not change it, so an encoder in bfloat16 and
         its float32 original count as one model.
         """
-        tensors = self.named_tensors()
-        version = _version(tensors)
+        weights = self.named_weights()
+        version = _version(weights)
         if self._digest is None or self._digest[0] != version:
-            self._digest = (version, digest(tensors))
+            self._digest = (version, digest(weights))
         return self._digest[1]
 
     def _know_weights(self, known: str) -> None:
         """Takes over the digest of the weights, where it is known."""
         if known:
-            self._digest = (_version(self.named_tensors()), known)
+            self._digest = (_version(self.named_weights()), known)
 
     def _parts(self, kind: type[Parts]) -> Parts:
         """What this encoder is made of, to be saved; the digest follows from the weights."""
@@ -131,9 +144,9 @@ class Encoder(ABC):
         return f"{type(self).__name__}({', '.join(said)}, {self.dtype} on {self.device})"
 
 
-def _version(tensors: dict[str, Tensor]) -> object:
+def _version(weights: dict[str, Weight]) -> object:
     """Something that changes whenever a weight is replaced or written in place."""
-    return [(id(tensor), tensor._version) for tensor in tensors.values()]
+    return [(id(weight), getattr(weight, "_version", 0)) for weight in weights.values()]
 
 
 def positive(name: str, value: int) -> int:

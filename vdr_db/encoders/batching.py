@@ -46,12 +46,12 @@ def checked_budget(asked: int | None, device: str) -> int:
 
     Args:
         asked: What the caller wants; None for what suits the device.
-        device: Type of the device.
+        device: The device, such as `"cuda:0"`.
 
     Raises:
         ConfigError: It is no integer, or below 1.
     """
-    budget = TOKEN_BUDGET.get(device, TOKEN_BUDGET_ELSEWHERE)
+    budget = TOKEN_BUDGET.get(device.partition(":")[0], TOKEN_BUDGET_ELSEWHERE)
     return positive("token_budget", budget if asked is None else asked)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vdr_db.checkpoints.folders import settings_of, written_folder
+from vdr_db.checkpoints.graphs import Runtime
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.checkpoints.locate import locate_model
 from vdr_db.checkpoints.plan import Compatibility, FromCheckpoint, Padding, compatibility_of
@@ -86,6 +87,8 @@ class CrossModalEncoder:
         backend: Backend = "auto",
         tokenizer: Any = None,
         revision: str | None = None,
+        runtime: Runtime = "auto",
+        threads: int | None = None,
         pool_padding: Padding | bool | None = None,
     ) -> CrossModalEncoder:
         """Both encoders out of a model folder or from the hub.
@@ -106,6 +109,8 @@ class CrossModalEncoder:
             backend: Of the kernels.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
+            runtime: As in `SparseEncoder.from_pretrained`.
+            threads: Of ONNX Runtime; None for one a core.
             pool_padding: Older name of `compatibility`.
 
         Raises:
@@ -128,6 +133,8 @@ class CrossModalEncoder:
             k=k if image_k == "checkpoint" else image_k,
             backend=backend,
             tokenizer=tokenizer,
+            runtime=runtime,
+            threads=threads,
         )
         text = SparseEncoder.from_pretrained(
             folder,
@@ -139,6 +146,8 @@ class CrossModalEncoder:
             compatibility=padding,
             backend=backend,
             tokenizer=tokenizer,
+            runtime=runtime,
+            threads=threads,
         )
         text.model = image.model = os.fspath(name_or_folder)
         return cls(text, image, model=text.model, revision=found)
@@ -166,7 +175,7 @@ class CrossModalEncoder:
     def is_tied(self) -> bool:
         """Whether images are projected by the same matrix as texts."""
         parts = np.array_split(np.arange(self.vocabulary.columns), PARTS_COMPARED)
-        text, image = self.text.document_tower, self.image.tower
+        text, image = self.text.tower("document"), self.image._main_tower
         return all(np.array_equal(text.rows(part), image.rows(part)) for part in parts)
 
     @property

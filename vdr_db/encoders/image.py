@@ -17,17 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.checkpoints.weights import Weight
 from vdr_db.encoders.base import Encoder, positive, progress
+from vdr_db.encoders.rows import row_of
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_image
 from vdr_db.images.thumbnails import checked_thumbnail_px
 from vdr_db.kernels import Activation, Backend
+from vdr_db.kernels.plain import activate, norm_of
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import FloatArray
+from vdr_db.towers.onnx import OnnxImageTower
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +88,6 @@ class ImageEncoder(Encoder):
     and with bodies of `transformers`, that holds up to rounding.
 
     Attributes:
-        tower: Body and head.
         tokenizer: Whose tokens the columns are.
         vocabulary: Column, id and text of every token.
         preprocessing: How images become pixels.
@@ -97,7 +102,7 @@ class ImageEncoder(Encoder):
     def __init__(
         self,
         *,
-        tower: ImageTower,
+        tower: ImageTower | OnnxImageTower,
         tokenizer: TextTokenizer,
         vocabulary: Vocabulary,
         preprocessing: Preprocessing,
@@ -128,15 +133,15 @@ class ImageEncoder(Encoder):
             ConfigError: The parts do not fit together, or an option is impossible.
         """
         columns = vocabulary.columns
-        if tower.head.projection.shape[0] != columns:
+        if tower.columns != columns:
             raise ConfigError(
                 f"the projection must have a row for each of the {columns} columns, got "
-                f"{tower.head.projection.shape[0]}; model and tokenizer do not belong together."
+                f"{tower.columns}; model and tokenizer do not belong together."
             )
-        if preprocessing.size != tower.body.image_size:
+        if preprocessing.size != tower.config.image_size:
             raise ConfigError(
-                f"the preprocessing must make images of {tower.body.image_size} pixels, which the "
-                f"model reads, got {preprocessing.size}."
+                f"the preprocessing must make images of {tower.config.image_size} pixels, which "
+                f"the model reads, got {preprocessing.size}."
             )
         super().__init__(
             tokenizer=tokenizer,
@@ -153,7 +158,7 @@ class ImageEncoder(Encoder):
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."
             )
-        self.tower = tower
+        self._tower = tower
         self.preprocessing = preprocessing
         self.k = k
         self._know_weights(digest)
@@ -169,6 +174,8 @@ class ImageEncoder(Encoder):
         backend: Backend = "auto",
         tokenizer: Any = None,
         revision: str | None = None,
+        runtime: Runtime = "auto",
+        threads: int | None = None,
     ) -> ImageEncoder:
         """An image encoder out of a model folder or from the hub.
 
@@ -183,6 +190,8 @@ class ImageEncoder(Encoder):
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
+            runtime: As in `SparseEncoder.from_pretrained`.
+            threads: Of ONNX Runtime; None for one a core.
 
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible.
@@ -197,6 +206,9 @@ class ImageEncoder(Encoder):
             k=k,
             tokenizer=tokenizer,
             revision=revision,
+            runtime=runtime,
+            threads=threads,
+            needs_torch={"`backend`": backend != "auto"},
         )
         return cls(**vars(load_image(name_or_folder, options)), backend=backend)
 
@@ -288,21 +300,33 @@ class ImageEncoder(Encoder):
     # What it is
 
     @property
-    def _main_tower(self) -> ImageTower:
-        return self.tower
+    def tower(self) -> ImageTower:
+        """Module of body and head.
+
+        Raises:
+            ConfigError: ONNX Runtime computes it.
+        """
+        return trainable(self._tower)
+
+    @tower.setter
+    def tower(self, tower: ImageTower | OnnxImageTower) -> None:
+        self._tower = tower
+
+    @property
+    def _main_tower(self) -> ImageTower | OnnxImageTower:
+        return self._tower
 
     @property
     def _stored_k(self) -> int | None:
         return self.k
 
-    def named_tensors(self) -> dict[str, Tensor]:
+    def named_weights(self) -> dict[str, Weight]:
         """All weights by our names."""
-        return dict(self.tower.named_parameters())
+        return dict(self._tower.named_parameters())
 
     def __repr__(self) -> str:
         """What it computes and where."""
-        body = self.tower.body
-        return self._described(f"{body.kind} of {body.patches} patches")
+        return self._described(f"{self._tower.config.patches} patches")
 
     # Encoding
 
@@ -398,46 +422,54 @@ class ImageEncoder(Encoder):
         """
         check_kind(image, 0)
         columns = self.vocabulary.columns_of(ids)
-        loaded = read_image(image, ImageLimits(pixels=max_pixels))
-        import torch
-
-        from vdr_db.encoders.selection import norms_of
-        from vdr_db.kernels import activate
-
-        pixels = self.preprocessing.apply(loaded.image)
-        tower = self.tower
-        scores = tower.states(pixels) @ tower.rows(columns).T
-        found: npt.NDArray[np.float32] = activate(torch.from_numpy(scores), self.activation).numpy()
-        if self.norm:
-            with tower.evaluating():
-                pooled = tower(torch.from_numpy(pixels)[None].to(self.device), backend=self.backend)
-                found = found / norms_of(pooled.logits, self.activation)
-        return found
+        pixels = self.preprocessing.apply(read_image(image, ImageLimits(pixels=max_pixels)).image)
+        tower = self._tower
+        found = activate(tower.states(pixels) @ tower.rows(columns).T, self.activation)
+        return found / norm_of(tower.pooled(pixels), self.activation) if self.norm else found
 
     def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
-        import torch
-
-        from vdr_db.encoders.selection import to_sparse_rows
-
         good = [i for i, one in enumerate(batch) if one.pixels is not None]
         pixels = [one.pixels for one in batch if one.pixels is not None]
         empty = SparseRows.empty(1, self.vocabulary.size)
         if not good:
             return SparseRows.concat([empty] * len(batch))
-        with self.tower.evaluating():
+        names = [f"image {batch[i].name!r} (number {first + i})" for i in good]
+        rows = self._rows(pixels, names)
+        if len(good) == len(batch):
+            return rows
+        place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
+        place[good] = np.arange(len(good))
+        return SparseRows.concat([rows, empty])[place]
+
+    def _rows(self, pixels: Sequence[FloatArray], names: Sequence[str]) -> SparseRows:
+        tower = self._tower
+        if isinstance(tower, OnnxImageTower):
+            return SparseRows.concat(
+                [
+                    row_of(
+                        tower.pooled(one),
+                        self.vocabulary,
+                        k=self.k,
+                        activation=self.activation,
+                        norm=self.norm,
+                        name=name,
+                    )
+                    for one, name in zip(pixels, names, strict=True)
+                ]
+            )
+        import torch
+
+        from vdr_db.encoders.selection import to_sparse_rows
+
+        with tower.evaluating():
             stacked = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
-            pooled = self.tower(stacked, backend=self.backend)
-        rows = to_sparse_rows(
+            pooled = tower(stacked, backend=self.backend)
+        return to_sparse_rows(
             pooled.logits,
             self.vocabulary,
             k=self.k,
             activation=self.activation,
             norm=self.norm,
             backend=self.backend,
-            name=lambda row: f"image {batch[good[row]].name!r} (number {first + good[row]})",
+            name=names.__getitem__,
         )
-        if len(good) == len(batch):
-            return rows
-        place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
-        place[good] = np.arange(len(good))
-        return SparseRows.concat([rows, empty])[place]

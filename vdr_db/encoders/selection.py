@@ -1,7 +1,4 @@
-"""From pooled scores to `SparseRows`: selection, norm, token ids.
-
-Shared by all encoders, of texts and of images.
-"""
+"""From pooled scores in torch to `SparseRows`; shared by encoders of texts and of images."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdr_db.errors import ConfigError
+from vdr_db.encoders.rows import assemble_rows, lexical_columns
 from vdr_db.kernels import Activation, Backend, activate, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
-__all__ = ["assemble_rows", "lexical_columns", "norms_of", "to_sparse_rows"]
+__all__ = ["norms_of", "to_sparse_rows"]
 
 SMALLEST_NORM = 1e-12  # an all-zero vector stays one instead of becoming NaN
 
@@ -67,53 +64,6 @@ def to_sparse_rows(
         vocabulary,
         name=name,
     )
-
-
-def assemble_rows(
-    indptr: npt.NDArray[np.int64],
-    columns: npt.NDArray[np.int32],
-    weights: npt.NDArray[np.float32],
-    norms: npt.NDArray[np.float32] | None,
-    vocabulary: Vocabulary,
-    *,
-    name: Callable[[int], str],
-) -> SparseRows:
-    """Rows over token ids from a selection in main memory.
-
-    Args:
-        indptr: `[B + 1]`.
-        columns: `[nnz]`, of the vocabulary.
-        weights: `[nnz]`.
-        norms: `[B]` to divide each row by, or None.
-        vocabulary: Which token id each column is.
-        name: Names a row in an error.
-
-    Raises:
-        ConfigError: A weight is not finite; the message names the row.
-    """
-    if norms is not None:
-        scales = np.repeat(norms, np.diff(indptr))
-        weights = np.asarray(weights / scales, np.float32)
-    if not np.isfinite(weights).all():
-        first = int(np.flatnonzero(~np.isfinite(weights))[0])
-        row = int(np.searchsorted(indptr, first, side="right")) - 1
-        raise ConfigError(
-            f"the vector of {name(row)} must be finite, got a weight of {weights[first]}: the "
-            "model's weights hold NaN or infinity, or overflow in their dtype; load the model "
-            "with dtype='float32', or fetch it again."
-        )
-    kept = weights > 0  # a division can round a weight to zero
-    if not kept.all():
-        running = np.concatenate([[0], np.cumsum(kept)])
-        indptr, columns, weights = running[indptr], columns[kept], weights[kept]
-    return SparseRows(indptr, vocabulary.column_to_id[columns], weights, vocabulary.size)
-
-
-def lexical_columns(
-    lexical: SparseRows, vocabulary: Vocabulary
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Bounds `[B + 1]` and columns `[n]` of token ids that are kept in any case."""
-    return lexical.indptr, vocabulary.id_to_column[lexical.indices]
 
 
 def _columns(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import (
     Compatibility,
     Entry,
@@ -24,7 +25,7 @@ from vdr_db.checkpoints.plan import (
     Padding,
     compatibility_of,
 )
-from vdr_db.checkpoints.weights import named_weights
+from vdr_db.checkpoints.weights import Weight, named_weights
 from vdr_db.encoders.base import Encoder, progress
 from vdr_db.encoders.batching import (
     POOLED_BYTES,
@@ -36,19 +37,22 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.packing import TextItem
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-    from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
+    from vdr_db.encoders.text_cuda import QueryGraphs
+    from vdr_db.encoders.text_torch import TextScoring
     from vdr_db.towers.text import Tower
 
+TextTower: TypeAlias = "Tower | OnnxTextTower"
 __all__ = ["Side", "SparseEncoder"]
 
 Side: TypeAlias = Literal["document", "query"]
@@ -67,8 +71,6 @@ class SparseEncoder(Encoder):
     Attributes:
         vocabulary: Column, id and text of every token.
         tokenizer: The tokenizer of both towers.
-        document_tower: Module for documents.
-        query_tower: Module for queries; the same object when shared.
         activation: Turns scores into weights.
         document_entry: Maximal length, k and prompt of documents.
         query_entry: Maximal length, k and prompt of queries.
@@ -87,8 +89,8 @@ class SparseEncoder(Encoder):
     def __init__(
         self,
         *,
-        document_tower: Tower,
-        query_tower: Tower,
+        document_tower: TextTower,
+        query_tower: TextTower,
         tokenizer: TextTokenizer,
         vocabulary: Vocabulary,
         activation: Activation,
@@ -132,8 +134,7 @@ class SparseEncoder(Encoder):
             model=model,
             revision=revision,
         )
-        self.document_tower = document_tower
-        self.query_tower = query_tower
+        self._towers = {"document": document_tower, "query": query_tower}
         self.lexical = lexical
         self.compatibility = Compatibility.of(compatibility)
         columns, special = vocabulary.columns, tokenizer.extra_length
@@ -172,6 +173,8 @@ class SparseEncoder(Encoder):
         backend: Backend = "auto",
         tokenizer: Any = None,
         revision: str | None = None,
+        runtime: Runtime = "auto",
+        threads: int | None = None,
         pool_padding: Padding | bool | None = None,
         padding_batch_size: int | None = None,
     ) -> SparseEncoder:
@@ -208,6 +211,10 @@ class SparseEncoder(Encoder):
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
+            runtime: `"onnx"` runs the ONNX graphs of the folder on the CPU without torch, `"torch"`
+                trains and runs on CUDA, too. `"auto"` takes ONNX Runtime where the folder has
+                graphs, no option needs torch, and torch would not find a GPU.
+            threads: Of ONNX Runtime; None for one a core. torch has a setting of its own.
             pool_padding: Older name of `compatibility`.
             padding_batch_size: Older name of the number in `Compatibility("longest", n)`.
 
@@ -232,6 +239,12 @@ class SparseEncoder(Encoder):
             vocabulary=vocabulary,
             tokenizer=tokenizer,
             revision=revision,
+            runtime=runtime,
+            threads=threads,
+            needs_torch={
+                "`compatibility`": padding is not None,
+                "`backend`": backend != "auto",
+            },
         )
         parts = load_text(name_or_folder, options)
         return cls(**vars(parts), compatibility=padding, backend=backend)
@@ -257,23 +270,53 @@ class SparseEncoder(Encoder):
     @property
     def is_shared(self) -> bool:
         """Whether documents and queries go through one tower."""
-        return self.document_tower is self.query_tower
+        return self._towers["document"] is self._towers["query"]
 
     @property
-    def _main_tower(self) -> Tower:
-        return self.document_tower
+    def document_tower(self) -> Tower:
+        """Module for documents.
+
+        Raises:
+            ConfigError: ONNX Runtime computes it.
+        """
+        return trainable(self._towers["document"])
+
+    @document_tower.setter
+    def document_tower(self, tower: TextTower) -> None:
+        self._towers = {**self._towers, "document": tower}
+
+    @property
+    def query_tower(self) -> Tower:
+        """Module for queries; the same object when shared.
+
+        Raises:
+            ConfigError: ONNX Runtime computes it.
+        """
+        return trainable(self._towers["query"])
+
+    @query_tower.setter
+    def query_tower(self, tower: TextTower) -> None:
+        self._towers = {**self._towers, "query": tower}
+
+    def tower(self, side: Side) -> TextTower:
+        """Body and head of one side, whichever runtime computes them."""
+        return self._towers[side]
+
+    @property
+    def _main_tower(self) -> TextTower:
+        return self._towers["document"]
 
     @property
     def _stored_k(self) -> int | None:
         return self.document_entry.k
 
-    def named_tensors(self) -> dict[str, Tensor]:
+    def named_weights(self) -> dict[str, Weight]:
         """All weights by our names; those of a shared tower once."""
-        return named_weights(self.document_tower, self.query_tower)
+        return named_weights(self._towers["document"], self._towers["query"])
 
     def __repr__(self) -> str:
         """What it computes and where."""
-        head = f"head={self.document_tower.head_name!r}"
+        head = f"head={self._main_tower.head_name!r}"
         return self._described(head, f"activation={self.activation!r}")
 
     # Encoding
@@ -363,16 +406,12 @@ class SparseEncoder(Encoder):
         padded_to = frame.max_length if is_padded else None
         return pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to).item(0)
 
-    def _side(self, side: Side) -> tuple[Tower, Entry]:
-        if side == "document":
-            return self.document_tower, self.document_entry
-        return self.query_tower, self.query_entry
+    def _side(self, side: Side) -> tuple[TextTower, Entry]:
+        return self._towers[side], self.document_entry if side == "document" else self.query_entry
 
     def _encode(
         self, side: Side, texts: Iterable[str], token_budget: int | None, show_progress: bool
     ) -> SparseRows:
-        from vdr_db.encoders.text_torch import TextScoring
-
         tower, entry = self._side(side)
         frame = self.frame(side)
         raw = checked_texts(texts)
@@ -383,38 +422,34 @@ class SparseEncoder(Encoder):
             frame,
             self.compatibility,
             prompt=len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0,
-            tokens=checked_budget(token_budget, self.device.type),
+            tokens=checked_budget(token_budget, str(self.device)),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
         )
         packed = packed_batches(tokens, batches, frame, self.compatibility)
-        scoring = TextScoring(
-            tower,
-            self.vocabulary,
-            entry.k,
-            self.activation,
-            self.norm,
-            self.backend,
-            lexical=partial(self._own_tokens, tokens, frame=frame),
-        )
-        graphs = self._graphs_of(tower, entry, frame) if side == "query" else None
+        scoring = self._scoring(side, partial(self._own_tokens, tokens, frame=frame))
         parts: list[SparseRows] = []
         order: list[npt.NDArray[np.int64]] = []
-        with tower.evaluating(), progress(len(raw), "text", shown=show_progress) as bar:
+        with progress(len(raw), "text", shown=show_progress) as bar:
             bar.update(empty.size)
-            for batch, rows in scoring.rows_of(packed, self._queue(), graphs):
+            for batch, rows in scoring.rows_of(packed):
                 parts.append(rows)
                 order.append(batch.texts)
                 bar.update(len(batch.texts))
         parts.append(SparseRows.empty(empty.size, self.vocabulary.size))
         return SparseRows.concat(parts)[np.argsort(np.concatenate([*order, empty]))]
 
-    def _queue(self) -> DeviceQueue | None:
-        """Where batches may overlap; None where they run one by one."""
-        if self.device.type != "cuda":
-            return None
-        from vdr_db.encoders.text_cuda import DeviceQueue
+    def _scoring(
+        self, side: Side, lexical: Callable[[PackedBatch], SparseRows | None]
+    ) -> OnnxScoring | TextScoring:
+        """How the texts of a side get their rows, by the runtime of its tower."""
+        tower, entry = self._side(side)
+        kept = (self.vocabulary, entry.k, self.activation, self.norm)
+        if isinstance(tower, OnnxTextTower):
+            return OnnxScoring(tower, *kept, lexical)
+        from vdr_db.encoders.text_torch import TextScoring
 
-        return DeviceQueue(self.device)
+        graphs = self._graphs_of(tower, entry, self.frame(side)) if side == "query" else None
+        return TextScoring(tower, *kept, self.backend, lexical, graphs)
 
     def _graphs_of(self, tower: Tower, entry: Entry, frame: Frame) -> QueryGraphs | None:
         if not self.query_graphs or self.lexical:

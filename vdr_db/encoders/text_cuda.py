@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from vdr_db.encoders.batching import PackedBatch
-from vdr_db.encoders.selection import SMALLEST_NORM, assemble_rows
+from vdr_db.encoders.rows import assemble_rows
+from vdr_db.encoders.selection import SMALLEST_NORM
 from vdr_db.kernels import Activation, Backend, Selection, activate, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vdr_db.encoders.batching import PackedBatch
-from vdr_db.encoders.selection import lexical_columns, to_sparse_rows
+from vdr_db.encoders.rows import lexical_columns
+from vdr_db.encoders.selection import to_sparse_rows
 from vdr_db.encoders.text_cuda import (
     DeviceQueue,
     Outcome,
@@ -39,6 +40,7 @@ class TextScoring:
         norm: Whether rows have L2 norm 1 before selection.
         backend: Of the kernels.
         lexical: The own tokens of a batch, kept in any case; None where there are none.
+        graphs: Replays small batches on a GPU; None for none.
     """
 
     tower: Tower
@@ -48,27 +50,28 @@ class TextScoring:
     norm: bool
     backend: Backend
     lexical: Callable[[PackedBatch], SparseRows | None]
+    graphs: QueryGraphs | None = None
 
-    def rows_of(
-        self,
-        batches: Iterable[PackedBatch],
-        queue: DeviceQueue | None,
-        graphs: QueryGraphs | None,
-    ) -> Iterator[tuple[PackedBatch, SparseRows]]:
-        """Batches with their rows, in order.
+    def rows_of(self, batches: Iterable[PackedBatch]) -> Iterator[tuple[PackedBatch, SparseRows]]:
+        """Batches with their rows, in order; on a GPU they overlap.
 
         Args:
             batches: Each made when it is asked for.
-            queue: Of the GPU on which they overlap; None runs them one by one.
-            graphs: Replays small batches; None for none.
 
         Raises:
             ConfigError: A weight is not finite; the message names the text.
         """
-        if queue is None:
-            for batch in batches:
-                yield batch, self._rows(batch)
-            return
+        with self.tower.evaluating():
+            if self.tower.device.type == "cuda":
+                yield from self._overlapping(batches, DeviceQueue(self.tower.device))
+            else:
+                for batch in batches:
+                    yield batch, self._rows(batch)
+
+    def _overlapping(
+        self, batches: Iterable[PackedBatch], queue: DeviceQueue
+    ) -> Iterator[tuple[PackedBatch, SparseRows]]:
+        graphs = self.graphs
 
         def score(batch: PackedBatch) -> Outcome:
             size = None if graphs is None else graphs.size_of(batch, queue.device)

@@ -200,7 +200,7 @@ def text_attribution(
         raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
     ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
     is_document = side == "document"
-    tower = encoder.document_tower if is_document else encoder.query_tower
+    tower = encoder.tower("document" if is_document else "query")
     prompt = (encoder.document_entry if is_document else encoder.query_entry).prompt
     names, spans = _positions(encoder, prompt, text, side)
     columns = encoder.vocabulary.id_to_column[ids].astype(np.int64)

@@ -11,7 +11,6 @@ Supervision", ICLR 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,10 @@ from vdr_db.towers.image_body import (
     ImageBody,
     TransformersBody,
     VitBody,
-    VitConfig,
     rows_to_fill,
 )
-from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
+from vdr_db.towers.image_config import HybridConfig, image_config
+from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.towers.text_body import unfilled
 from vdr_db.towers.torch_tower import TorchTower
 
@@ -93,6 +92,13 @@ class ImageTower(TorchTower):
         found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
         return found
 
+    def pooled(self, item: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Largest score of each column over the patches of an image, `[V]` float32."""
+        with self.evaluating():
+            logits = self(torch.from_numpy(item)[None].to(self.device)).logits[0]
+        found: npt.NDArray[np.float32] = logits.cpu().numpy()
+        return found
+
     def forward(
         self, pixels: Tensor, *, backend: Backend = "auto", return_argmax: bool = False
     ) -> Pooled:
@@ -146,16 +152,8 @@ def make_body(kind: str, settings: Mapping[str, Any]) -> ImageBody:
         MissingExtraError: `transformers` is needed and not installed.
     """
     if kind in (VitBody.kind, HybridBody.kind):
-        sizes = VitConfig if kind == VitBody.kind else HybridConfig
-        known = {field.name for field in fields(sizes)}
-        if set(settings) != known:
-            raise ConfigError(
-                f"the settings of a ViT must be {sorted(known)}, got {sorted(settings)}; install "
-                "the version of vdr-db that saved the encoder."
-            )
-        if kind == VitBody.kind:
-            return VitBody(VitConfig(**settings))
-        return HybridBody(HybridConfig(**settings))
+        config = image_config(kind, settings)
+        return HybridBody(config) if isinstance(config, HybridConfig) else VitBody(config)
     if kind == TransformersBody.kind:
         return TransformersBody(_transformers_model(settings))
     raise ConfigError(

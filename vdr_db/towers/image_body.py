@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from inspect import signature
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
+from vdr_db.towers.image_config import VitConfig
 from vdr_db.towers.packing import ROW_MULTIPLE, Run
 from vdr_db.towers.text_body import ACTIVATIONS, Linear, attend, unfilled
 
@@ -81,62 +82,6 @@ class ImageBody(nn.Module, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What `make_body` of `vdr_db.towers.image` needs to build it again, as JSON types."""
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    """Sizes and constants of a `VitBody`; the defaults are those of VDR's published one.
-
-    Attributes:
-        image_size: Side of an image in pixels, a multiple of `patch_size`.
-        patch_size: Side of a patch in pixels.
-        hidden_size: Width H of the hidden states.
-        layers: Number of transformer layers.
-        heads: Attention heads; divides `hidden_size`.
-        intermediate_size: Width of the feed-forward part.
-        norm_eps: Epsilon of the LayerNorms.
-        activation: Of the feed-forward part.
-    """
-
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_size: int = 768
-    layers: int = 12
-    heads: int = 12
-    intermediate_size: int = 3072
-    norm_eps: float = 1e-5
-    activation: str = "quick_gelu"
-
-    def __post_init__(self) -> None:
-        """Checks that sizes are possible.
-
-        Raises:
-            ConfigError: They are not.
-        """
-        sizes = ("image_size", "patch_size", "hidden_size", "layers", "heads", "intermediate_size")
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"`{name}` of the image encoder must be an integer of at least 1, got "
-                    f"{value!r}; its settings are damaged."
-                )
-        for whole, part in (("image_size", "patch_size"), ("hidden_size", "heads")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ConfigError(
-                    f"`{part}` of the image encoder must divide `{whole}` = "
-                    f"{getattr(self, whole)}, got {getattr(self, part)}."
-                )
-        if self.activation not in VIT_ACTIVATIONS:
-            raise ConfigError(
-                f"the activation must be one of {sorted(VIT_ACTIVATIONS)}, got "
-                f"{self.activation!r}; models with another one are not supported."
-            )
-
-    @property
-    def patches(self) -> int:
-        """Number of patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
 
 
 class _VitLayer(nn.Module):

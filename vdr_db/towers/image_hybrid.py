@@ -12,49 +12,19 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.towers.image_body import ImageBody, VitConfig, VitLayers, rows_to_fill
+from vdr_db.towers.image_body import ImageBody, VitLayers, rows_to_fill
+from vdr_db.towers.image_config import HybridConfig
 from vdr_db.towers.image_stem import ConvolutionalStem
 from vdr_db.towers.text_body import Linear, unfilled
 
 __all__ = ["HybridBody", "HybridConfig"]
-
-
-@dataclass(frozen=True)
-class HybridConfig(VitConfig):
-    """Sizes and constants of a `HybridBody`.
-
-    Attributes:
-        output_size: Width H of the states it gives, which may be narrower than the layers: that of
-            the matrix that comes after them.
-        contrast: Each patch x becomes m + contrast * (x - m) before anything else, with m the mean
-            of its image's patches. Below 1, a patch tells of the whole image as well as of
-            itself: the maximum over patches then picks fewer words that one patch alone suggests.
-    """
-
-    image_size: int = 160
-    hidden_size: int = 256
-    layers: int = 1
-    heads: int = 4
-    intermediate_size: int = 1024
-    output_size: int = 128
-    contrast: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that no body can have.
-
-        Raises:
-            ConfigError: `contrast` is outside of [0, 1], or what `VitConfig` refuses.
-        """
-        super().__post_init__()
-        if not 0 <= self.contrast <= 1:
-            raise ConfigError(f"`contrast` must be in [0, 1], got {self.contrast}.")
 
 
 class HybridBody(ImageBody):

@@ -52,6 +52,10 @@ class TowerLike(Protocol[Config_co, Item_contra]):
     def head_name(self) -> str:
         """Name of the head in stamps and files: `"vdr"`, `"mlm"` or `"image"`."""
 
+    @property
+    def columns(self) -> int:
+        """Number V of columns of the vocabulary matrix."""
+
     def states(self, item: Item_contra) -> FloatArray:
         """Hidden states of one item after the head's transform, as the vocabulary matrix wants.
 
@@ -60,6 +64,13 @@ class TowerLike(Protocol[Config_co, Item_contra]):
         Returns:
             `[P, H]` float32, one row for each position the tower reads: for a text its tokens,
             special ones and padding included, for an image its patches in rows from the top.
+        """
+
+    def pooled(self, item: Item_contra) -> FloatArray:
+        """Largest score of each column over the positions of one item.
+
+        Returns:
+            `[V]` float32, before activation.
         """
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:

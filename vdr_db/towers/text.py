@@ -61,20 +61,31 @@ class Tower(TorchTower):
 
     def states(self, item: TextItem) -> npt.NDArray[np.float32]:
         """States of a text's tokens after the head's transform, `[P, H]` float32."""
+        ids, positions, _, runs = self._alone(item)
+        with self.evaluating():
+            hidden = self.head.transform(self.body(ids, positions, runs)[: runs[0].stop])
+        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
+        return found
+
+    def pooled(self, item: TextItem) -> npt.NDArray[np.float32]:
+        """Largest score of each column over a text's tokens, `[V]` float32."""
+        with self.evaluating():
+            logits = self(*self._alone(item)).logits[0]
+        found: npt.NDArray[np.float32] = logits.cpu().numpy()
+        return found
+
+    def _alone(self, item: TextItem) -> tuple[Tensor, Tensor, Tensor, list[Run]]:
+        """A text as a batch of its own: ids, positions, bounds, runs."""
         length, rest = len(item.input_ids), -len(item.input_ids) % ROW_MULTIPLE
         runs = [Run(start=0, count=1, length=length, kept=item.kept)]
         if rest:
             runs.append(Run(start=length, count=1, length=rest, kept=rest))
         ids = np.pad(item.input_ids, (0, rest), constant_values=self.config.pad_id)
         positions = np.pad(item.position_ids, (0, rest), constant_values=self.config.first_position)
+        bounds = np.array([0, *(run.stop for run in runs)], np.int32)
         device = self.device
-        with self.evaluating():
-            hidden = self.body(
-                torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), runs
-            )
-            hidden = self.head.transform(hidden[:length])
-        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
-        return found
+        packed = [torch.from_numpy(part).to(device) for part in (ids, positions, bounds)]
+        return packed[0], packed[1], packed[2], runs
 
     def forward(
         self,

@@ -31,6 +31,11 @@ class TorchTower(nn.Module, ABC):
         return None
 
     @property
+    def columns(self) -> int:
+        """Number V of columns of the vocabulary matrix."""
+        return self.matrix().shape[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device

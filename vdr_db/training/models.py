@@ -60,6 +60,7 @@ def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
         query_k=settings.query_k,
         max_length=settings.encode_max_length,
         lexical=False,
+        runtime="torch",
     )
 
 

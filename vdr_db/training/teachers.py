@@ -239,6 +239,7 @@ def load_teacher(
         query_k=TEACHER_QUERY_K,
         device=device,
         activation=activation,
+        runtime="torch",
     )
 
 

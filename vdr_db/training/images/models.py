@@ -53,7 +53,11 @@ def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> 
     text.document_tower, text.norm = text.query_tower, True
     if image.start:
         side = ImageEncoder.from_pretrained(
-            start_folder(image.start), device=device, k=image.k, tokenizer=text.tokenizer
+            start_folder(image.start),
+            device=device,
+            k=image.k,
+            tokenizer=text.tokenizer,
+            runtime="torch",
         )
     else:
         side = _image_encoder(image, text, device, config.run.seed)

@@ -1,0 +1,176 @@
+"""Towers that ONNX Runtime computes: a graph beside its weights, one item a run, no torch.
+
+One item a run needs no padding, and makes a vector independent of its batch by construction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import ConfigError, require
+from vdr_db.towers.families import BodyConfig
+from vdr_db.towers.interface import FloatArray, ImageSizes
+from vdr_db.towers.packing import TextItem
+from vdr_db.towers.stored import StoredTensor
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["OnnxImageTower", "OnnxTextTower", "OnnxTower"]
+
+Config = TypeVar("Config")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Device:
+    """The CPU, as `torch.device("cpu")` tells it."""
+
+    type: str = "cpu"
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type
+
+
+class OnnxTower(Generic[Config, Item]):
+    """A body and its head as a graph; the session is opened when it is first needed.
+
+    Attributes:
+        config: Sizes and constants of the body.
+        head_name: Name of the head in stamps and files.
+        weights: By the names of the torch modules, as they lie in their file.
+        columns: Number V of columns.
+    """
+
+    device = Device()
+    dtype = "torch.float32"
+    packs_exactly = True
+
+    def __init__(
+        self,
+        graph: Path,
+        weights: Mapping[str, StoredTensor],
+        config: Config,
+        *,
+        head_name: str,
+        matrix: str,
+        column_to_row: npt.NDArray[np.int64],
+        threads: int | None = None,
+    ) -> None:
+        """Takes the parts over; nothing is loaded yet.
+
+        Args:
+            graph: File that `vdr_db.towers.onnx_graphs` wrote.
+            weights: Of the tower, in the file that the graph points to.
+            config: Sizes and constants of the body.
+            head_name: Name of the head.
+            matrix: Name of the vocabulary matrix among the weights.
+            column_to_row: `[V]` row of each column in that matrix.
+            threads: Of the session; None for one a core.
+        """
+        self.config = config
+        self.head_name = head_name
+        self.weights = weights
+        self.columns = int(column_to_row.size)
+        self._graph = graph
+        self._matrix = matrix
+        self._rows = column_to_row
+        self._threads = threads
+        self._session: InferenceSession | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A session and a lock are of one process.
+        return {**self.__dict__, "_session": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def named_parameters(self) -> Iterable[tuple[str, StoredTensor]]:
+        """Its weights by the names of the torch modules."""
+        return self.weights.items()
+
+    def states(self, item: Item) -> FloatArray:
+        """States of an item's positions after the head's transform, `[P, H]` float32."""
+        return self._run("states", item)
+
+    def pooled(self, item: Item) -> FloatArray:
+        """Largest score of each column over the positions of an item, `[V]` float32."""
+        return self._run("pooled", item)
+
+    def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
+        """Rows of the vocabulary matrix, `[D, H]` float32."""
+        return self.weights[self._matrix].read(self._rows[columns])
+
+    def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
+        """What is added to the scores of some columns, `[D]` float32, or None."""
+        bias = self.weights.get("head.bias")
+        return None if bias is None else bias.read(self._rows[columns])
+
+    def inputs(self, item: Item) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the graph for one item."""
+        raise NotImplementedError
+
+    def _run(self, output: str, item: Item) -> FloatArray:
+        found: FloatArray = self._opened().run([output], self.inputs(item))[0]
+        return found
+
+    def _opened(self) -> InferenceSession:
+        with self._lock:
+            if self._session is None:
+                self._session = open_session(self._graph, self._threads)
+            return self._session
+
+
+class OnnxTextTower(OnnxTower[BodyConfig, TextItem]):
+    """A tower of texts."""
+
+    def inputs(self, item: TextItem) -> dict[str, npt.NDArray[Any]]:
+        """Token ids and positions of one text."""
+        return {"input_ids": item.input_ids, "position_ids": item.position_ids}
+
+
+class OnnxImageTower(OnnxTower[ImageSizes, FloatArray]):
+    """A tower of images."""
+
+    def inputs(self, item: FloatArray) -> dict[str, npt.NDArray[Any]]:
+        """Pixels of one image."""
+        return {"pixels": item[None]}
+
+
+def open_session(graph: Path, threads: int | None) -> InferenceSession:
+    """A session of ONNX Runtime on the CPU.
+
+    Args:
+        graph: File of the graph; its weights lie beside it.
+        threads: For one run; None for one a core.
+
+    Raises:
+        ConfigError: The file is damaged, or belongs to other weights.
+        MissingExtraError: `onnxruntime` is not installed.
+    """
+    runtime = require("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that spin between runs take the time of whoever else works on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session: InferenceSession = runtime.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
+        raise ConfigError(
+            f"{graph} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}; write the "
+            "graphs anew with `vdr-db export`, or load the model with runtime='torch'."
+        ) from error
+    return session

@@ -1,0 +1,128 @@
+"""Weights where they lie: in a safetensors file, read without torch and only as far as needed.
+
+Source of the format: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vdr_db.errors import ConfigError
+
+__all__ = ["StoredTensor", "header_digest", "stored_tensors"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # the upper half of a float32
+}
+_MOST_HEADER_BYTES = 100_000_000
+"""As the format's own library has it."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: The file.
+        dtype: `"F64"`, `"F32"`, `"F16"` or `"BF16"`.
+        shape: Its shape.
+        offset: First byte in the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return _DTYPES[self.dtype].itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.itemsize
+
+    def read(self, rows: npt.NDArray[np.int64] | slice | None = None) -> FloatArray:
+        """The tensor in memory, float32.
+
+        Args:
+            rows: Places along the first axis; None for all.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        try:
+            # Opened for each read: a map that stayed open would count as memory of the process.
+            mapped = np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.file} cannot be read at byte {self.offset}: {error}; fetch it again."
+            ) from error
+        chosen = np.array(mapped if rows is None else mapped[rows])
+        if self.dtype == "BF16":
+            return (chosen.astype(np.uint32) << 16).view(np.float32)
+        return chosen.astype(np.float32, copy=False)
+
+
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Tensors of floats in a safetensors file, by name; no tensor is read.
+
+    Raises:
+        ConfigError: The file is no such file, or is cut short.
+    """
+    header = _header(file)
+    start, size = 8 + len(header), file.stat().st_size
+    found: dict[str, StoredTensor] = {}
+    try:
+        for name, entry in json.loads(header).items():
+            if name == "__metadata__" or entry["dtype"] not in _DTYPES:
+                continue
+            first, last = entry["data_offsets"]
+            tensor = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + first)
+            if first < 0 or tensor.nbytes != last - first or start + last > size:
+                raise ValueError(f"`{name}` does not fit its place")
+            found[name] = tensor
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as a file of weights: {error}; it is damaged or cut short, so "
+            "fetch it again."
+        ) from error
+    return found
+
+
+def header_digest(file: Path) -> str:
+    """SHA-256 (hex) of the names, shapes and places of all weights in a safetensors file.
+
+    Raises:
+        ConfigError: The file is no such file.
+    """
+    return hashlib.sha256(_header(file)).hexdigest()
+
+
+def _header(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(_MOST_HEADER_BYTES, file.stat().st_size):
+                raise ValueError(f"its header is said to have {length} bytes")
+            return stream.read(length)
+    except (OSError, ValueError, struct.error) as error:
+        raise ConfigError(
+            f"{file} cannot be read as a file of weights: {error}; it is damaged or cut short, so "
+            "fetch it again."
+        ) from error
