@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         from vdr_db.errors import require
 
         if _HOME[name] != "names":
-            require("torch", "encode")
+            require("torch", "torch")
         value = getattr(import_module(f"vdr_db.kernels.{_HOME[name]}"), name)
         globals()[name] = value
         return value

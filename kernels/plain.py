@@ -26,10 +26,14 @@ def activate(logits: FloatArray, activation: Activation) -> FloatArray:
     """
     if activation == "none":
         return logits
+    weights: FloatArray
     if activation == "elu1p":
-        return np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
-    weights = np.log1p(np.maximum(logits, 0))
-    return np.log1p(weights) if activation == "double_log1p_relu" else weights
+        weights = np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
+    else:
+        weights = np.log1p(np.maximum(logits, 0))
+    if activation == "double_log1p_relu":
+        weights = np.log1p(weights)
+    return weights
 
 
 def norm_of(logits: FloatArray, activation: Activation) -> FloatArray:

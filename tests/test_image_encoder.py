@@ -17,7 +17,7 @@ from model_folders import bert_tokenizer, bert_tokens, write_bert
 from safetensors.torch import load_file, save_file
 
 from vdr_db import CrossModalEncoder, ImageEncoder, SparseEncoder
-from vdr_db.checkpoints.image import upstream_names
+from vdr_db.checkpoints.image_plan import upstream_names
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vdr_db.towers.image import ImageHead, ImageTower

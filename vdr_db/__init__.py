@@ -35,8 +35,6 @@ __all__ = [
     "__version__",
 ]
 
-_ENCODE = ("torch", "tokenizers", "safetensors")
-_EXTRA = dict.fromkeys(("CrossModalEncoder", "ImageEncoder", "SparseEncoder"), _ENCODE)
 _HOME = {
     "CrossModalEncoder": "vdr_db.encoders.cross_modal",
     "EncoderStamp": "vdr_db.stamp",
@@ -53,10 +51,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         from importlib import import_module
 
-        from vdr_db.errors import require
-
-        for package in _EXTRA.get(name, ()):
-            require(package, "encode")
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 from vdr_db.checkpoints.assets import DEFAULT_MODEL
 from vdr_db.connectors.base import Documents
 from vdr_db.connectors.images import EncodedImages, EncodeImages
-from vdr_db.errors import ConfigError, require
+from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -236,8 +236,6 @@ def load_encoder(encoder: AnyEncoder) -> Encoder:
     """
     if not isinstance(encoder, (str, os.PathLike)):
         return encoder
-    for package in ("torch", "tokenizers", "safetensors"):
-        require(package, "encode")
     from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
 
     if (Path(encoder) / CROSS_MODAL_FILE).is_file():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vdr_db.checkpoints.plan import Plan, TowerPlan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpected
-from vdr_db.errors import ConfigError
+from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import WeightNames
 from vdr_db.towers.onnx import OnnxTextTower, OnnxTower
@@ -26,6 +26,7 @@ from vdr_db.towers.stored import StoredTensor, header_digest
 
 __all__ = [
     "Runtime",
+    "as_range",
     "chosen_runtime",
     "folder_obstacles",
     "graph_settings",
@@ -69,6 +70,7 @@ def chosen_runtime(
     Raises:
         ConfigError: The runtime is unknown, or cannot be used; the message says why and names the
             ways.
+        MissingExtraError: It can only be torch, which is not installed.
     """
     if asked not in get_args(Runtime):
         raise ConfigError(f"`runtime` must be one of {get_args(Runtime)}, got {asked!r}.")
@@ -83,7 +85,7 @@ def chosen_runtime(
     ways = f"write a folder with graphs with `vdr-db export {folder} --out FOLDER`"
     if asked == "onnx":
         raise ConfigError(f"{folder} cannot run on ONNX Runtime: {why}; {ways}, or use torch.")
-    raise ConfigError(
+    raise MissingExtraError(
         f"{folder} needs torch, which is not installed: {why}; either run pip install "
         f"'vdr-db[torch]', or, where torch is, {ways} and load that here."
     )
@@ -157,6 +159,12 @@ def matrix_rows(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
     return vocabulary.column_to_id.astype(np.int64)
 
 
+def as_range(rows: npt.NDArray[np.int64]) -> slice | list[int]:
+    """Ascending rows as graphs take them: a range where they are one."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == rows.size else rows.tolist()
+
+
 def _sides(plan: Plan) -> dict[str, TowerPlan]:
     return {"document": plan.document, **({} if plan.query is None else {"query": plan.query})}
 
@@ -215,10 +223,7 @@ def write_text_graphs(plan: Plan, vocabulary: Vocabulary) -> dict[str, Any]:
     from vdr_db.towers.onnx_graphs import text_graph
 
     checkpoint = Checkpoint(plan.folder)
-    first = vocabulary.first_id
-    rows: slice | list[int] = matrix_rows(vocabulary).tolist()
-    if first is not None:
-        rows = slice(first, vocabulary.size)
+    rows = as_range(matrix_rows(vocabulary))
     for side, where in _sides(plan).items():
         names, _ = weight_names(plan, where, checkpoint)
         weights = stored_weights(checkpoint, names)

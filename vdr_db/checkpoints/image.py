@@ -82,7 +82,7 @@ def load_image(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> 
     tower: ImageTower | OnnxImageTower
     known = ""
     if runtime == "onnx":
-        tower = open_image_tower(plan, options.threads)
+        tower = open_image_tower(plan, vocabulary, options.threads)
     else:
         from vdr_db.checkpoints.image_towers import build_tower
 
@@ -146,5 +146,7 @@ def add_image_graph(folder: str | os.PathLike[str]) -> None:
     """
     plan = read_image_plan(Path(folder))
     file = plan.folder / IMAGE_FILE
-    settings = {**settings_of(file), GRAPHS: write_image_graph(plan)}
+    tokenizer = find_tokenizer((plan.folder,), None)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
+    settings = {**settings_of(file), GRAPHS: write_image_graph(plan, vocabulary)}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -6,17 +6,20 @@ only to files below its own: then it lies in the folder of the `CrossModalEncode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from vdr_db.checkpoints.graphs import graph_settings, stored_weights
+from vdr_db.checkpoints.graphs import as_range, graph_settings, matrix_rows, stored_weights
 from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint
 from vdr_db.errors import ConfigError
+from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.image_config import BodySizes, HybridConfig, VitConfig, image_config
 from vdr_db.towers.onnx import OnnxImageTower
 from vdr_db.towers.stored import StoredTensor
@@ -32,11 +35,14 @@ def weight_files(plan: ImagePlan) -> list[Path]:
     return [folder / SAFETENSORS for folder in folders]
 
 
-def open_image_tower(plan: ImagePlan, threads: int | None) -> OnnxImageTower:
+def open_image_tower(
+    plan: ImagePlan, vocabulary: Vocabulary, threads: int | None
+) -> OnnxImageTower:
     """The tower; nothing is loaded yet.
 
     Args:
         plan: Of a folder with a graph.
+        vocabulary: Of the columns.
         threads: Of the session; None for one a core.
 
     Raises:
@@ -50,16 +56,17 @@ def open_image_tower(plan: ImagePlan, threads: int | None) -> OnnxImageTower:
         BodySizes(config.image_size, config.patches, width),
         head_name="image",
         matrix=PROJECTION,
-        column_to_row=np.arange(weights[PROJECTION].shape[0]),
+        column_to_row=_rows(plan, weights, vocabulary),
         threads=threads,
     )
 
 
-def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
+def write_image_graph(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, Any]:
     """Writes the graph.
 
     Args:
         plan: Of a folder whose weights are one safetensors file.
+        vocabulary: Of the columns.
 
     Returns:
         What the settings file must say about it, under `GRAPHS`.
@@ -70,14 +77,24 @@ def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
     """
     from vdr_db.towers.onnx_image_graphs import image_graph
 
-    file = _graph_file(plan)
-    graph = image_graph(_weights(plan), file.parent, _config(plan))
+    file, weights = _graph_file(plan), _weights(plan)
+    rows = _rows(plan, weights, vocabulary)
+    graph = image_graph(weights, file.parent, _config(plan), as_range(rows))
     file.write_bytes(graph.SerializeToString(deterministic=True))
     return graph_settings(weight_files(plan), plan.vocabulary)
 
 
 def _graph_file(plan: ImagePlan) -> Path:
     return (plan.folder if plan.matrix_of is None else plan.folder.parent) / GRAPH
+
+
+def _rows(
+    plan: ImagePlan, weights: Mapping[str, StoredTensor], vocabulary: Vocabulary
+) -> npt.NDArray[np.int64]:
+    """Row of the projection of each column: a lent matrix has one for each token id."""
+    if plan.matrix_of is None:
+        return np.arange(weights[PROJECTION].shape[0])
+    return matrix_rows(vocabulary)
 
 
 def _config(plan: ImagePlan) -> VitConfig | HybridConfig:

@@ -46,7 +46,7 @@ def locate_model(name: str | os.PathLike[str], revision: str | None) -> tuple[Pa
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    hub = require("huggingface_hub", "encode")
+    hub = require("huggingface_hub", "torch")
     try:
         found = hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
     except Exception as error:  # no network, no such model, no right to it: many kinds

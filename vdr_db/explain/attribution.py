@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vdr_db.errors import ShapeError
 from vdr_db.explain.spans import NOWHERE, Span, token_spans
+from vdr_db.kernels.plain import activate
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -160,14 +161,7 @@ def weights_by_position(
         `[P, D]` float32, before any norm.
     """
     logits: npt.NDArray[np.float32] = states @ rows.T if bias is None else states @ rows.T + bias
-    if activation == "none":
-        return logits
-    weights: npt.NDArray[np.float32]
-    if activation == "elu1p":
-        weights = np.where(logits < 0, np.exp(np.minimum(logits, 0)), logits + 1)
-        return weights
-    weights = np.log1p(np.maximum(logits, 0))
-    return np.log1p(weights) if activation == "double_log1p_relu" else weights
+    return activate(logits, activation)
 
 
 def text_attribution(

@@ -162,7 +162,7 @@ def make_body(kind: str, settings: Mapping[str, Any]) -> ImageBody:
 
 
 def _transformers_model(settings: Mapping[str, Any]) -> nn.Module:
-    transformers = require("transformers", "encode")
+    transformers = require("transformers", "torch")
     name = settings.get("class")
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):

@@ -5,6 +5,7 @@ Nodes and weights as in `vdr_db.towers.onnx_graphs`; the input is `pixels` `[1, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["image_graph"]
 
 
-def image_graph(weights: Weights, folder: Path, config: VitConfig | HybridConfig) -> ModelProto:
+def image_graph(
+    weights: Weights,
+    folder: Path,
+    config: VitConfig | HybridConfig,
+    columns: Sequence[int] | slice,
+) -> ModelProto:
     """The graph of a tower of images.
 
     Args:
         weights: Of body and head by the names of our modules.
         folder: Where the graph will lie.
         config: Of the body.
+        columns: As in `text_graph`.
 
     Raises:
         MissingExtraError: `onnx` is not installed.
@@ -49,7 +56,7 @@ def image_graph(weights: Weights, folder: Path, config: VitConfig | HybridConfig
     if isinstance(config, HybridConfig):
         hidden = to.linear(hidden, "body.output")
     states = to.norm(hidden, "head.norm", HEAD_NORM_EPS)
-    pooled = to.pool(states, "head.projection", "", slice(None))
+    pooled = to.pool(states, "head.projection", "", columns)
     return to.model({"states": (states, [config.patches, width]), "pooled": (pooled, ["V"])})
 
 
