@@ -38,8 +38,10 @@ def activate(logits: FloatArray, activation: Activation) -> FloatArray:
 
 def norm_of(logits: FloatArray, activation: Activation) -> FloatArray:
     """L2 norm of the weights of each row of `[..., V]`; never 0."""
-    norms: FloatArray = np.linalg.norm(activate(logits, activation), axis=-1)
-    return np.maximum(norms, np.float32(SMALLEST_NORM))
+    norms: FloatArray = np.maximum(
+        np.linalg.norm(activate(logits, activation), axis=-1), np.float32(SMALLEST_NORM)
+    )
+    return norms
 
 
 def select_topk(

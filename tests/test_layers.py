@@ -34,7 +34,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FAMILY = ("kernels", "training", "connectors.qdrant", "connectors.elasticsearch", "connectors")
 OUTSIDE = {
     "": {"numpy"},
-    "kernels": {"torch", "triton"},
+    "kernels": {"numpy", "torch", "triton"},
     "connectors": {"numpy", "qdrant_edge", "qdrant_client", "elasticsearch", "orjson", "grpc"},
 }
 """Packages that a room may import at the top; a search server installs connectors without torch."""

@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the saved weights (default: float32; half precision rounds them)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_command(arguments: argparse.Namespace) -> int:

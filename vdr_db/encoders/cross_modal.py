@@ -116,7 +116,7 @@ class CrossModalEncoder:
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible, or one of the two
                 encoders is missing.
-            MissingExtraError: A package of the extra `encode` is not installed.
+            MissingExtraError: A package of the extra `torch` is not installed.
         """
         padding = compatibility_of(compatibility, pool_padding, None)
         folder, found = locate_model(name_or_folder, revision)

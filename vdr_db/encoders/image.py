@@ -195,7 +195,7 @@ class ImageEncoder(Encoder):
 
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible.
-            MissingExtraError: A package of the extra `encode` is not installed.
+            MissingExtraError: A package of the extra `torch` is not installed.
         """
         from vdr_db.checkpoints.image import load_image
         from vdr_db.checkpoints.text import LoadOptions

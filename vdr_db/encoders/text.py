@@ -221,7 +221,7 @@ class SparseEncoder(Encoder):
         Raises:
             ConfigError: The folder, a file in it, or an option is impossible; the message says
                 which and why.
-            MissingExtraError: A package of the extra `encode` is not installed.
+            MissingExtraError: A package of the extra `torch` is not installed.
         """
         from vdr_db.checkpoints.text import LoadOptions, load_text
 
