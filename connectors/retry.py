@@ -47,7 +47,6 @@ class RetryPolicy:
     deadline_s: float = 300.0
 
     def __post_init__(self) -> None:
-        """Refuses what would never try or never stop."""
         if self.tries < 1 or not (0 < self.base_s <= self.cap_s) or not self.deadline_s > 0:
             raise ConfigError(
                 "a retry policy needs tries ≥ 1, 0 < base_s ≤ cap_s and deadline_s > 0, "

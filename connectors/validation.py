@@ -95,16 +95,7 @@ def prepare(
     limits: BatchLimits,
     where: str,
 ) -> Prepared:
-    """Checks one call of `Store.upsert`.
-
-    Args:
-        rows: Rows to write.
-        ids: One id for each.
-        payloads: One mapping or `None` for each; `None` for no payloads at all.
-        width: Width of the collection.
-        empty: What becomes of rows without entries.
-        limits: Of the store.
-        where: Name of the collection for messages.
+    """Checks one call of `Store.upsert` on the collection `where` of that width.
 
     Raises:
         TypeError: Something came in another form, for example dictionaries for `SparseRows`.
@@ -173,13 +164,7 @@ def prepare(
 
 
 def checked_query(rows: SparseRows, width: int, where: str, *, single: bool = False) -> SparseRows:
-    """Query rows ready for an engine.
-
-    Raises:
-        TypeError: They are not `SparseRows`.
-        ShapeError: `single`, and it is not exactly one row.
-        InputError: They have another width.
-    """
+    """Query rows ready for an engine; `single` asks for exactly one."""
     if not isinstance(rows, SparseRows):
         raise TypeError(f"a query must be SparseRows, got {type(rows).__name__}")
     if single and len(rows) != 1:
@@ -203,10 +188,7 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
     """A copy of a payload in JSON types, and its size in bytes, estimated.
 
     Tuples become lists and NumPy scalars Python numbers; anything else that JSON cannot hold is
-    refused, because engines would change it silently.
-
-    Raises:
-        InputError: The payload cannot be stored; the message names the field.
+    an `InputError`, because engines would change it silently.
     """
     if payload is None:
         return {}, 2

@@ -69,7 +69,6 @@ class Transport:
             )
 
     def __repr__(self) -> str:
-        """Names the kind of client and nothing that could be secret."""
         return f"Transport({'opensearch-py' if self._is_opensearch else 'elasticsearch'})"
 
     def call(
@@ -200,12 +199,7 @@ def connect(
     basic_auth: tuple[str, str] | None,
     options: Mapping[str, Any],
 ) -> tuple[Any, list[str]]:
-    """An `elasticsearch` client and the secrets that went into it.
-
-    Raises:
-        ConfigError: Not exactly one of `url` and `cloud_id`, or two kinds of credentials.
-        MissingExtraError: The `elasticsearch` package is not installed.
-    """
+    """An `elasticsearch` client and the secrets that went into it."""
     elasticsearch = require("elasticsearch", "elasticsearch")
     if (url is None) == (cloud_id is None):
         raise ConfigError("give exactly one of `url`, `cloud_id` and `client`.")

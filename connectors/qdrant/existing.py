@@ -39,15 +39,7 @@ def read_manifest(
     vector: str | None,
     existing: Existing | None,
 ) -> Manifest:
-    """What a collection is.
-
-    Args:
-        about: The client's answer about the collection.
-        data: What we wrote about it, or `None`.
-        name: Its name.
-        where: The collection and its place.
-        vector: Name of the sparse vector the caller wants, `None` for the only one.
-        existing: How to take a collection of others; `None` refuses those.
+    """What a collection is: by `data`, which we wrote about it, or by `about`, what the server shows.
 
     Raises:
         StoreMismatch: It is not described and not to be adopted, has no such sparse vector or
@@ -98,16 +90,7 @@ def read_manifest(
 
 
 def check_width_of(largest: int | None, width: int, where: str) -> None:
-    """Refuses to adopt vectors with token ids that the encoder does not have.
-
-    Args:
-        largest: The largest index among some vectors, `None` when there are none.
-        width: Vocabulary size.
-        where: The collection and its place.
-
-    Raises:
-        StoreMismatch: An index does not fit.
-    """
+    """Refuses to adopt vectors whose largest token id, `None` without any, the vocabulary lacks."""
     if largest is not None and largest >= width:
         raise StoreMismatch(
             f"{where} has vectors with the index {largest}, the vocabulary has {width} tokens; "

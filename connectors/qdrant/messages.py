@@ -11,15 +11,14 @@ the first message is sent, and where it is not so, the models are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.connectors.base import Payload
 from vdr_db.connectors.halving import RefusedBatch
-from vdr_db.connectors.qdrant.engine import DenseRows, PointId
+from vdr_db.connectors.qdrant.engine import Batch
 from vdr_db.sparse import SparseRows
 
 __all__ = ["PointMessages"]
@@ -68,42 +67,23 @@ class PointMessages:
         except (ImportError, AttributeError, KeyError, TypeError, ValueError):
             return None  # another client than those known
 
-    def upsert(
-        self,
-        collection: str,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-        vector: str,
-    ) -> Any:
-        """Writes one batch and waits until it is visible; to be awaited with an async client.
+    def upsert(self, collection: str, batch: Batch, vector: str) -> None:
+        """Writes one batch and waits until it is visible."""
+        points = self.points(batch, vector)
+        request = self._request(collection_name=collection, wait=True, points=points)
+        self._client.grpc_points.Upsert(request, timeout=self._timeout)
+
+    def points(self, batch: Batch, vector: str) -> list[Any]:
+        """The points of one batch, with the sparse vector under a name.
 
         Raises:
             RefusedBatch: A payload holds what gRPC cannot carry.
         """
-        batch = self.points(points, rows, payloads, dense, vector)
-        request = self._request(collection_name=collection, wait=True, points=batch)
-        return self._client.grpc_points.Upsert(request, timeout=self._timeout)
-
-    def points(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-        vector: str,
-    ) -> list[Any]:
-        """The points of one batch, with the sparse vector under a name.
-
-        Raises:
-            RefusedBatch: A payload holds what gRPC cannot carry, such as an integer of 64 bits
-                without sign.
-        """
-        batch = []
-        sparse = self._sparse_bytes(rows)
-        others = {name: self._dense_bytes(column) for name, column in dense.items()}
-        for i, (point, payload, content) in enumerate(zip(points, payloads, sparse, strict=True)):
+        points = []
+        sparse = self._sparse_bytes(batch.rows)
+        others = {name: self._dense_bytes(column) for name, column in batch.dense.items()}
+        whole = zip(batch.points, batch.payloads, sparse, strict=True)
+        for i, (point, payload, content) in enumerate(whole):
             id = self._id(num=point) if isinstance(point, int) else self._id(uuid=point)
             try:
                 message = self._point(id=id, payload=self._payload(payload))
@@ -113,8 +93,8 @@ class PointMessages:
             named[vector].sparse.MergeFromString(content)
             for name, columns in others.items():
                 named[name].dense.MergeFromString(columns[i])
-            batch.append(message)
-        return batch
+            points.append(message)
+        return points
 
     def _sparse_bytes(self, rows: SparseRows) -> Iterator[bytes]:
         """A `SparseVector` message of each row, as bytes."""
@@ -139,7 +119,8 @@ class PointMessages:
         indices, values, dense = [0, 127, 128, 70_000], [0.5, 1.0, 1e-30, 3.25], [0.5, -2.0]
         row = SparseRows([0, 4], indices, values, 70_001)
         column = np.array([dense], np.float32)
-        (built,) = self.points([id], row, [payload], {"dense": column}, "sparse")
+        batch = Batch([id], [id], row, [payload], {"dense": column}, 0)
+        (built,) = self.points(batch, "sparse")
         vectors: dict[str, Any] = {
             "sparse": models.SparseVector(indices=indices, values=values),
             "dense": dense,
