@@ -185,12 +185,7 @@ def query_scale(weights: WeightArray) -> float:
 
 
 def row_query(
-    ids: IdArray,
-    weights: WeightArray,
-    *,
-    field: str,
-    kind: FieldKind,
-    scale: float = 1.0,
+    ids: IdArray, weights: WeightArray, *, field: str, kind: FieldKind, scale: float = 1.0
 ) -> dict[str, Any]:
     """A query whose score is the dot product with the (truncated) vectors of the documents.
 

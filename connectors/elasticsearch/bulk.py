@@ -59,12 +59,8 @@ class BulkWriter:
     ) -> BulkReport:
         """Writes every item that the server takes, however often it must be asked.
 
-        Args:
-            path: Quoted name of the index or alias.
-            lines: The bytes of each item; empty ones are passed over.
-            action: What the lines ask for.
-            require_alias: Lets the server refuse, rather than make a new index with types of its
-                own guess, when the alias is gone.
+        Items whose lines are empty are passed over. With `require_alias` the server refuses, rather
+        than make a new index with types of its own guess, when the alias is gone.
         """
         report = BulkReport()
         params = {"require_alias": "true"} if require_alias else {}

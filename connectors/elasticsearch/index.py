@@ -120,7 +120,7 @@ class VersionedIndex:
         return self._state
 
     def meta(self) -> IndexMeta | None:
-        """What is known about the index, `None` without any; those of others are a `StoreMismatch`."""
+        """What is known about the index, `None` without any; foreign ones are a `StoreMismatch`."""
         if self._state is None:
             self._state = indices.read_state(self.transport, self.name)
         if self._state is None:
@@ -187,9 +187,7 @@ class VersionedIndex:
                 indices.create_index(self.transport, free, alias=self.name, **bodies)
         stored = self.made()
         check_stamp(
-            self.where,
-            (stored.width, stored.encoder, stored.documents),
-            (width, stamp, documents),
+            self.where, (stored.width, stored.encoder, stored.documents), (width, stamp, documents)
         )
 
     def _version(self) -> tuple[int, int]:

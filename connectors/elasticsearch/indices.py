@@ -125,13 +125,11 @@ def put_template(
     return template
 
 
-def swap_alias(transport: Transport, alias: str, *, old: str | None, new: str) -> None:
+def swap_alias(transport: Transport, alias: str, *, old: str, new: str) -> None:
     """Moves an alias to another index in one step."""
-    actions: list[dict[str, Any]] = []
-    if old is not None:
-        actions.append({"remove": {"index": old, "alias": alias}})
-    actions.append({"add": {"index": new, "alias": alias, "is_write_index": True}})
-    transport.call("POST", "/_aliases", {"actions": actions})
+    gone = {"remove": {"index": old, "alias": alias}}
+    made = {"add": {"index": new, "alias": alias, "is_write_index": True}}
+    transport.call("POST", "/_aliases", {"actions": [gone, made]})
 
 
 def refresh_index(transport: Transport, index: str) -> None:
@@ -191,13 +189,10 @@ def run_task(
         if reply.status == 404:
             return {}
         if reply.body.get("completed"):
-            return {**(reply.body.get("response") or {}), **_error_of(reply.body)}
+            ended = {"error": reply.body["error"]} if reply.body.get("error") else {}
+            return {**(reply.body.get("response") or {}), **ended}
         sleep(pause_s)
         pause_s = min(5.0, pause_s * 1.5)
-
-
-def _error_of(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {"error": task["error"]} if task.get("error") else {}
 
 
 @contextmanager

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vdr_db.connectors.base import (
-    BatchLimits,
-    Documents,
-    EmptyRows,
-    Id,
-    Written,
-)
+from vdr_db.connectors.base import BatchLimits, Documents, EmptyRows, Id, Written
 from vdr_db.connectors.elasticsearch.bodies import FieldKind, bulk_lines, delete_lines
 from vdr_db.connectors.elasticsearch.bulk import BulkWriter
 from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, VersionedIndex

@@ -10,28 +10,13 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, EmptyRows, Hit, Id, Payload, Record, Written
 from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.qdrant.engine import (
-    ID_FIELD,
-    Batch,
-    DenseVector,
-    Found,
-    Manifest,
-    Stored,
-)
+from vdr_db.connectors.qdrant.engine import ID_FIELD, Batch, DenseVector, Found, Manifest, Stored
 from vdr_db.connectors.qdrant.existing import point_of
 from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
-__all__ = [
-    "Upload",
-    "checked_fusion",
-    "checked_nearest",
-    "hits_of",
-    "id_of",
-    "record_of",
-    "shown",
-]
+__all__ = ["Upload", "checked_fusion", "checked_nearest", "hits_of", "id_of", "record_of", "shown"]
 
 _BYTES_OF_FLOAT = 4
 

@@ -54,22 +54,15 @@ _UNAVAILABLE_SIGNS = (
 
 
 class EdgeEngine:
-    """An `Engine` over one `EdgeShard`.
+    """An `Engine` over one `EdgeShard`, in a folder or, with `":memory:"`, a temporary one.
 
-    Args:
-        collection: Name of the collection.
-        path: Folder of the collection, or `":memory:"` for a temporary one that goes with `close`.
-        reserve_bytes: Free disk space below which writes are refused.
+    Writes are refused while less than `reserve_bytes` would remain free on its disk.
     """
 
     limits = BatchLimits(rows=1024, bytes=16 << 20, row_bytes=64 << 20)
 
     def __init__(
-        self,
-        collection: str,
-        path: str | os.PathLike[str],
-        *,
-        reserve_bytes: int = _RESERVE_BYTES,
+        self, collection: str, path: str | os.PathLike[str], *, reserve_bytes: int = _RESERVE_BYTES
     ) -> None:
         self._edge: Any = require("qdrant_edge", "qdrant")
         self._dialect = EdgeDialect(self._edge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -128,26 +128,11 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON types."""
-        data: dict[str, Any] = {
-            "format": _FORMAT,
-            "collection": self.collection,
-            "width": self.width,
-            "stamp": None if self.stamp is None else self.stamp.to_dict(),
-            "documents": self.documents,
-            "datatype": self.datatype,
-            "full_scan_threshold": self.full_scan_threshold,
-            "payload_indexes": dict(self.payload_indexes),
-        }
-        if self.dense:
-            data["dense"] = {
-                name: {"size": one.size, "distance": one.distance}
-                for name, one in self.dense.items()
-            }
-        if self.vector != VECTOR_NAME:
-            data["vector"] = self.vector
-        if self.foreign_points:
-            data["foreign_points"] = True
-        return data
+        data = {"format": _FORMAT, **asdict(self)}
+        data["stamp"] = None if self.stamp is None else self.stamp.to_dict()
+        # What is as usual is left out, so that older versions of this library read the rest.
+        usual = {"dense": {}, "vector": VECTOR_NAME, "foreign_points": False}
+        return {name: one for name, one in data.items() if usual.get(name) != one}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -212,25 +197,23 @@ class Manifest:
         Raises:
             StoreMismatch: Precision, a payload index or a dense vector differs.
         """
-        if datatype not in (None, self.datatype):
-            raise StoreMismatch(
-                f"{where} keeps weights as {self.datatype}, not as {datatype}; "
-                "build another collection to change that."
-            )
-        missing = {
-            key: kind for key, kind in indexes.items() if self.payload_indexes.get(key) != kind
+        has: dict[str, tuple[Any, Any]] = {
+            "the weights": (self.datatype, datatype or self.datatype),
+            "the payload indexes": (
+                dict(self.payload_indexes),
+                {k: kind for k, kind in indexes.items() if self.payload_indexes.get(k) != kind},
+            ),
+            "the dense vectors": (
+                dict(self.dense),
+                {name: one for name, one in dense.items() if self.dense.get(name) != one},
+            ),
         }
-        if missing:
-            raise StoreMismatch(
-                f"{where} has the payload indexes {dict(self.payload_indexes)}, not {missing}; "
-                "build another collection to change that."
-            )
-        others = {name: one for name, one in dense.items() if self.dense.get(name) != one}
-        if others:
-            raise StoreMismatch(
-                f"{where} has the dense vectors {dict(self.dense) or 'nothing'}, not {others}; "
-                "build another collection to change that."
-            )
+        for what, (own, wanted) in has.items():
+            if wanted and wanted != own:
+                raise StoreMismatch(
+                    f"{where} has {what} {own or 'nothing'}, not {wanted}; build another "
+                    "collection to change that."
+                )
 
 
 @dataclass(frozen=True)

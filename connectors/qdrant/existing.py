@@ -31,21 +31,9 @@ class Existing:
 
 
 def read_manifest(
-    about: Any,
-    data: Any,
-    name: str,
-    where: str,
-    *,
-    vector: str | None,
-    existing: Existing | None,
+    about: Any, data: Any, name: str, where: str, *, vector: str | None, existing: Existing | None
 ) -> Manifest:
-    """What a collection is: by `data`, which we wrote about it, or by `about`, what the server shows.
-
-    Raises:
-        StoreMismatch: It is not described and not to be adopted, has no such sparse vector or
-            several to choose from, or multiplies weights by a modifier.
-        ConfigError: It is to be adopted and its width is not told.
-    """
+    """What a collection is: by `data`, what we wrote about it, or by what `about` shows of it."""
     sparse = about.config.params.sparse_vectors or {}
     dense = _dense_vectors(about.config.params.vectors)
     if data is not None or existing is None:

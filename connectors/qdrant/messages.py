@@ -1,12 +1,10 @@
 """Points as the protobuf messages that go over gRPC, built from arrays.
 
-The client's models of a point are lists of Python numbers, which it then copies, number by number,
-into such messages; that was most of what a write cost. Here the two lists of a sparse vector are
-laid out as bytes for a whole batch at once, and protobuf reads them back, which is a copy. The
-messages go to the client's own stub, `grpc_points`, whose channel has its keys and options.
-
-What goes over the wire is the same; that is compared with the client's own conversion once, before
-the first message is sent, and where it is not so, the models are used.
+The client's models of a point are lists of Python numbers, which it copies, number by number, into
+such messages; that was most of what a write cost. Here the two lists of a sparse vector are laid
+out as bytes for a whole batch at once, which protobuf reads back, and the messages go to the
+client's own stub, `grpc_points`. That they equal the client's own conversion is compared once,
+before the first is sent; where they do not, the models are used.
 """
 
 from __future__ import annotations
@@ -27,14 +25,7 @@ _PACKED = 2  # protobuf's wire type of anything with a length, such as repeated 
 
 
 class PointMessages:
-    """Builds points as messages and sends them; `of` gives one for a client that speaks gRPC.
-
-    Args:
-        grpc: `qdrant_client.grpc`.
-        convert: The client's own conversion, `RestToGrpc`.
-        client: Who sends them; `None` when they are only built.
-        timeout: Seconds for one request.
-    """
+    """Builds points as messages and sends them; `of` gives one for a client that speaks gRPC."""
 
     def __init__(
         self, grpc: Any, convert: Any, client: Any = None, timeout: float | None = None

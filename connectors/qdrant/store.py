@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Written, checked_page
@@ -281,30 +280,23 @@ class QdrantStore(CollectionLifecycle):
         query = checked_query(row, made.width, self._where, single=True)
         using, numbers = checked_nearest(vector, using, made.dense, self._where)
         asked = HybridQuery(query, using, numbers, filter)
-        points: dict[Id, PointId] = {}
 
-        def rankings(count: int) -> list[list[tuple[Id, float]]]:
+        def rankings(count: int) -> list[list[tuple[tuple[Id, PointId], float]]]:
             answers = self._engine.rankings(asked, count)
-            for one in chain.from_iterable(answers):
-                points[id_of(one)] = one.point
-            return [[(id_of(one), one.score) for one in answer] for answer in answers]
+            return [[((id_of(one), one.point), one.score) for one in answer] for answer in answers]
 
         page = paged(
             rankings,
             RANK_CONSTANT if rank_constant is None else rank_constant,
-            id_order,
+            lambda one: id_order(one[0]),
             depth=depth,
             limit=limit,
             offset=offset,
         )
-        stored = {
-            one.point: one for one in self._engine.retrieve([points[id] for id, _ in page], False)
-        }
-        return [
-            Hit(id, score, shown(stored[points[id]].payload))
-            for id, score in page
-            if points[id] in stored  # not deleted meanwhile
-        ]
+        records = self._engine.retrieve([point for (_, point), _ in page], False)
+        payloads = {one.point: shown(one.payload) for one in records}
+        # One that was deleted meanwhile is not there any more.
+        return [Hit(id, x, payloads[point]) for (id, point), x in page if point in payloads]
 
     search_hybrid = renamed("search_hybrid", search_with_dense)
 

@@ -35,14 +35,7 @@ _OF_CONFIG = (
 
 
 class Versions:
-    """What is done with whole collections of one server.
-
-    Args:
-        client: A `QdrantClient`.
-        models: `qdrant_client.models`.
-        where: The collection and its place, for messages.
-        secret: A key that no message may show.
-    """
+    """What is done with whole collections of one server, called `where`; no message shows a key."""
 
     def __init__(self, client: Any, models: Any, where: str, secret: str | None) -> None:
         self._client = client
