@@ -15,11 +15,7 @@ import warnings
 from vdr_db.explain.attribution import Attribution, text_attribution, weights_by_position
 from vdr_db.explain.charts import grid_svg, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
-from vdr_db.explain.explanation import (
-    Explanation,
-    Match,
-    ShownImage,
-)
+from vdr_db.explain.explanation import Explanation, Match, ShownImage
 from vdr_db.explain.items import explain_image, explain_text
 from vdr_db.explain.matches import make_match, match_of, match_of_image
 from vdr_db.explain.png import save_png

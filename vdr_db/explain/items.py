@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.explain.attribution import MOST_DIMENSIONS, Attribution, text_attribution
+from vdr_db.explain.attribution import (
+    MOST_DIMENSIONS,
+    Attribution,
+    heaviest,
+    text_attribution,
+)
 from vdr_db.explain.explanation import Explanation, ShownImage
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import matched_words
@@ -61,9 +66,8 @@ def explain_image(
         if _cosine(row, expected) < SAME_IMAGE:
             raise InputError(f"{encoded.names[0]} is not the image that was stored.")
         row = expected
-    ids, weights = row.row(0)
-    heaviest = ids[np.lexsort((ids, -weights))[:most]]
-    per_patch = encoder.patch_weights(image, heaviest)
+    ids = heaviest(row, most)
+    per_patch = encoder.patch_weights(image, ids)
     side = math.isqrt(per_patch.shape[0])
     if side * side != per_patch.shape[0]:
         raise ConfigError(
@@ -77,7 +81,7 @@ def explain_image(
         encoder.vocabulary,
         row,
         ShownImage(file.getvalue(), "image/png", *seen.size),
-        attribution=Attribution.of_patches(per_patch, heaviest, (side, side)),
+        attribution=Attribution.of_patches(per_patch, ids, (side, side)),
         heading=heading,
     )
 

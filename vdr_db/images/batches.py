@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -60,22 +61,19 @@ def named_images(
     """
     if isinstance(images, (str, os.PathLike)):
         folder = Path(images)
-        if not folder.is_dir():
-            check_kind(images, 0)
-            raise TypeError(
-                f"`images` must be a folder or a list of images, got one; pass [{images!r}]"
-            )
-        return [(folder / name, name) for name in list_images(folder)]
-    is_array = isinstance(images, np.ndarray) and images.ndim < 4
-    if is_array or isinstance(images, (bytes, bytearray, memoryview, Mapping)):
+        if folder.is_dir():
+            return [(folder / name, name) for name in list_images(folder)]
+        check_kind(images, 0)
         raise TypeError(
-            "`images` must be a folder or a list of images, got one "
-            f"{type(images).__name__}; pass [image]"
+            f"`images` must be a folder or a list of images, got one; pass [{images!r}]"
         )
-    if not isinstance(images, Iterable):
+    is_one = isinstance(images, (bytes, bytearray, memoryview, Mapping)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
+    if is_one or not isinstance(images, Iterable):
         raise TypeError(
-            f"`images` must be a folder or a list of images, got {type(images).__name__}; "
-            "pass [image]"
+            f"`images` must be a folder or a list of images, got {'one ' if is_one else ''}"
+            f"{type(images).__name__}; pass [image]"
         )
     if isinstance(images, Sequence):
         return [(image, "") for image in images]
@@ -131,11 +129,6 @@ def prepared_images(
 
 def image_batches(items: Iterable[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
     """Lists of `size` images; the last one may be shorter."""
-    batch: list[PreparedImage] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
         yield batch

@@ -72,13 +72,24 @@ class _Loader:
             self._sides = TextSides(self.encoder, mode=self.mode)
         return self._sides
 
-    def _saved(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """The component for a saved pipeline.
+
+        Raises:
+            ConfigError: It was made of an encoder object.
+        """
         if self.model is None:
             raise ConfigError(
                 f"a {type(self).__name__} made of an encoder object cannot be saved; make it with "
                 "`model`, a folder or a name on the hub."
             )
-        return {"model": self.model, "options": self.options, "mode": self.mode}
+        saved: dict[str, Any] = default_to_dict(
+            self, model=self.model, options=self.options, mode=self.mode, **self._own_settings()
+        )
+        return saved
+
+    def _own_settings(self) -> dict[str, Any]:
+        return {}
 
 
 @component
@@ -127,30 +138,18 @@ class VDRSparseTextEmbedder(_Loader):
         (embedding,) = _embeddings(self._ready().query_rows([text]))
         return {"sparse_embedding": embedding}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The component for a saved pipeline.
-
-        Raises:
-            ConfigError: It was made of an encoder object.
-        """
-        saved: dict[str, Any] = default_to_dict(self, **self._saved())
-        return saved
-
 
 @component
 class VDRSparseDocumentEmbedder(_Loader):
     """Documents with their sparse embeddings.
 
     Args:
-        model: A folder, or a name on the hub; loaded by `warm_up` or the first `run`.
-        options: More arguments of `SparseEncoder.from_pretrained`, in types that YAML knows.
+        model: As `options`, `encoder` and the errors, see `VDRSparseTextEmbedder`.
+        options: For loading it.
         mode: `"beta"` stores bags of tokens; see `Mode`.
         meta_fields_to_embed: Metadata fields whose values go before the text.
         embedding_separator: What stands between those values and the text.
-        encoder: A ready encoder instead of `model`. Such a component cannot be saved.
-
-    Raises:
-        ConfigError: Not exactly one of `model` and `encoder` is given, or the mode is unknown.
+        encoder: A ready one.
     """
 
     def __init__(
@@ -197,19 +196,11 @@ class VDRSparseDocumentEmbedder(_Loader):
         pairs = zip(documents, _embeddings(rows), strict=True)
         return {"documents": [replace(one, sparse_embedding=made) for one, made in pairs]}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The component for a saved pipeline.
-
-        Raises:
-            ConfigError: It was made of an encoder object.
-        """
-        saved: dict[str, Any] = default_to_dict(
-            self,
-            **self._saved(),
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-        )
-        return saved
+    def _own_settings(self) -> dict[str, Any]:
+        return {
+            "meta_fields_to_embed": self.meta_fields_to_embed,
+            "embedding_separator": self.embedding_separator,
+        }
 
     def _text(self, document: Document) -> str:
         values = (document.meta.get(name) for name in self.meta_fields_to_embed)

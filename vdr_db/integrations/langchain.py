@@ -45,14 +45,8 @@ __all__ = ["VDRRetriever", "VDRSparseEmbeddings"]
 class VDRSparseEmbeddings(TextSides, SparseEmbeddings):  # type: ignore[misc]
     """An encoder as the `sparse_embedding` of `langchain_qdrant.QdrantVectorStore`.
 
-    A text without any token has an empty vector, which no search finds.
-
-    Args:
-        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
-        mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
-
-    Raises:
-        ConfigError: The mode is unknown.
+    A text without any token has an empty vector, which no search finds. Arguments and errors are
+    those of `TextSides`.
     """
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:

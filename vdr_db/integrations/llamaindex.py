@@ -50,15 +50,7 @@ def sparse_doc_fn(encoder: AnyEncoder, *, mode: Mode = "full") -> SparseFunction
 
 
 def sparse_query_fn(encoder: AnyEncoder, *, mode: Mode = "full") -> SparseFunction:
-    """The `sparse_query_fn` of `QdrantVectorStore`.
-
-    Args:
-        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
-        mode: `"alpha"` asks with bags of tokens; see `Mode`.
-
-    Raises:
-        ConfigError: The mode is unknown.
-    """
+    """The `sparse_query_fn`; as `sparse_doc_fn`, but `"alpha"` asks with bags of tokens."""
     return partial(_lists, TextSides(encoder, mode=mode).query_rows)
 
 

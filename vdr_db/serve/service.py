@@ -175,12 +175,11 @@ class SearchService:
             terms = self.collection.explain(row, id)
         return make_match(
             self.encoder,
-            query,
-            row,
+            explain_text(self.encoder, query, side="query", row=row),
             records[0],
             terms,
             text_key=self.collection.text_key,
-            document_is_bag=self.collection.documents == "tokens",
+            follow=self.collection.documents != "tokens",
         )
 
     def _found(
