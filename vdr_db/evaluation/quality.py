@@ -88,12 +88,9 @@ class TestCollection:
     def load(
         cls, folder: str | Path, *, split: str | None = None, keeps_identical: bool = False
     ) -> TestCollection:
-        """Reads a BEIR folder into memory.
+        """Reads a BEIR folder into memory, with the judgements of a split.
 
-        Args:
-            folder: The folder.
-            split: Which judgements; None takes `test`, or the only split there is.
-            keeps_identical: See the attribute.
+        Without one, `test` is taken, or the only split there is.
 
         Raises:
             InputError: A file is missing or wrong, or no query has a relevant document.

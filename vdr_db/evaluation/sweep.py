@@ -75,13 +75,8 @@ def sweep_k(
 
     The model's own k, and whether it keeps a text's own tokens in any case, do not count.
 
-    Args:
-        collection: What to search.
-        encoder: The model; it stays as it is.
-        query_ks: Of queries, 0 or more each.
-        document_ks: Of documents.
-        modes: `"full"` pairs the two; `"alpha"` pairs bags of tokens with `document_ks`, `"beta"`
-            `query_ks` with bags of tokens.
+    The mode `"full"` pairs the two; `"alpha"` pairs bags of tokens with `document_ks`, `"beta"`
+    `query_ks` with bags of tokens.
 
     Returns:
         One point a pair: by document k, then query k, bags of tokens last.

@@ -1,11 +1,5 @@
 """Seeing what a vector says: words with weights, where each comes from, and why a hit is a hit.
 
-```python
-from vdr_db.explain import explain_text, save_html
-
-save_html("tea.html", [explain_text(encoder, "hot water on green leaves")])
-```
-
 The reports are HTML and SVG without a script and need no package; `save_png` needs the extra
 `images`. `docs/seeing.md` shows what is in them.
 """

@@ -168,15 +168,9 @@ def text_attribution(
 ) -> Attribution:
     """Which token of a text fires which word.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        text: The text.
-        side: Whether it is a document or a query.
-        row: Its vector, one row, when it is there already.
-        most: Dimensions to follow back, the heaviest.
-
-    Returns:
-        Positions are the special tokens and the text's own ones, as far as the model reads.
+    Its vector is made unless the `row` is there already; the `most` heaviest dimensions are
+    followed back. Positions are the special tokens and the text's own ones, as far as the model
+    reads.
 
     Raises:
         ShapeError: `row` is not one row.

@@ -96,13 +96,7 @@ def grid_svg(attribution: Attribution, vocabulary: Vocabulary, *, most: int = GR
 def patches_svg(
     attribution: Attribution, vocabulary: Vocabulary, image: ShownImage, *, small: int = SMALL_MAPS
 ) -> str:
-    """An image with the strongest word of each patch, and one map for each of the heaviest words.
-
-    Args:
-        attribution: Of an image, with a grid.
-        vocabulary: Names the words.
-        image: What the patches were cut from.
-        small: How many words get a map of their own.
+    """An image with the strongest word of each patch, and maps of the `small` heaviest words.
 
     Returns:
         A `<div class="patches">` of `<svg>` elements, or `""` without a grid or words.
@@ -149,11 +143,6 @@ def patches_svg(
 
 def shares_svg(attribution: Attribution, image: ShownImage, shares: Mapping[int, float]) -> str:
     """An image where the patches are coloured that a score comes from, the more the stronger.
-
-    Args:
-        attribution: Of an image.
-        image: What the patches were cut from.
-        shares: Token id -> its share of the score.
 
     Returns:
         An `<svg>` element, or `""` without a grid.

@@ -43,13 +43,8 @@ def explain_image(
 
     The image in the explanation is what the model sees: cut to a square and scaled.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        image: A path, the bytes of a file, a PIL image or an array.
-        heading: What it is called.
-        most: Dimensions to follow back to patches, the heaviest.
-        expected: The vector it was stored with, one row, which is then the explanation's; an image
-            whose vector is another one is refused.
+    The `most` heaviest dimensions are followed back to patches. With the row it was stored with,
+    `expected`, that is the explanation's, and an image with another vector is refused.
 
     Raises:
         InputError: It cannot be read, or is not the image that was stored.
@@ -100,15 +95,10 @@ def explain_text(
     row: SparseRows | None = None,
     follow: bool = True,
 ) -> Explanation:
-    """The explanation of a text.
+    """The explanation of a text, whose heading is its side by default.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        text: The text.
-        side: Whether it is a document or a query.
-        heading: What it is called; by default the side.
-        row: Its vector, one row, when it is there already.
-        follow: Whether to follow weights back to tokens; that runs the model once more.
+    Its vector is made unless the `row` is there already; to `follow` weights back to tokens runs
+    the model once more.
     """
     if row is None:
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries

@@ -33,12 +33,7 @@ TITLE_LETTERS = 90
 def save_png(
     path: str | os.PathLike[str], shown: Match | Sequence[Explanation], *, title: str = ""
 ) -> None:
-    """Draws a match, or explanations one below the other.
-
-    Args:
-        path: File to write.
-        shown: What to draw.
-        title: Above everything; by default none.
+    """Draws a match, or explanations one below the other, with a title above everything.
 
     Raises:
         ConfigError: There is nothing to draw.

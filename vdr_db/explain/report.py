@@ -41,12 +41,10 @@ def report_html(
     title: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """A whole page.
+    """A whole page: a match, or explanations one below the other.
 
-    Args:
-        shown: A match, or explanations one below the other.
-        title: Of the page; by default made of what is shown.
-        facts: Said at its end, such as the model's name.
+    Its title is by default made of what is shown; the facts, such as the model's name, are said at
+    its end.
 
     Raises:
         ConfigError: There is nothing to show.

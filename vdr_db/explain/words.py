@@ -36,13 +36,8 @@ def matched_words(
 ) -> list[tuple[str, float]]:
     """Words of a vector with their weights, or of a match with their shares, heaviest first.
 
-    Pieces become a word only if each of them matched: `cal ##ories` against `cal ##ife` is a match
-    of `cal`, not of `calories`.
-
-    Args:
-        vocabulary: Of the encoder.
-        text_ids: Token ids of the texts whose words are looked for.
-        products: Token id -> weight, or share of the score.
+    Words are looked for in the token ids of texts. Pieces become one only if each of them matched:
+    `cal ##ories` against `cal ##ife` is a match of `cal`, not of `calories`.
     """
     return vocabulary.merge_word_pieces(_only(vocabulary, text_ids, products), products)
 
@@ -76,12 +71,9 @@ def shared_words(
 
 
 def reasons(vocabulary: Vocabulary, text_ids: Sequence[int], terms: Sequence[Term]) -> list[Reason]:
-    """A score taken apart into words, the largest share first.
+    """A score taken apart into words, the largest share first; they add up to the same score.
 
-    Args:
-        vocabulary: Of the encoder.
-        text_ids: Token ids of query and document, in order, with a special id between them.
-        terms: What each shared token adds; the shares of the words add up to the same score.
+    `text_ids` are those of query and document, in order, with a special id between them.
     """
     products = {term.id: term.product for term in terms}
     kept = _only(vocabulary, text_ids, products)

@@ -50,10 +50,7 @@ class PreparedImage:
 def named_images(
     images: str | os.PathLike[str] | Iterable[ImageSource],
 ) -> Iterable[tuple[ImageSource, str]]:
-    """Images with their names; an empty name is found out later.
-
-    Args:
-        images: A folder, or several images.
+    """Images of a folder, or several, with their names; an empty name is found out later.
 
     Raises:
         TypeError: One image came instead of several.
@@ -91,13 +88,8 @@ def prepared_images(
 ) -> Iterator[PreparedImage]:
     """Images in order, read and scaled in threads.
 
-    Args:
-        sources: Images with their names, see `named_images`.
-        preprocessing: How they become pixels.
-        limits: Largest image to decode.
-        workers: Threads.
-        ahead: Most images that are read before they are asked for.
-        thumbnail_px: Longest side of a small copy; None makes none.
+    At most `ahead` of them are read before they are asked for. The longest side of a small copy
+    is `thumbnail_px`; None makes none.
 
     Raises:
         TypeError: An item is no image at all.

@@ -99,7 +99,8 @@ class Preprocessing:
             image = _without_ends(image)
             short = self.size if self.short_side is None else self.short_side
             shorter = min(image.size)
-            scaled = tuple(int(short * side / shorter) for side in image.size)
+            width, height = (int(short * side / shorter) for side in image.size)
+            scaled = (width, height)
         if scaled != image.size:
             image = image.resize(scaled, resample)
         if not self.crop:

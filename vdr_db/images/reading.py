@@ -87,11 +87,7 @@ class LoadedImage:
 
 
 def check_kind(source: object, index: int) -> str:
-    """Name of an image for people, if it can be one at all.
-
-    Args:
-        source: What came.
-        index: Its place among the others.
+    """Name of an image for people, if what came at a place can be one at all.
 
     Raises:
         InputError: It is a text.
@@ -116,11 +112,7 @@ def check_kind(source: object, index: int) -> str:
 
 
 def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
-    """The image in RGB.
-
-    Args:
-        source: Of a kind that `check_kind` lets pass.
-        limits: Largest image to decode.
+    """The image in RGB, of a kind that `check_kind` lets pass.
 
     Raises:
         InputError: It cannot be read; the message is the reason, without the name of the image.

@@ -1,18 +1,6 @@
 """The official client's `VectorStore`, and what is built on it, with vectors of this library.
 
-```python
-from elasticsearch.helpers.vectorstore import VectorStore
-from vdr_db.integrations.elasticsearch import VDREmbeddingService, VDRRetrievalStrategy
-
-store = VectorStore(
-    client,
-    index="articles",
-    retrieval_strategy=VDRRetrievalStrategy(),
-    embedding_service=VDREmbeddingService(encoder),
-)
-store.add_texts(texts, ids=ids)
-store.search(query="who came up with relativity")
-```
+`docs/integrations.md` has an example.
 
 The client's own sparse strategy runs a model inside the cluster and takes no vectors. `VectorStore`
 writes without retries and knows no encoder stamp; `VDRElasticsearch` does both.

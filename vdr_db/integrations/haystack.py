@@ -1,22 +1,6 @@
 """Haystack: components that make the sparse embedding of a query, and those of documents.
 
-```python
-from haystack_integrations.components.retrievers.qdrant import QdrantSparseEmbeddingRetriever
-from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
-from vdr_db.integrations.haystack import VDRSparseDocumentEmbedder, VDRSparseTextEmbedder
-
-store = QdrantDocumentStore(url="http://localhost:6333", use_sparse_embeddings=True)
-store.write_documents(VDRSparseDocumentEmbedder(model).run(documents)["documents"])
-
-search = Pipeline()
-search.add_component("embedder", VDRSparseTextEmbedder(model))
-search.add_component("retriever", QdrantSparseEmbeddingRetriever(document_store=store))
-search.connect("embedder.sparse_embedding", "retriever.query_sparse_embedding")
-search.run({"embedder": {"text": "who came up with relativity"}})
-```
-
-A saved pipeline with these components is loaded with
-`Pipeline.loads(text, allowed_modules=["vdr_db.integrations.haystack"])`.
+`docs/integrations.md` has an example.
 """
 
 from __future__ import annotations
@@ -119,13 +103,7 @@ class VDRSparseTextEmbedder(_Loader):
 
     @component.output_types(sparse_embedding=SparseEmbedding)  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, SparseEmbedding]:
-        """Makes the embedding.
-
-        Args:
-            text: The query.
-
-        Returns:
-            `{"sparse_embedding": ...}`.
+        """Makes the embedding of a query: `{"sparse_embedding": ...}`.
 
         Raises:
             TypeError: Something other than one text came.
@@ -173,13 +151,9 @@ class VDRSparseDocumentEmbedder(_Loader):
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
-        """Makes the embeddings; documents without a text get those of their metadata, or none.
+        """Makes `{"documents": ...}`, copies with embeddings in the same order.
 
-        Args:
-            documents: What to embed; they are not changed.
-
-        Returns:
-            `{"documents": ...}`, copies with embeddings in the same order.
+        Documents without a text get the embedding of their metadata, or none.
 
         Raises:
             TypeError: Something other than a list of documents came.

@@ -1,20 +1,7 @@
 """LangChain: sparse embeddings for its Qdrant store, and a retriever over collections of ours.
 
-```python
-from langchain_qdrant import QdrantVectorStore, RetrievalMode
-from vdr_db.integrations.langchain import VDRRetriever, VDRSparseEmbeddings
-
-store = QdrantVectorStore.from_texts(
-    texts,
-    sparse_embedding=VDRSparseEmbeddings(encoder),
-    retrieval_mode=RetrievalMode.SPARSE,
-    url="http://localhost:6333",
-    collection_name="articles",
-)
-retriever = VDRRetriever(collection=VDRElasticsearch("articles", encoder, url=url, api_key=key))
-```
-
-For LangChain's Elasticsearch store see `vdr_db.integrations.elasticsearch`.
+`docs/integrations.md` has an example; for LangChain's Elasticsearch store see
+`vdr_db.integrations.elasticsearch`.
 """
 
 from __future__ import annotations

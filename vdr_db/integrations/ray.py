@@ -1,18 +1,6 @@
 """Ray Data: encode a dataset on many actors, write it into a store from many tasks.
 
-```python
-import ray
-from vdr_db import SparseEncoder
-from vdr_db.integrations.ray import EncodeTexts, SparseDatasink
-
-encoder = SparseEncoder.from_pretrained("naver/splade-v3")
-texts = ray.data.read_json("corpus/")                           # columns id, text, …
-rows = texts.map_batches(
-    EncodeTexts, fn_constructor_args=["naver/splade-v3"],
-    batch_format="pyarrow", batch_size=1024, concurrency=4, num_gpus=1,
-)
-rows.write_datasink(SparseDatasink.qdrant("articles", encoder, url="https://qdrant.example:6333"))
-```
+`docs/ingest.md` has an example.
 
 Writes are upserts under the id of each row, so a task that Ray runs again, or a whole job, changes
 nothing that is there already. Rows of a dataset have no order: of rows that share an id, any may

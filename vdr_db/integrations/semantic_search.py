@@ -1,13 +1,6 @@
 """The search calls of sentence-transformers' sparse encoders, on the stores of this library.
 
-```python
-from vdr_db.integrations.semantic_search import semantic_search_qdrant
-
-results, seconds, index = semantic_search_qdrant(
-    model.encode_query(queries), model.encode_document(texts), top_k=5, output_index=True
-)
-results[0]  # [{"corpus_id": 17, "score": 21.4}, ...]
-```
+`docs/integrations.md` has an example.
 
 Arguments and results are those of `sentence_transformers.sparse_encoder.search_engines`. What
 happens in between is different: vectors are checked before a server sees them, requests are batched
@@ -20,7 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, TypeAlias
 
 from vdr_db.connectors.base import Store
@@ -165,11 +158,8 @@ def _search(
 
             def remove_index(_: object, error: BaseException | None, __: object) -> None:
                 """Removes the new index; after a failure as far as it goes."""
-                try:
+                with suppress(Exception) if error else nullcontext():
                     remove(client, name)
-                except Exception:
-                    if error is None:
-                        raise
 
             stack.push(remove_index)
             collection.add_rows(rows, range(len(rows)))
