@@ -28,9 +28,6 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     Files and folders whose names begin with a dot are passed over, and links to folders are not
     followed.
 
-    Args:
-        folder: A folder.
-
     Raises:
         InputError: It is no folder, cannot be read, or holds no image.
     """
