@@ -104,17 +104,10 @@ class RejectedRows(StoreError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional package.
-
-    Args:
-        module: Name to import, for example `"qdrant_edge"`.
-        extra: The extra of this library that installs it.
-
-    Returns:
-        The imported module.
+    """Imports an optional package that the extra of this name installs.
 
     Raises:
-        MissingExtraError: The package is not installed.
+        MissingExtraError: It is not installed.
     """
     try:
         return importlib.import_module(module)

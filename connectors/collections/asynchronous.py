@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from vdr_db.connectors.base import Id
@@ -134,12 +133,7 @@ class AsyncCollection:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Closes the collection."""
         await self.close()
 
@@ -243,13 +237,9 @@ class AsyncVDRQdrant(AsyncCollection):
 
 
 class AsyncVDRElasticsearch(AsyncCollection):
-    """A `VDRElasticsearch` whose methods are awaited, see `AsyncCollection`.
+    """A `VDRElasticsearch` whose methods are awaited: its arguments, with a synchronous `client`.
 
-    Args:
-        index: Name of the alias.
-        encoder: An encoder, or the name or folder of a model; see `VDRElasticsearch`.
-        threads: Calls at once.
-        options: `url` or a ready synchronous `client`, and more options of `VDRElasticsearch`.
+    See `AsyncCollection`; `threads` is how many calls run at once.
     """
 
     def __init__(

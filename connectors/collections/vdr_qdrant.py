@@ -204,13 +204,8 @@ class VDRQdrant(Collection):
     ) -> list[Id]:
         """Encodes and writes texts; see `Collection.add_texts`.
 
-        Args:
-            texts: Documents.
-            ids: One for each text.
-            payloads: One mapping (or `None`) for each text.
-            batch_size: Texts encoded and written together.
-            empty: What becomes of texts without any token.
-            dense: Name → `[N, size]` dense vectors of the texts, for a collection that has such.
+        `dense` maps names to `[N, size]` dense vectors of the texts, for a collection that has
+        such.
         """
         if dense is None:
             return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
@@ -248,12 +243,7 @@ class VDRQdrant(Collection):
     ) -> list[Id]:
         """Writes vectors made elsewhere; see `Collection.add_rows`.
 
-        Args:
-            rows: Sparse vectors.
-            ids: One for each row.
-            payloads: One mapping (or `None`) for each row.
-            empty: What becomes of rows without entries.
-            dense: Name → `[N, size]` dense vectors of the same documents.
+        `dense` maps names to `[N, size]` dense vectors of the same documents.
         """
         if dense is None:
             return super().add_rows(rows, ids, payloads, empty=empty)
@@ -276,16 +266,8 @@ class VDRQdrant(Collection):
     ) -> list[Hit]:
         """The best documents by sparse and dense vector together (RRF), in one request.
 
-        Args:
-            query: A text, or a sparse vector of one row.
-            vector: The dense query, `[size]`, by the model of the dense vectors.
-            limit: Hits wanted.
-            filter: Conditions on payloads, for both sides.
-            offset: Hits to leave out at the start.
-            mode: How the sparse query is represented, see `Mode`.
-            using: Name of the dense vector; needed when there are several.
-            depth: Hits of each side that the fusion looks at.
-            rank_constant: Larger values give the first ranks less weight.
+        The query is a text, or a sparse vector of one row, and `vector` `[size]` is by the model of
+        the dense vectors; see `QdrantStore.search_with_dense`, and `Mode`.
         """
         row = self._query_rows(query, mode)
         search = self.store.search_with_dense

@@ -119,11 +119,7 @@ def show_hits(
 ) -> None:
     """Rank, score, document and matched words of each hit; bars share one scale.
 
-    Args:
-        hits: The hits.
-        title: Above them.
-        caption: Below them.
-        images: Half blocks of each hit, or None for a hit that is no image; empty for no images.
+    `images` holds half blocks of each hit, or None for a hit that is no image; it may be empty.
     """
     from rich.table import Table
     from rich.text import Text
@@ -205,11 +201,8 @@ def show_explanation(
 ) -> None:
     """Token, its weight in query and document, and their product; the products sum to the score.
 
-    Args:
-        terms: Of the match.
-        score: Of the match.
-        limit: Most tokens shown, those with the largest products; the others are summed in one
-            line. 0 shows all.
+    At most `limit` tokens are shown, those with the largest products, and the others summed in one
+    line; 0 shows all.
     """
     from rich.table import Table
 

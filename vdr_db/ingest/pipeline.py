@@ -195,9 +195,7 @@ class _Run:
             self._flush,
             ledger=ledger,
             quarantine=quarantine,
-            max_errors=options.max_errors,
-            every_documents=options.checkpoint_documents,
-            every_s=options.checkpoint_s,
+            options=options,
         )
         self._pool = WriterPool(
             self._store.upsert,
@@ -287,7 +285,7 @@ class _Run:
             yield block
 
     def _preparation(self) -> Preparation:
-        options, encoder = self._options, self._encoder
+        encoder = self._encoder
         encode = None
         if encoder is not None and self._images is None:
             is_bag = self._documents == "tokens"
@@ -297,11 +295,10 @@ class _Run:
             stamp=self._stamp,
             width=self._width,
             text_key=self._text_key,
-            has_fingerprint=options.has_fingerprint,
-            empty=options.empty,
+            options=self._options,
             stored=self._stored,
-            skip=options.skip,
             images=self._images,
+            thumbnail_px=getattr(self._source, "thumbnail_px", None),
         )
 
     def _count(self, prepared: Prepared) -> None:

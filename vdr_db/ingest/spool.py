@@ -66,7 +66,7 @@ class SpoolWriter:
 
     Raises:
         ConfigError: The folder holds parts of another input, encoder or policy.
-        StoreUnavailable: The folder cannot be written.
+        StoreUnavailable: The folder cannot be written; methods raise it too.
         MissingExtraError: pyarrow is not installed.
     """
 
@@ -145,11 +145,7 @@ class SpoolWriter:
         return self.folder / f"quarantine-{_stem(self.slice)}.jsonl"
 
     def write(self, piece: Piece) -> None:
-        """Adds rows to the open part.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Adds rows to the open part."""
         if not len(piece):
             return
         try:
@@ -171,11 +167,7 @@ class SpoolWriter:
         return self._open_rows >= self._part_rows
 
     def finish_part(self) -> None:
-        """Makes the open part durable and visible, if there is one.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Makes the open part durable and visible, if there is one."""
         if self._writer is None:
             return
         facts = {
@@ -201,11 +193,7 @@ class SpoolWriter:
         self._writer, self._open_ranges, self._open_rows = None, Ranges(), 0
 
     def complete(self, *, read: int, refused: int) -> None:
-        """Writes the manifest: the slice is whole.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Writes the manifest: the slice is whole."""
         self.finish_part()
         parts = []
         try:
@@ -291,11 +279,7 @@ class SpoolWriter:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a file.
-
-    Raises:
-        InputError: The file is missing.
-    """
+    """SHA-256 (hex) of a file; an `InputError` if it is missing."""
     try:
         return file_digest(path)
     except FileNotFoundError as error:
