@@ -164,7 +164,7 @@ class AsyncCollection:
 
 
 class AsyncVDRQdrant(AsyncCollection):
-    """A `VDRQdrant` whose methods are awaited, see `AsyncCollection`.
+    """A `VDRQdrant` whose methods are awaited, see `AsyncCollection`; its arguments and options.
 
     ```python
     async with AsyncVDRQdrant("articles", encoder, url=url) as articles:
@@ -172,15 +172,9 @@ class AsyncVDRQdrant(AsyncCollection):
     ```
 
     The first awaited call looks the collection up and compares it with the encoder; the first
-    `add_texts`, `add_rows` or `add_images` makes one that is not there.
-
-    Args:
-        collection: Name of the collection, or an alias of one.
-        encoder: An encoder, or the name or folder of a model; see `VDRQdrant`.
-        client: A `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options
-            (address, key, TLS, prefix, timeout), and yours is neither used nor closed.
-        threads: Calls at once.
-        options: `path`, `url` and more options of `VDRQdrant`.
+    `add_texts`, `add_rows` or `add_images` makes one that is not there. A `client` must be a
+    `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options (address, key,
+    TLS, prefix, timeout), and yours is neither used nor closed.
 
     Raises:
         TypeError: An option is unknown.

@@ -71,9 +71,7 @@ class VDRElasticsearch(Collection):
 
     Args:
         index: Name of the alias; the index behind it is called `index-000001` and so on.
-        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
-            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
-            shipped one.
+        encoder: As in `Collection`; by default the model of `$VDR_DB_MODEL`, else the shipped one.
         client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch`.
         url: Address of one node, or of several of one cluster.
         cloud_id: Name of a hosted deployment.

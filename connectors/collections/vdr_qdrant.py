@@ -101,16 +101,14 @@ class VDRQdrant(Collection):
 
     Args:
         collection: Name of the collection, or an alias of one.
-        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
-            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
-            shipped one.
+        encoder: As in `Collection`; by default the model of `$VDR_DB_MODEL`, else the shipped one.
         path: Folder of its own for the collection, or `":memory:"`.
         url: Address of a server.
         client: A ready `qdrant_client.QdrantClient`.
         api_key: For `url`.
-        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
-        store_text: Keep each text in its payload.
-        text_key: Payload field of the text.
+        documents: With `store_text` and `text_key` as in `Collection`.
+        store_text: See there.
+        text_key: See there.
         datatype: `"float32"` (default), `"float16"` or `"uint8"`: how the index keeps weights.
         payload_indexes: Payload key → kind of index, for faster filters; see `QdrantStore`.
         options: More options of `QdrantStore`, such as `dense`, `versioned`, `vector_name`,
@@ -211,8 +209,7 @@ class VDRQdrant(Collection):
             return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
         refuse_string(texts, "texts")
         texts = list(texts)
-        given = None if ids is None else list(ids)
-        names = [content_id(text) for text in texts] if given is None else given
+        names = [content_id(text) for text in texts] if ids is None else list(ids)
         columns = {name: np.asarray(column, np.float32) for name, column in dense.items()}
         for name, column in columns.items():
             if not len(texts) == len(names) == len(column):
@@ -230,6 +227,7 @@ class VDRQdrant(Collection):
 
         beside = copy.copy(self)
         beside._upsert = upsert
+        given = None if ids is None else names
         return beside.add_texts(texts, given, payloads, batch_size=batch_size, empty=empty)
 
     def add_rows(

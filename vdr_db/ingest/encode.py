@@ -141,10 +141,7 @@ def _encode(
         window_began = time.monotonic()
         prepared = prepare(block)
         window.took(len(block.records), time.monotonic() - window_began)
-        totals.encoded += len(prepared.piece)
-        totals.nonzeros += prepared.piece.rows.nnz
-        totals.repeated += prepared.repeated
-        totals.empty += prepared.empty
+        prepared.count(totals)
         totals.refused += len(prepared.refused)
         waiting.extend(prepared.refused)
         refused = len(quarantine) + len(waiting)

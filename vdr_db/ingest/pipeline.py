@@ -26,7 +26,7 @@ from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.journal import Journal
 from vdr_db.ingest.ledger import Ledger, Ranges
 from vdr_db.ingest.options import IngestOptions
-from vdr_db.ingest.preparation import Preparation, Prepared, comparable_stamp
+from vdr_db.ingest.preparation import Preparation, comparable_stamp
 from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
 from vdr_db.ingest.quarantine import Quarantine
 from vdr_db.ingest.report import IngestReport, Totals, Verification, truncated_of
@@ -266,8 +266,14 @@ class _Run:
             took_s = time.monotonic() - began
             self._seconds["encode"] += took_s
             window.took(len(block.records), took_s)
-            self._count(prepared)
-            self._submit(prepared, documents)
+            prepared.count(self._totals)
+            self._totals.truncated = truncated_of(self._encoder) - self._truncated_before
+            self._journal.skipped(prepared.skipped)
+            if prepared.refused:
+                self._journal.refused(prepared.refused)
+            began = time.monotonic()
+            self._pool.submit_in_parts(prepared.piece, prepared.nbytes, documents, self._tick)
+            self._seconds["blocked"] += time.monotonic() - began
         return True
 
     def _timed_blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
@@ -300,24 +306,6 @@ class _Run:
             images=self._images,
             thumbnail_px=getattr(self._source, "thumbnail_px", None),
         )
-
-    def _count(self, prepared: Prepared) -> None:
-        totals = self._totals
-        totals.encoded += len(prepared.piece)
-        totals.nonzeros += prepared.piece.rows.nnz
-        totals.existing += prepared.existing
-        totals.unchanged += prepared.unchanged
-        totals.repeated += prepared.repeated
-        totals.empty += prepared.empty
-        totals.truncated = truncated_of(self._encoder) - self._truncated_before
-        self._journal.skipped(prepared.skipped)
-        if prepared.refused:
-            self._journal.refused(prepared.refused)
-
-    def _submit(self, prepared: Prepared, documents: int) -> None:
-        began = time.monotonic()
-        self._pool.submit_in_parts(prepared.piece, prepared.nbytes, documents, self._tick)
-        self._seconds["blocked"] += time.monotonic() - began
 
     def _tick(self) -> None:
         retriers = (self._pool, self._calls, self._flushes)

@@ -20,6 +20,7 @@ from vdr_db.ingest.batches import Piece
 from vdr_db.ingest.images import image_digest
 from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.quarantine import Refusal
+from vdr_db.ingest.report import Totals
 from vdr_db.ingest.source import Block
 from vdr_db.readers import Record
 from vdr_db.sparse import SparseRows
@@ -85,6 +86,15 @@ class Prepared:
     unchanged: int
     repeated: int
     empty: int
+
+    def count(self, totals: Totals) -> None:
+        """Adds what became of the block to the running totals, apart from refusals."""
+        totals.encoded += len(self.piece)
+        totals.nonzeros += self.piece.rows.nnz
+        totals.existing += self.existing
+        totals.unchanged += self.unchanged
+        totals.repeated += self.repeated
+        totals.empty += self.empty
 
 
 class Preparation:

@@ -195,18 +195,12 @@ class SpoolWriter:
     def complete(self, *, read: int, refused: int) -> None:
         """Writes the manifest: the slice is whole."""
         self.finish_part()
-        parts = []
         try:
-            for name, rows in sorted(self._parts.items()):
-                path = self.folder / name
-                parts.append(
-                    {
-                        "name": name,
-                        "rows": rows,
-                        "bytes": path.stat().st_size,
-                        "sha256": digest(path),
-                    }
-                )
+            parts = [
+                {"name": name, "rows": rows, "bytes": path.stat().st_size, "sha256": digest(path)}
+                for name, rows in sorted(self._parts.items())
+                if (path := self.folder / name)
+            ]
             manifest = {
                 **self._facts,
                 "slice": [self.slice.k, self.slice.n],
@@ -244,16 +238,15 @@ class SpoolWriter:
 
     def _schema(self) -> Any:
         arrow = self._arrow
-        return arrow.schema(
-            [
-                arrow.field("id", arrow.string(), nullable=False),
-                arrow.field("id_is_integer", arrow.bool_(), nullable=False),
-                arrow.field("indices", arrow.list_(arrow.uint32()), nullable=False),
-                arrow.field("values", arrow.list_(arrow.float32()), nullable=False),
-                arrow.field("payload", arrow.string(), nullable=False),
-                arrow.field("source", arrow.string(), nullable=False),
-            ]
-        )
+        kinds = {
+            "id": arrow.string(),
+            "id_is_integer": arrow.bool_(),
+            "indices": arrow.list_(arrow.uint32()),
+            "values": arrow.list_(arrow.float32()),
+            "payload": arrow.string(),
+            "source": arrow.string(),
+        }
+        return arrow.schema([arrow.field(n, kind, nullable=False) for n, kind in kinds.items()])
 
     def _table(self, piece: Piece) -> Any:
         arrow = self._arrow
