@@ -161,9 +161,14 @@ _GONE = {
     "teachers.mean_length": None,
     "evaluation.split": "test",
     "evaluation.patience": 0,
+    "loss.l1_query": 0.0,
+    "loss.l1_document": 0.0,
     "image.freeze_stem": True,
     "image.text_side": "query",
+    "image.dense_weight": 0.0,
+    "image.dense_start": "",
     "image.dense_temperature": 0.05,
+    "image.teacher": "",
     "image.teacher_weight": 1.0,
 }
 _DEFAULTS: dict[str, object] = _GONE | {

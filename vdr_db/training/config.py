@@ -88,9 +88,7 @@ def _resolved(config: TrainConfig, folder: Path) -> TrainConfig:
     teachers = tuple(dataclasses.replace(item, path=place(item.path)) for item in config.teachers)
     image = config.image
     if image is not None:
-        image = dataclasses.replace(
-            image, start=place(image.start), stem=place(image.stem), teacher=place(image.teacher)
-        )
+        image = dataclasses.replace(image, start=place(image.start), stem=place(image.stem))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, start=place(config.model.start)),

@@ -199,7 +199,7 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
     if image is None:
         del settings["image"]
         return settings
-    for name in ("start", "stem", "cache", "teacher", "dense_start"):
+    for name in ("start", "stem", "cache"):
         image[name] = _short(image[name])
     return settings
 
