@@ -49,12 +49,7 @@ def multiply(left: Rows, right: Rows) -> Tensor:
 
 
 def gather(local: Rows, count: int) -> Rows:
-    """Rows of all ranks, the positives of all first.
-
-    Args:
-        local: This rank's rows.
-        count: How many of them, at the start, are positives, or queries.
-    """
+    """Rows of all ranks, of each the first `count`, its positives or queries, before all others."""
     if world_size() == 1:
         return local
     size = len(local) if isinstance(local, GatedRows) else local.shape[0]

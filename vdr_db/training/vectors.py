@@ -121,13 +121,7 @@ class Side:
     def of(
         cls, encoder: SparseEncoder, side: Literal["query", "document"], *, lexical: bool
     ) -> Side:
-        """A side as the encoder has it set up.
-
-        Args:
-            encoder: Its tower, maximal length and k are used.
-            side: Which side.
-            lexical: Whether gated rows keep the text's own columns.
-        """
+        """A side as the encoder has it set up: its tower, maximal length and k."""
         is_query = side == "query"
         tower = encoder.query_tower if is_query else encoder.document_tower
         entry = encoder.query_entry if is_query else encoder.document_entry

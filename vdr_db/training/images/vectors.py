@@ -77,12 +77,7 @@ class TextSide:
         self._texts: dict[str, tuple[GatedRows, GatedRows]] = {}
 
     def encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
-        """Vectors of texts: gated rows and bags of tokens, `cls`, or all of them.
-
-        Args:
-            texts: B texts.
-            needs: `cls` for dense vectors, gated rows and perhaps bags for sparse ones.
-        """
+        """Vectors of texts: `cls` for dense ones, gated rows and perhaps bags for sparse ones."""
         if needs == {"cls"} and self.dense is None:
             found = self.encode(texts, {"gated", "bags"})
             both = GatedRows.concat([known(found.gated), known(found.bags)])
@@ -217,12 +212,7 @@ class ImageSide:
         return self.centre + (states - self.centre) * kept
 
     def logits(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Largest score of each column over the patches, float32.
-
-        Args:
-            states: `[B, P, H]`.
-            columns: `[S]` int64, which columns; None for all V.
-        """
+        """Largest score over the patches of `[B, P, H]`, float32 `[B, V]`, or `[B, S]` of some."""
         count, patches = states.shape[:2]
         bounds = torch.arange(count + 1, dtype=torch.int32, device=states.device) * patches
         packed = states.float().flatten(0, 1)
