@@ -213,14 +213,16 @@ def sum_lists_kernel(
                     stride_matrix_row, stride_matrix_h,
                 )  # fmt: skip
         result = tl.sum(total, 0)
-        if n_splits > 1:
+        if SPLIT:
             place = tl.load(spill_ends_ptr + owner).to(tl.int64) - n_splits + split
-            tl.store(spill_ptr + place * H + offs_h, result, mask=offs_h < H)
-        elif output_ptr is not None:
+            is_part = (offs_h < H) & (n_splits > 1)
+            tl.store(spill_ptr + place * H + offs_h, result, mask=is_part)
+        if output_ptr is not None:
             pointers = (
                 output_ptr + owner.to(tl.int64) * stride_output_row + offs_h * stride_output_h
             )
-            tl.store(pointers, result.to(output_ptr.dtype.element_ty), mask=offs_h < H)
+            result = result.to(output_ptr.dtype.element_ty)
+            tl.store(pointers, result, mask=(offs_h < H) & (n_splits == 1))
         if bias_ptr is not None:  # noqa: SIM102 - the outer condition is decided by the compiler
             if tl.program_id(1) == 0:
                 tl.store(bias_ptr + owner, tl.sum(bias, 0))
