@@ -43,7 +43,7 @@ check: $(VENV)/ready-test
 	$(BIN)/python scripts/check_types.py
 
 test: check
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build

@@ -27,7 +27,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from vdr_db.errors import InputError
 
@@ -35,6 +35,7 @@ __all__ = [
     "EXACT_INTEGERS",
     "AllOf",
     "AnyFilter",
+    "Conditions",
     "Equals",
     "Filter",
     "Key",
@@ -227,7 +228,11 @@ class Negation(Filter):
         return not self.part.matches(payload)
 
 
-def parse_filter(conditions: Filter | Mapping[str, Any]) -> Filter:
+Conditions: TypeAlias = Filter | Mapping[str, Any]
+"""What callers pass as a filter: a tree, or a dictionary as in the table above."""
+
+
+def parse_filter(conditions: Conditions) -> Filter:
     """The tree of a filter dictionary; see the table at the top of this module. A tree stays one.
 
     Raises:

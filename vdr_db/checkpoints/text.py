@@ -17,7 +17,7 @@ from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, tower_names
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
-from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
 
@@ -46,7 +46,7 @@ class LoadOptions:
     activation: Activation | None = None
     head: str | None = None
     vocabulary: str | None = None
-    tokenizer: Any = None
+    tokenizer: AnyTokenizer | None = None
     revision: str | None = None
 
 
