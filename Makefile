@@ -3,7 +3,7 @@
 # make check  formatting, lint and types alone
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
-# make train-tiny-image  builds the model of texts and pictures, into build/vdr-tiny-image (needs npm)
+# make train-tiny-image  builds the model of texts and images, into build/vdr-tiny-image (needs npm)
 # make gpu    kernel tests and benchmarks on a CUDA device (see benchmarks/README.md)
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ check: $(VENV)/ready-test
 	$(BIN)/python scripts/check_types.py
 
 test: check
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build

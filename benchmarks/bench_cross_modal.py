@@ -1,13 +1,13 @@
-"""Text to picture and picture to text on pictograms: unseen vendor, unseen emoji, both, stamps.
+"""Text to image and image to text on pictograms: unseen vendor, unseen emoji, both, stamps.
 
     python benchmarks/bench_cross_modal.py MODEL PAIRS [--dense RUN] [--out FILE]
 
 `MODEL` is a folder of a `CrossModalEncoder`, `PAIRS` what `scripts/make_pictogram_pairs.py` wrote,
 `RUN` the output folder of a dense baseline. Each set is its own collection: N texts look for N
-pictures and the other way, so chance is R@10 = 10 / N. Rows:
+images and the other way, so chance is R@10 = 10 / N. Rows:
 
-- `vdr`: V(text) . V(picture), pictures with k words; the k of the model, and a sweep;
-- `np`: BoW(text) . V(picture), for which no model is run on the text;
+- `vdr`: V(text) . V(image), images with k words; the k of the model, and a sweep;
+- `np`: BoW(text) . V(image), for which no model is run on the text;
 - `clip`: the dense baseline, same bodies, data and steps, one vector of 128 numbers each;
 - `cnn`: figures measured before with a frozen CNN and a small head, for comparison;
 - `chance`.
@@ -49,7 +49,7 @@ def sparse_rows(encoder: CrossModalEncoder, name: str, pairs: list[Pair]) -> Ite
     encoded = encoder.encode_images([pair.image for pair in pairs])
     encoder.image.k = k
     if encoded.refused:
-        raise SystemExit(f"pictures of {name} cannot be read: {dict(encoded.refused)}")
+        raise SystemExit(f"images of {name} cannot be read: {dict(encoded.refused)}")
     for kind in ("name", "full"):
         texts = texts_of(pairs, kind)
         for model, queries in (
@@ -65,7 +65,7 @@ def dense_rows(run: Path, name: str, pairs: list[Pair]) -> Iterator[Row]:
     """Rows of the dense baseline on one set."""
     encoder = CrossModalEncoder.from_pretrained(run / "model", device="cpu")
     maps = torch.load(run / DENSE_FILE, weights_only=True)
-    right = dense_pictures(encoder, pairs, maps["image"], as_one_patch=bool(maps["as_one_patch"]))
+    right = dense_images(encoder, pairs, maps["image"], as_one_patch=bool(maps["as_one_patch"]))
     for kind in ("name", "full"):
         left = dense_texts(encoder, texts_of(pairs, kind), maps["text"])
         yield from rows(name, len(pairs), "clip", kind, recalls(left @ right.T))
@@ -85,19 +85,19 @@ def dense_texts(
 
 
 @torch.inference_mode()
-def dense_pictures(
+def dense_images(
     encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
 ) -> npt.NDArray[np.float64]:
-    """`[N, 128]` unit vectors of pictures."""
+    """`[N, 128]` unit vectors of images."""
     from vdr_db.training.images.views import PairImages
 
-    pictures = PairImages(pairs, encoder.image.preprocessing, seed=0)
+    images = PairImages(pairs, encoder.image.preprocessing, seed=0)
     tower = encoder.image.tower
     assert isinstance(tower.body, HybridBody)
     means = []
     for start in range(0, len(pairs), 8):
         numbers = range(start, min(start + 8, len(pairs)))
-        features = tower.body.features(pictures.take(numbers, [0] * len(numbers)))
+        features = tower.body.features(images.take(numbers, [0] * len(numbers)))
         if as_one_patch:
             features = features.mean(dim=1, keepdim=True)
         states = tower.head.norm(tower.body.contextualise(features))
@@ -106,7 +106,7 @@ def dense_pictures(
 
 
 def rows(name: str, count: int, model: str, how: str, found: dict[str, float]) -> list[Row]:
-    """One row for each recall; `how` is the kind of texts and the k of pictures."""
+    """One row for each recall; `how` is the kind of texts and the k of images."""
     samples = {key: [value] for key, value in found.items() if "_r@" in key}
     return rows_of("retrieve", model, f"{name} N={count} {how}".rstrip(), "float32", samples)
 

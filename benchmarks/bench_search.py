@@ -172,9 +172,11 @@ def searching(
         same, error = 0, 0.0
         for j, hits in enumerate(answers):
             best = allowed[np.lexsort((allowed, -exact[allowed, j]))[:LIMIT]]
+            best = best[exact[best, j] > 0]  # what shares no token is no hit
             same += [hit.id for hit in hits] == best.tolist()
             scores = np.array([hit.score for hit in hits])
-            error = max(error, float(np.max(np.abs(scores / exact[best, j] - 1.0))))
+            if len(hits) == len(best) > 0:
+                error = max(error, float(np.max(np.abs(scores / exact[best, j] - 1.0))))
         wrong += len(queries) - same
         rows += [
             (name, "vdr_db edge", shape, "latency (ms)", ours),

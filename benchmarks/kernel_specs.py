@@ -13,12 +13,14 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from vdr_db.kernels.cuda import backward_kernels, entry_lists, forward_kernels, topk_kernels
+from vdr_db.kernels.cuda.backward import BIAS_BLOCK
 from vdr_db.kernels.cuda.configs import (
     SELECT_TILES,
     PoolTile,
     backward_tiles,
     pool_tile,
 )
+from vdr_db.kernels.cuda.entry_lists import OFFSET_BLOCK, OFFSET_ROWS
 
 MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
 CARDS = {
@@ -39,14 +41,15 @@ POINTERS = {
     "spill_ptr": "*fp32",
     "argmax_ptr": "*i16",
     "cu_seqlens_ptr": "*i32",
-    "indptr_ptr": "*i64",
+    "bounds_ptr": "*i64",
     "ends_ptr": "*i64",
     "slot_ends_ptr": "*i64",
     "spill_ends_ptr": "*i64",
 }
 """Types of pointer arguments; those of inputs are given per kernel, all others are int32."""
 
-DIVISIBLE = ("stride_hidden_t", "stride_weight_v", "stride_output_t", "stride_output_v")
+DIVISIBLE = ("stride_hidden_t", "stride_weight_v", "stride_matrix_row", "stride_output_v",
+             "stride_output_row")  # fmt: skip
 """Integers that are multiples of 16 wherever rows can be read in full width."""
 
 
@@ -110,9 +113,7 @@ def pool_specs(sm: int) -> Iterator[Spec]:
         for need_argmax in (False, True):
             yield pool_spec(sm, tile, "fp32", 768, "ieee", need_argmax)
     for need_argmax in (False, True):
-        constants = {"HAS_BIAS": True, "NEED_ARGMAX": need_argmax, "BLOCK": 1024}
-        if not need_argmax:
-            constants["argmax_ptr"] = None
+        constants = {"BLOCK": 1024} if need_argmax else {"BLOCK": 1024, "argmax_ptr": None}
         types = {"keys_ptr": "*i64" if need_argmax else "*i32"}
         label = f"argmax={need_argmax:d}"
         yield Spec("pool_finish_kernel", sm, label, types, constants, 4)
@@ -135,10 +136,8 @@ def pool_spec(
         "UPCAST": False,
         "PRECISION": precision,
     }
-    if tile.layout == "aligned":
-        constants["HAS_BIAS"] = True
-        if not need_argmax:
-            constants["argmax_ptr"] = None
+    if tile.layout == "aligned" and not need_argmax:
+        constants["argmax_ptr"] = None
     types = {"hidden": f"*{dtype}", "weight": f"*{dtype}"}
     if tile.descriptors:
         types["hidden"] = f"tensordesc<{dtype}[{tile.block_t},{tile.block_k}]>"
@@ -163,76 +162,54 @@ def backward_specs(sm: int) -> Iterator[Spec]:
     for bits in (16, 32):
         tiles = backward_tiles(sm, bits)
         dtype = "bf16" if bits == 16 else "fp32"
-        rows = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "output_ptr": f"*{dtype}"}
-        ones = {"stride_hidden_h": 1, "stride_weight_h": 1, "stride_output_h": 1, "H": 768}
-        gather = partial(Spec, sm=sm, label=dtype, types=rows)
-        block = {"BLOCK_H": tiles.gather_h}
+        rows = {"hidden_ptr": f"*{dtype}", "matrix_ptr": f"*{dtype}", "output_ptr": f"*{dtype}"}
+        ones = {"stride_hidden_h": 1, "stride_matrix_h": 1, "stride_output_h": 1, "H": 768}
+        block = {**ones, "BLOCK_H": tiles.gather_h}
+        gather = partial(Spec, sm=sm, types=rows, num_warps=tiles.gather_warps)
         yield gather(
-            kernel="weight_gather_kernel",
-            constants={**ones, **block, "BLOCK_V": tiles.weight_v},
-            num_warps=tiles.gather_warps,
+            "weight_gather_kernel", label=dtype, constants={**block, "BLOCK_V": tiles.weight_v}
         )
-        yield gather(
-            kernel="weight_kept_kernel",
-            constants={
-                **ones,
-                **{"BLOCK_H": 1024, "ROWS": 4},
-                **{"NEED_WEIGHT": True, "NEED_BIAS": True},
-            },
-            num_warps=tiles.gather_warps,
-        )
-        for has_columns in (False, True):
-            constants = {"ROWS": tiles.rows, "SPLIT": tiles.split, "HAS_COLUMNS": has_columns}
-            if not has_columns:
-                constants["columns_ptr"] = None
+        slots = ("slot_owner_ptr", "slot_ends_ptr", "spill_ends_ptr", "spill_ptr", "text_ptr")
+        unsplit = {**dict.fromkeys(slots), "BLOCK_H": 1024, "ROWS": 4, "SPLIT": 0}
+        split = {"ROWS": tiles.rows, "SPLIT": tiles.split, "bias_ptr": None}
+        for owners, constants in {
+            "columns": unsplit,
+            "tokens kept=0": {**split, "rows_ptr": None},
+            "tokens kept=1": {**split, "text_ptr": None},
+        }.items():
+            label = f"{dtype} {owners}"
+            yield gather("sum_lists_kernel", label=label, constants={**block, **constants})
+        yield gather("merge_splits_kernel", label=dtype, constants={**block, "SPLIT": tiles.split})
+        for of_tokens in (False, True):
             yield Spec(
-                "hidden_gather_kernel",
+                "onehot_kernel",
                 sm,
-                f"{dtype} kept={has_columns:d}",
-                rows,
-                {**ones, **block, **constants},
-                tiles.gather_warps,
-            )
-        yield gather(
-            kernel="hidden_merge_kernel",
-            constants={**ones, **block, "SPLIT": tiles.split},
-            num_warps=tiles.gather_warps,
-        )
-        onehot = {
-            **ones,
-            "BLOCK_M": tiles.onehot_m,
-            "BLOCK_H": tiles.onehot_h,
-            "BLOCK_K": tiles.onehot_k,
-            "UPCAST": False,
-            "PRECISION": "tf32x3",
-        }
-        for kernel in ("weight_onehot_kernel", "hidden_onehot_kernel"):
-            yield Spec(
-                kernel,
-                sm,
-                f"{dtype} {tiles.onehot_m}x{tiles.onehot_h}x{tiles.onehot_k}",
-                {**rows, "output_ptr": "*fp32"} if kernel.startswith("hidden") else rows,
-                onehot,
+                f"{dtype} {tiles.onehot_m}x{tiles.onehot_h}x{tiles.onehot_k} tokens={of_tokens:d}",
+                {**rows, "output_ptr": "*fp32"} if of_tokens else rows,
+                {
+                    **ones,
+                    "OF_TOKENS": of_tokens,
+                    "BLOCK_M": tiles.onehot_m,
+                    "BLOCK_H": tiles.onehot_h,
+                    "BLOCK_K": tiles.onehot_k,
+                    "UPCAST": False,
+                    "PRECISION": "tf32x3",
+                },
                 tiles.onehot_warps,
                 tiles.onehot_stages,
                 multiplies=True,
             )
-    chunk = backward_tiles(sm, 16).chunk
-    constants: dict[str, Any]
-    for has_indptr in (False, True):
-        constants = {"HAS_INDPTR": has_indptr, "CHUNK": chunk}
-        if not has_indptr:
-            constants["indptr_ptr"] = None
-        label = f"kept={has_indptr:d}"
-        yield Spec("count_entries_kernel", sm, label, {}, constants, 4)
-        constants = {**constants, "KEY": tl.uint32}
-        yield Spec("place_entries_kernel", sm, label, {}, constants, tiles.place_warps)
-        constants = {**constants, "BLOCK": 256}
-        yield Spec("chunk_offsets_kernel", sm, label, {}, constants, 4)
-    for kernel in ("mark_columns_kernel", "count_columns_kernel", "place_columns_kernel"):
-        yield Spec(kernel, sm, "", {"before_ptr": "*i32"}, {"BLOCK": 256}, 4)
-    yield Spec("bias_kernel", sm, "", {"output_ptr": "*fp32"},
-               {"BLOCK_V": 256}, 4)  # fmt: skip
+    tiles = backward_tiles(sm, 16)
+    for owners in ("tokens", "columns"):
+        constants = {"CHUNK": tiles.chunk}
+        if owners == "columns":
+            constants["text_ptr"] = None
+        yield Spec("count_entries_kernel", sm, owners, {}, constants, 4)
+        offsets = {**constants, "ROWS": OFFSET_ROWS, "BLOCK": OFFSET_BLOCK}
+        yield Spec("chunk_offsets_kernel", sm, owners, {}, offsets, 4)
+        place = {**constants, "WITHIN_TEXT": owners == "tokens", "KEY": tl.uint32}
+        yield Spec("place_entries_kernel", sm, owners, {}, place, tiles.place_warps)
+    yield Spec("bias_kernel", sm, "", {"output_ptr": "*fp32"}, {"BLOCK_V": BIAS_BLOCK}, 4)
 
 
 def select_specs(sm: int) -> Iterator[Spec]:
@@ -252,15 +229,12 @@ def select_specs(sm: int) -> Iterator[Spec]:
     label = f"block={tiles.part_block}"
     yield Spec("part_candidates_kernel", sm, label, {}, constants, tiles.part_warps)
     yield Spec("mark_lexical_kernel", sm, "", {}, {"BLOCK": 256}, 4)
+    outputs = dict.fromkeys(("ends_ptr", "columns_ptr", "weights_ptr"))
     for activation in ("elu1p", "log1p_relu", "none", "double_log1p_relu"):
-        constants = {
-            "CHUNK": tiles.chunk,
-            "KEEP_ALL": False,
-            "HAS_LEXICAL": True,
-            "ACTIVATION": activation,
-        }
-        yield Spec("write_kept_kernel", sm, activation, {}, constants, tiles.chunk_warps)
-    yield Spec("count_kept_kernel", sm, activation, {}, constants, tiles.chunk_warps)
+        constants = {"CHUNK": tiles.chunk, "ACTIVATION": activation}
+        write = {**constants, "counts_ptr": None}
+        yield Spec("keep_kernel", sm, f"write {activation}", {}, write, tiles.chunk_warps)
+    yield Spec("keep_kernel", sm, "count", {}, {**constants, **outputs}, tiles.chunk_warps)
 
 
 def all_specs(sm: int) -> list[Spec]:

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdr_db.kernels.activation import activate
-    from vdr_db.kernels.dispatch import (
-        choose_backend,
-        gather_kept,
-        project_pool,
-        select_topk,
-    )
+    from vdr_db.kernels.dispatch import choose_backend, gather_kept, project_pool, select_topk
     from vdr_db.kernels.names import ACTIVATIONS, BACKENDS, Activation, Backend
     from vdr_db.kernels.reference import Pooled, Selection
 
@@ -33,32 +28,25 @@ __all__ = [  # noqa: RUF022  (plain order, as every public module has it)
     "select_topk",
 ]
 
-_HOME = {
-    "ACTIVATIONS": "names",
-    "BACKENDS": "names",
-    "Activation": "names",
-    "Backend": "names",
-    "Pooled": "reference",
-    "Selection": "reference",
-    "activate": "activation",
-    "choose_backend": "dispatch",
-    "gather_kept": "dispatch",
-    "project_pool": "dispatch",
-    "select_topk": "dispatch",
+_HOMES = {
+    "names": ("ACTIVATIONS", "Activation", "BACKENDS", "Backend"),
+    "reference": ("Pooled", "Selection"),
+    "activation": ("activate",),
+    "dispatch": ("choose_backend", "gather_kept", "project_pool", "select_topk"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
-    if name in _HOME:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is not None:
         from importlib import import_module
 
         from vdr_db.errors import require
 
-        if _HOME[name] != "names":
+        if home != "names":
             require("torch", "torch")
-        value = getattr(import_module(f"vdr_db.kernels.{_HOME[name]}"), name)
-        globals()[name] = value
+        value = globals()[name] = getattr(import_module(f"vdr_db.kernels.{home}"), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

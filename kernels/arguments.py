@@ -101,13 +101,22 @@ def check_kept(
             f"the argmax must be [B, V] = [{B}, {V}] and int16 or int32, got {describe(argmax)}; "
             "pool with `return_argmax=True`."
         )
+    check_csr("(`indptr`, `columns`)", indptr, columns, B)
+    check_devices(logits, argmax, indptr, columns, weight)
+
+
+def check_csr(name: str, indptr: Tensor, columns: Tensor, B: int) -> None:
+    """Refuses a selection of B rows whose sizes or dtypes are wrong.
+
+    Raises:
+        ShapeError: They are.
+    """
     is_csr = indptr.shape == (B + 1,) and columns.dim() == 1
     if not is_csr or indptr.dtype not in INTEGERS or columns.dtype not in INTEGERS:
         raise ShapeError(
-            f"`indptr` must be [B + 1] = [{B + 1}] and `columns` [nnz], both int32 or int64, "
+            f"{name} must be (indptr [B + 1] = [{B + 1}], columns [n]), both int32 or int64, "
             f"got {describe(indptr)} and {describe(columns)}; take them of one selection."
         )
-    check_devices(logits, argmax, indptr, columns, weight)
 
 
 def document_bounds(cu_seqlens: Tensor, T: int, max_length: int | None = None) -> list[int]:
@@ -161,17 +170,8 @@ def check_selection(logits: Tensor, k: int | None, lexical: Lexical | None) -> N
     if lexical is None:
         return
     indptr, columns = lexical
-    is_csr = indptr.shape == (B + 1,) and columns.dim() == 1
-    if not is_csr or indptr.dtype not in INTEGERS or columns.dtype not in INTEGERS:
-        raise ShapeError(
-            f"`lexical` must be (indptr [B + 1] = [{B + 1}], columns [n]), both int32 or int64, "
-            f"got {describe(indptr)} and {describe(columns)}."
-        )
-    if indptr.device != logits.device or columns.device != logits.device:
-        raise ShapeError(
-            f"`lexical` must be on the device of `logits`, {logits.device}, "
-            f"got {indptr.device} and {columns.device}; move it first."
-        )
+    check_csr("`lexical`", indptr, columns, B)
+    check_devices(logits, indptr, columns)
     if logits.device.type != "cpu":
         return
     document_bounds(indptr, columns.shape[0])

@@ -65,25 +65,9 @@ def project_pool(
     return_argmax: bool = False,
     max_length: int | None = None,
 ) -> Pooled:
-    """Max-pooled vocabulary logits of each document of a packed batch.
+    """`vdr_db.kernels.project_pool`, which documents arguments and errors, by definition.
 
-    The gradient of a maximum goes to the first token that reaches it. NaN counts as largest. A zero
-    comes out as +0.0.
-
-    Args:
-        hidden: `[T, H]`, float, the tokens of all documents one after the other.
-        cu_seqlens: `[B + 1]`, int32 or int64: document b has tokens `cu_seqlens[b]` up to, not
-            including, `cu_seqlens[b + 1]`.
-        weight: `[V, H]`, float; any strides.
-        bias: `[V]`, float, or None.
-        return_argmax: Also return which token reached each maximum.
-        max_length: Bound on the tokens of a document, or None; up to 32,767 positions are int16.
-
-    Returns:
-        `Pooled`; `argmax` is None unless asked for.
-
-    Raises:
-        ShapeError: Sizes, dtypes or devices disagree, or `cu_seqlens` is not a running sum up to T.
+    Waits for the device, to check that `cu_seqlens` is a running sum up to T.
     """
     check_pool(hidden, cu_seqlens, weight, bias)
     T, V = hidden.shape[0], weight.shape[0]
@@ -121,24 +105,9 @@ def gather_kept(
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the kept entries, with a gradient that knows of no others.
+    """`vdr_db.kernels.gather_kept`, which documents arguments and errors, by definition.
 
-        kept[n] = hidden[token that reached the maximum of entry n] . weight[columns[n]]  + bias
-
-    Args:
-        pooled: Of `project_pool`, with argmax; needs no gradient of its own.
-        indptr: `[B + 1]`, int32 or int64: document b keeps `columns[indptr[b]:indptr[b + 1]]`.
-        columns: `[nnz]`, int32 or int64, each once in a document.
-        hidden: As given to `project_pool`.
-        cu_seqlens: As given to `project_pool`.
-        weight: As given to `project_pool`.
-        bias: As given to `project_pool`.
-
-    Returns:
-        `[nnz]`, dtype of the logits; -inf in a document without tokens.
-
-    Raises:
-        ShapeError: Sizes, dtypes or devices disagree, or there is no argmax.
+    kept[n] = hidden[token that reached the maximum of entry n] . weight[columns[n]]  + bias
     """
     check_pool(hidden, cu_seqlens, weight, bias)
     argmax = kept_argmax(pooled, indptr, columns, cu_seqlens, weight)
@@ -168,10 +137,10 @@ def kept_argmax(
     return pooled.argmax
 
 
-def text_of(bounds: Tensor, n: int) -> Tensor:
-    """`[n]`, int64: the document of each of n items, from their bounds `[B + 1]`."""
-    items = torch.arange(n, device=bounds.device, dtype=bounds.dtype)
-    return torch.searchsorted(bounds[1:].contiguous(), items, right=True)
+def text_of(bounds: Tensor, n: int, *, step: int = 1, out_int32: bool = False) -> Tensor:
+    """`[n]`: the document of items 0, step, 2 step ... (B behind all), from bounds `[B + 1]`."""
+    items = torch.arange(0, n * step, step, device=bounds.device, dtype=bounds.dtype)
+    return torch.searchsorted(bounds[1:].contiguous(), items, right=True, out_int32=out_int32)
 
 
 def select_topk(
@@ -181,25 +150,7 @@ def select_topk(
     activation: Activation,
     lexical: Lexical | None = None,
 ) -> Selection:
-    """The k largest columns of each row, joined with given columns, and their weights.
-
-    Of equal logits the smallest columns are taken. NaN counts as largest, so that it surfaces. -inf
-    is never kept, nor a column whose weight is not greater than 0. Not differentiable.
-
-    Args:
-        logits: `[B, V]`, float32 or float64, as `project_pool` returns them.
-        k: How many columns to take from each row, 1 to V; None takes all.
-        activation: Turns kept logits into weights.
-        lexical: (indptr `[B + 1]`, columns `[n]`), int32 or int64: columns to keep in any case,
-            each in [0, V), in any order; repetitions do no harm.
-
-    Returns:
-        `Selection`.
-
-    Raises:
-        ConfigError: `k` is not in [1, V], or `activation` is unknown.
-        ShapeError: Sizes or dtypes disagree, or a lexical column is not in [0, V).
-    """
+    """`vdr_db.kernels.select_topk`, which documents arguments and errors, by definition."""
     check_selection(logits, k, lexical)
     check_activation(activation)
     logits = logits.detach()

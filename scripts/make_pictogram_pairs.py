@@ -3,9 +3,9 @@
     python scripts/make_pictogram_pairs.py --cache FOLDER --out FOLDER
 
 Needs `npm`, and for clip art and stamps a Debian machine with `apt`; root is not needed and nothing
-is installed. Drawings are turned into pictures by `resvg-py`. Packages:
+is installed. Drawings are turned into images by `resvg-py`. Packages:
 
-| package                                          | pictures              | licence       |
+| package                                          | images                | licence       |
 |--------------------------------------------------|-----------------------|---------------|
 | npm `@iconify-json/noto`                         | emoji                 | Apache-2.0    |
 | npm `@iconify-json/twemoji`                      | emoji                 | CC BY 4.0     |
@@ -15,9 +15,9 @@ is installed. Drawings are turned into pictures by `resvg-py`. Packages:
 | Debian `openclipart-svg`                         | clip art with titles  | public domain |
 | Debian `tuxpaint-stamps-default` (tests only)    | photographs, captions | GPL-2+, ...   |
 
-Written to the output folder: `pictures/`, and files of pairs, one JSON object a line:
+Written to the output folder: `images/`, and files of pairs, one JSON object a line:
 
-    {"image": "pictures/noto/1f600.png", "text": ["grinning face", "grinning face, cheerful, ..."],
+    {"image": "images/noto/1f600.png", "text": ["grinning face", "grinning face, cheerful, ..."],
      "vendor": "noto", "emoji": "1f600"}
 
 | file                 | emoji     | vendors                       | use        |
@@ -155,7 +155,7 @@ def texts(name: str, keywords: list[str]) -> list[str]:
 
 
 def draw(svg: str, target: Path) -> bool:
-    """Draws an SVG unless that was done before; says whether there is a picture now."""
+    """Draws an SVG unless that was done before; says whether there is an image now."""
     import resvg_py
 
     if not target.exists():
@@ -211,7 +211,7 @@ def emoji_pairs(
     pairs: dict[str, list[Pair]] = {vendor: [] for vendor in icons}
     for points in drawn:
         for vendor, drawings in icons.items():
-            image = Path("pictures") / vendor / f"{points}.png"
+            image = Path("images") / vendor / f"{points}.png"
             if not draw(drawings[points], out / image):
                 raise SystemExit(f"{vendor} draws {points} in a way that resvg cannot.")
             pair = {"image": image.as_posix(), "text": texts(*named[points])}
@@ -223,7 +223,7 @@ def clip_art_pairs(folder: Path, out: Path, forbidden: set[str]) -> list[Pair]:
     """Pairs of clip art whose titles are none of the forbidden ones."""
     pairs = []
     for number, (path, title, keywords) in enumerate(read_clip_art(folder)):
-        image = Path("pictures") / "openclipart" / f"{number:05}.png"
+        image = Path("images") / "openclipart" / f"{number:05}.png"
         svg = path.read_text("utf-8", "replace")
         if title not in forbidden and draw(svg, out / image):
             text = texts(title, keywords)
@@ -241,11 +241,11 @@ def stamp_pairs(folder: Path, out: Path) -> list[Pair]:
         if caption.lower() in seen:  # it would have several right answers
             continue
         seen.add(caption.lower())
-        image = Path("pictures") / "tuxpaint" / f"{number:05}.png"
+        image = Path("images") / "tuxpaint" / f"{number:05}.png"
         if not (out / image).exists():
             (out / image).parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(path) as picture:
-                small = picture.convert("RGBA")
+            with Image.open(path) as stored:
+                small = stored.convert("RGBA")
             small.thumbnail((2 * SIDE_PX, 2 * SIDE_PX))
             data = io.BytesIO()
             small.save(data, "png")
@@ -264,7 +264,7 @@ def main() -> None:
     """Fetch, draw, split, write; say what was written."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, required=True, help="folder for fetched packages")
-    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and pairs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for images and pairs")
     parser.add_argument(
         "--unseen", choices=sorted(VENDORS), default="fluent", help="vendor held out"
     )

@@ -29,6 +29,10 @@ settings.load_profile("vdr_db")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    """Files with slow tests come first, so that no worker is left alone with one at the end.
+
+    pytest-xdist keeps this order with `--no-loadscope-reorder` only; by itself it starts with the
+    files that hold the most tests, and slow files hold few.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -16,6 +16,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.image_stem import fold_norms, read_published
 from vdr_db.training.config import build_config
+from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.models import (
     channel_statistics,
     load_pair,
@@ -197,7 +198,7 @@ def test_contrast_moves_patches_towards_their_mean(pair):
 def test_dropped_channels_are_dropped_in_all_patches(pair):
     encoder = pair[0]
     centre = torch.full((1280,), 0.5)
-    side = ImageSide(encoder, dropout=0.5, centre=centre)
+    side = ImageSide(encoder, ImageConfig(dropout=0.5), centre=centre)
     seen = []
     body = encoder.image.tower.body
     states = torch.rand(2, 4, 1280, generator=torch.Generator().manual_seed(5))
@@ -217,7 +218,7 @@ def test_dropped_channels_are_dropped_in_all_patches(pair):
 
 def test_dropped_patches_leave_the_mean_of_the_others(pair):
     encoder = pair[0]
-    side = ImageSide(encoder, patch_dropout=0.7, as_one_patch=True)
+    side = ImageSide(encoder, ImageConfig(patch_dropout=0.7, as_one_patch=True))
     seen = []
     tower = encoder.image.tower
     # a digit for each patch: a mean says which ones it is of

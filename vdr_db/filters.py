@@ -27,7 +27,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from vdr_db.errors import InputError
 
@@ -35,6 +35,7 @@ __all__ = [
     "EXACT_INTEGERS",
     "AllOf",
     "AnyFilter",
+    "Conditions",
     "Equals",
     "Filter",
     "Key",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 Scalar = str | int | float | bool | None
+_Bound = TypeVar("_Bound", float, dt.datetime)
 
 # Above this, a float64 no longer tells neighbouring integers apart.
 EXACT_INTEGERS = 2**53
@@ -119,9 +121,12 @@ class Key:
 class Filter(ABC):
     """A condition on payloads."""
 
-    @abstractmethod
     def matches(self, payload: Mapping[str, Any]) -> bool:
         """Whether a document with this payload is kept."""
+        return self._keeps(payload)
+
+    @abstractmethod
+    def _keeps(self, payload: Mapping[str, Any]) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,7 @@ class Equals(Filter):
     key: Key
     value: Scalar
 
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
         found = self.key.resolve(payload)
         if self.value is None:
             return all(value is None or value == [] for value in found)
@@ -146,42 +150,52 @@ class OneOf(Filter):
     key: Key
     values: tuple[Scalar, ...]
 
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
         return any(Equals(self.key, value).matches(payload) for value in self.values)
 
 
 @dataclass(frozen=True)
-class Range(Filter):
+class _Interval(Filter, Generic[_Bound]):
+    """Some value at `key` lies between bounds, which are left out or included."""
+
+    key: Key
+    gt: _Bound | None = None
+    gte: _Bound | None = None
+    lt: _Bound | None = None
+    lte: _Bound | None = None
+
+    @staticmethod
+    @abstractmethod
+    def _comparable(value: Any) -> _Bound | None:
+        """The value as the bounds are, `None` for one of another kind."""
+
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
+        values = map(self._comparable, _elements(self.key.resolve(payload)))
+        return any(self._holds(value) for value in values if value is not None)
+
+    def _holds(self, value: Any) -> bool:
+        return (
+            (self.gt is None or value > self.gt)
+            and (self.gte is None or value >= self.gte)
+            and (self.lt is None or value < self.lt)
+            and (self.lte is None or value <= self.lte)
+        )
+
+
+class Range(_Interval[float]):
     """The number at `key` lies in the range; bounds are compared in float64."""
 
-    key: Key
-    gt: float | None = None
-    gte: float | None = None
-    lt: float | None = None
-    lte: float | None = None
-
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
-        numbers = (float(x) for x in _elements(self.key.resolve(payload)) if _is_number(x))
-        return any(_inside(number, self.gt, self.gte, self.lt, self.lte) for number in numbers)
+    @staticmethod
+    def _comparable(value: Any) -> float | None:
+        return float(value) if _is_number(value) else None
 
 
-@dataclass(frozen=True)
-class TimeRange(Filter):
+class TimeRange(_Interval[dt.datetime]):
     """The ISO 8601 text at `key` lies in the range; times without a zone are UTC."""
 
-    key: Key
-    gt: dt.datetime | None = None
-    gte: dt.datetime | None = None
-    lt: dt.datetime | None = None
-    lte: dt.datetime | None = None
-
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
-        texts = (x for x in _elements(self.key.resolve(payload)) if isinstance(x, str))
-        times = (time for time in map(parse_time, texts) if time is not None)
-        return any(_inside(time, self.gt, self.gte, self.lt, self.lte) for time in times)
+    @staticmethod
+    def _comparable(value: Any) -> dt.datetime | None:
+        return parse_time(value) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
@@ -190,8 +204,7 @@ class AllOf(Filter):
 
     parts: tuple[Filter, ...]
 
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
         return all(part.matches(payload) for part in self.parts)
 
 
@@ -201,8 +214,7 @@ class AnyFilter(Filter):
 
     parts: tuple[Filter, ...]
 
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
         return any(part.matches(payload) for part in self.parts)
 
 
@@ -212,12 +224,15 @@ class Negation(Filter):
 
     part: Filter
 
-    def matches(self, payload: Mapping[str, Any]) -> bool:
-        """Whether a document with this payload is kept."""
+    def _keeps(self, payload: Mapping[str, Any]) -> bool:
         return not self.part.matches(payload)
 
 
-def parse_filter(conditions: Filter | Mapping[str, Any]) -> Filter:
+Conditions: TypeAlias = Filter | Mapping[str, Any]
+"""What callers pass as a filter: a tree, or a dictionary as in the table above."""
+
+
+def parse_filter(conditions: Conditions) -> Filter:
     """The tree of a filter dictionary; see the table at the top of this module. A tree stays one.
 
     Raises:
@@ -265,7 +280,7 @@ def _condition(key: Key, name: str, value: Any) -> Filter:
 
 
 def _scalar(key: Key, name: str, value: Any) -> Scalar:
-    value = value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+    value = _plain(value)
     if value is None and key.walks_lists:
         raise InputError(
             f"`None` (no value) cannot be asked of {name!r}, which walks a list; "
@@ -295,10 +310,7 @@ def _range(key: Key, name: str, bounds: Mapping[str, Any]) -> Filter:
             f"a range takes {', '.join(_BOUNDS)}, got {unknown or 'nothing'} for {name!r}; "
             f"to look inside a nested object write the key {name + '.inner'!r}."
         )
-    values = {
-        bound: value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
-        for bound, value in bounds.items()
-    }
+    values = {bound: _plain(value) for bound, value in bounds.items()}
     if all(_is_number(value) for value in values.values()):
         numbers = {bound: float(value) for bound, value in values.items()}
         if all(math.isfinite(number) for number in numbers.values()):
@@ -345,6 +357,11 @@ def _utc(time: dt.datetime) -> dt.datetime:
     return time.replace(tzinfo=dt.timezone.utc)
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+
+
 def _has(value: Any, name: str) -> bool:
     return isinstance(value, Mapping) and name in value
 
@@ -365,12 +382,3 @@ def _equal(found: Any, wanted: Scalar) -> bool:
     if isinstance(wanted, int) and abs(wanted) >= EXACT_INTEGERS:
         return isinstance(found, int) and found == wanted
     return float(found) == wanted
-
-
-def _inside(value: Any, gt: Any, gte: Any, lt: Any, lte: Any) -> bool:
-    return (
-        (gt is None or value > gt)
-        and (gte is None or value >= gte)
-        and (lt is None or value < lt)
-        and (lte is None or value <= lte)
-    )

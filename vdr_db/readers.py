@@ -124,14 +124,10 @@ class BeirFolder:
     """A retrieval test collection in BEIR layout.
 
     `corpus.jsonl[.gz]` (fields `_id`, `title`, `text`), `queries.jsonl[.gz]` (`_id`, `text`) and
-    `qrels/SPLIT.tsv` (query id, document id, grade; with or without the usual header).
+    `qrels/SPLIT.tsv` (query id, document id, grade; with or without the usual header). `split` says
+    which judgements; `None` takes `test`, or the only split there is.
 
-    Args:
-        path: The folder.
-        split: Which judgements; `None` takes `test`, or the only split there is.
-
-    Raises:
-        InputError: The folder lacks its corpus.
+    Raises `InputError` where a file or split is missing, a line is wrong, or an id comes twice.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, split: str | None = None) -> None:
@@ -140,27 +136,15 @@ class BeirFolder:
         self._file("corpus.jsonl")
 
     def documents(self) -> Iterator[Record]:
-        """The corpus; the payload holds `title` and `metadata` where the file does.
-
-        Raises:
-            InputError: A line is wrong or an id comes twice.
-        """
+        """The corpus; the payload holds `title` and `metadata` where the file does."""
         return _unique(self._corpus(Fields()))
 
     def queries(self) -> Iterator[Record]:
-        """All queries, judged or not.
-
-        Raises:
-            InputError: The file is missing, a line is wrong, or an id comes twice.
-        """
+        """All queries, judged or not."""
         return _unique(self._records("queries.jsonl", Fields()))
 
     def judgements(self) -> dict[str, dict[str, int]]:
-        """Grades of the chosen split as query id -> document id -> grade.
-
-        Raises:
-            InputError: No such split, or a line is wrong; the message names it.
-        """
+        """Grades of the chosen split as query id -> document id -> grade."""
         path = self._judgements_file()
         grades: dict[str, dict[str, int]] = {}
         for number, line in _lines(path):

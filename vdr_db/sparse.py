@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -131,12 +131,6 @@ class SparseRows:
         span = slice(int(self.indptr[i]), int(self.indptr[i + 1]))
         return self.indices[span], self.values[span]
 
-    @overload
-    def __getitem__(self, key: int, /) -> SparseRows: ...
-    @overload
-    def __getitem__(self, key: slice, /) -> SparseRows: ...
-    @overload
-    def __getitem__(self, key: Sequence[int] | npt.NDArray[Any], /) -> SparseRows: ...
     def __getitem__(self, key: int | slice | Sequence[int] | npt.NDArray[Any], /) -> SparseRows:
         """The chosen rows, always as `SparseRows`: by number, slice, integer or boolean array.
 
@@ -370,24 +364,19 @@ class SparseRows:
     def top_terms(
         self, n: int, vocabulary: _Names | None = None
     ) -> list[list[tuple[int | str, float]]]:
-        """The `n` heaviest dimensions of each row, heaviest first.
+        """The `n` heaviest dimensions of each row, heaviest first, equal weights by ascending id.
 
-        Args:
-            n: Entries wanted per row; short rows give fewer.
-            vocabulary: Turns token ids into token texts when given.
-
-        Returns:
-            One list per row of (token id or token text, weight); equal weights by ascending id.
+        Each is (token id, weight), or (token text, weight) with a vocabulary; short rows give
+        fewer.
         """
         result: list[list[tuple[int | str, float]]] = []
         for i in range(len(self)):
             ids, weights = self.row(i)
             order = np.lexsort((ids, -weights))[:n]
-            pairs = zip(ids[order].tolist(), weights[order].tolist(), strict=True)
-            if vocabulary is None:
-                result.append(list(pairs))
-            else:
-                result.append([(vocabulary.token(id), weight) for id, weight in pairs])
+            named = ids[order].tolist()
+            if vocabulary is not None:
+                named = map(vocabulary.token, named)
+            result.append(list(zip(named, weights[order].tolist(), strict=True)))
         return result
 
     # Files

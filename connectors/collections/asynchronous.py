@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from vdr_db.connectors.base import Id
@@ -134,12 +133,7 @@ class AsyncCollection:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Closes the collection."""
         await self.close()
 
@@ -170,7 +164,7 @@ class AsyncCollection:
 
 
 class AsyncVDRQdrant(AsyncCollection):
-    """A `VDRQdrant` whose methods are awaited, see `AsyncCollection`.
+    """A `VDRQdrant` whose methods are awaited, see `AsyncCollection`; its arguments and options.
 
     ```python
     async with AsyncVDRQdrant("articles", encoder, url=url) as articles:
@@ -178,15 +172,9 @@ class AsyncVDRQdrant(AsyncCollection):
     ```
 
     The first awaited call looks the collection up and compares it with the encoder; the first
-    `add_texts`, `add_rows` or `add_images` makes one that is not there.
-
-    Args:
-        collection: Name of the collection, or an alias of one.
-        encoder: An encoder, or the name or folder of a model; see `VDRQdrant`.
-        client: A `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options
-            (address, key, TLS, prefix, timeout), and yours is neither used nor closed.
-        threads: Calls at once.
-        options: `path`, `url` and more options of `VDRQdrant`.
+    `add_texts`, `add_rows` or `add_images` makes one that is not there. A `client` must be a
+    `qdrant_client.AsyncQdrantClient`: a client of our own is made with its options (address, key,
+    TLS, prefix, timeout), and yours is neither used nor closed.
 
     Raises:
         TypeError: An option is unknown.
@@ -243,13 +231,9 @@ class AsyncVDRQdrant(AsyncCollection):
 
 
 class AsyncVDRElasticsearch(AsyncCollection):
-    """A `VDRElasticsearch` whose methods are awaited, see `AsyncCollection`.
+    """A `VDRElasticsearch` whose methods are awaited: its arguments, with a synchronous `client`.
 
-    Args:
-        index: Name of the alias.
-        encoder: An encoder, or the name or folder of a model; see `VDRElasticsearch`.
-        threads: Calls at once.
-        options: `url` or a ready synchronous `client`, and more options of `VDRElasticsearch`.
+    See `AsyncCollection`; `threads` is how many calls run at once.
     """
 
     def __init__(

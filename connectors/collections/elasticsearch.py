@@ -71,9 +71,7 @@ class VDRElasticsearch(Collection):
 
     Args:
         index: Name of the alias; the index behind it is called `index-000001` and so on.
-        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
-            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
-            shipped one.
+        encoder: As in `Collection`; by default the model of `$VDR_DB_MODEL`, else the shipped one.
         client: A ready `elasticsearch.Elasticsearch` or `opensearchpy.OpenSearch`.
         url: Address of one node, or of several of one cluster.
         cloud_id: Name of a hosted deployment.
@@ -157,17 +155,8 @@ class VDRElasticsearch(Collection):
     ) -> list[Hit]:
         """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`.
 
-        Args:
-            query: A text.
-            limit: Hits wanted.
-            filter: Conditions on payloads, for both sides.
-            mode: How the query is represented, see `Mode`.
-            text_field: The payload field for BM25, by default the field of the text. It must be
-                among the `text_fields` that the index was made with.
-            fusion: `"rrf"` joins the rankings, `"sum"` adds the scores.
-            text_weight: Weight of BM25 in a sum.
-            depth: Hits of each side that fusion by ranks looks at.
-            rank_constant: Larger values give the first ranks less weight.
+        `text_field` is the payload field for BM25, by default that of the text; it must be among
+        the `text_fields` that the index was made with. For `mode` see `Mode`.
         """
         search = self.store.search_with_text
         return search(

@@ -131,12 +131,7 @@ class Encoding:
         return None if self._encoder is None else self._encoder.vocabulary.size
 
     def get(self) -> Encoder | None:
-        """The encoder.
-
-        Raises:
-            ConfigError: The model of that name cannot be found or is damaged.
-            MissingExtraError: A package that it needs is not installed.
-        """
+        """The encoder, loaded now where it is only named; errors as in `load_encoder`."""
         with self.turn:
             if self._encoder is None and self._name is not None:
                 self._encoder = load_encoder(self._name)
@@ -149,11 +144,7 @@ class Encoding:
             return self._encoder
 
     def need(self, what: str) -> Encoder:
-        """The encoder, for work with texts.
-
-        Raises:
-            ConfigError: There is none, or it reads images only.
-        """
+        """The encoder, for texts; a `ConfigError` if there is none or it reads images only."""
         encoder = self.get()
         if encoder is None:
             raise ConfigError(
@@ -174,12 +165,7 @@ class Encoding:
         return self._stamp
 
     def queries(self, queries: str | Sequence[str] | SparseRows, mode: Mode) -> SparseRows:
-        """Queries as rows; rows stay as they are.
-
-        Raises:
-            ConfigError: There is no encoder for texts.
-            TypeError: A query is neither.
-        """
+        """Queries as rows; rows stay as they are. A query that is neither is a `TypeError`."""
         if isinstance(queries, SparseRows):
             return queries
         encoder = self.need("search")
@@ -200,12 +186,7 @@ class Encoding:
             return encode(texts)
 
     def images(self, what: str) -> EncodeImages:
-        """`encode_images` of the encoder, one call at a time.
-
-        Raises:
-            ConfigError: There is no encoder, or it reads no images; the message says `what` it is
-                for.
-        """
+        """`encode_images` of the encoder, one call at a time; a `ConfigError` without one."""
         encoder = self.get()
         encode: EncodeImages | None = getattr(encoder, "encode_images", None)
         if encode is None:

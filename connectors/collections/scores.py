@@ -17,13 +17,7 @@ __all__ = ["reranked", "shared_terms"]
 def shared_terms(
     query: SparseRows, document: SparseRows, token: Callable[[int], str]
 ) -> list[Term]:
-    """What every shared token adds to the score, the largest part first.
-
-    Args:
-        query: One row.
-        document: One row of the same width.
-        token: Text of a token id.
-    """
+    """What every shared token adds to the score of two rows, the largest part first."""
     query_ids, query_weights = query.row(0)
     document_ids, document_weights = document.row(0)
     shared, in_query, in_document = np.intersect1d(
@@ -41,13 +35,7 @@ def shared_terms(
 def reranked(
     hits: Sequence[Hit], query: SparseRows, encode: Callable[[list[str]], SparseRows], key: str
 ) -> list[Hit]:
-    """Hits with the full score of their texts, best first.
-
-    Args:
-        hits: What a search found.
-        query: One row.
-        encode: Makes a row of each text.
-        key: Payload field of the texts.
+    """Hits with the full score of their texts in the payload field `key`, best first.
 
     Raises:
         StoreError: A hit has no text.

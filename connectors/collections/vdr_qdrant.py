@@ -101,16 +101,14 @@ class VDRQdrant(Collection):
 
     Args:
         collection: Name of the collection, or an alias of one.
-        encoder: Makes vectors of texts: an encoder, or the name or folder of a model, which is
-            loaded when it is first needed. By default the model of `$VDR_DB_MODEL`, else the
-            shipped one.
+        encoder: As in `Collection`; by default the model of `$VDR_DB_MODEL`, else the shipped one.
         path: Folder of its own for the collection, or `":memory:"`.
         url: Address of a server.
         client: A ready `qdrant_client.QdrantClient`.
         api_key: For `url`.
-        documents: `"tokens"` keeps bags of tokens instead of encoded documents (mode beta).
-        store_text: Keep each text in its payload.
-        text_key: Payload field of the text.
+        documents: With `store_text` and `text_key` as in `Collection`.
+        store_text: See there.
+        text_key: See there.
         datatype: `"float32"` (default), `"float16"` or `"uint8"`: how the index keeps weights.
         payload_indexes: Payload key → kind of index, for faster filters; see `QdrantStore`.
         options: More options of `QdrantStore`, such as `dense`, `versioned`, `vector_name`,
@@ -204,20 +202,14 @@ class VDRQdrant(Collection):
     ) -> list[Id]:
         """Encodes and writes texts; see `Collection.add_texts`.
 
-        Args:
-            texts: Documents.
-            ids: One for each text.
-            payloads: One mapping (or `None`) for each text.
-            batch_size: Texts encoded and written together.
-            empty: What becomes of texts without any token.
-            dense: Name → `[N, size]` dense vectors of the texts, for a collection that has such.
+        `dense` maps names to `[N, size]` dense vectors of the texts, for a collection that has
+        such.
         """
         if dense is None:
             return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
         refuse_string(texts, "texts")
         texts = list(texts)
-        given = None if ids is None else list(ids)
-        names = [content_id(text) for text in texts] if given is None else given
+        names = [content_id(text) for text in texts] if ids is None else list(ids)
         columns = {name: np.asarray(column, np.float32) for name, column in dense.items()}
         for name, column in columns.items():
             if not len(texts) == len(names) == len(column):
@@ -235,6 +227,7 @@ class VDRQdrant(Collection):
 
         beside = copy.copy(self)
         beside._upsert = upsert
+        given = None if ids is None else names
         return beside.add_texts(texts, given, payloads, batch_size=batch_size, empty=empty)
 
     def add_rows(
@@ -248,12 +241,7 @@ class VDRQdrant(Collection):
     ) -> list[Id]:
         """Writes vectors made elsewhere; see `Collection.add_rows`.
 
-        Args:
-            rows: Sparse vectors.
-            ids: One for each row.
-            payloads: One mapping (or `None`) for each row.
-            empty: What becomes of rows without entries.
-            dense: Name → `[N, size]` dense vectors of the same documents.
+        `dense` maps names to `[N, size]` dense vectors of the same documents.
         """
         if dense is None:
             return super().add_rows(rows, ids, payloads, empty=empty)
@@ -276,16 +264,8 @@ class VDRQdrant(Collection):
     ) -> list[Hit]:
         """The best documents by sparse and dense vector together (RRF), in one request.
 
-        Args:
-            query: A text, or a sparse vector of one row.
-            vector: The dense query, `[size]`, by the model of the dense vectors.
-            limit: Hits wanted.
-            filter: Conditions on payloads, for both sides.
-            offset: Hits to leave out at the start.
-            mode: How the sparse query is represented, see `Mode`.
-            using: Name of the dense vector; needed when there are several.
-            depth: Hits of each side that the fusion looks at.
-            rank_constant: Larger values give the first ranks less weight.
+        The query is a text, or a sparse vector of one row, and `vector` `[size]` is by the model of
+        the dense vectors; see `QdrantStore.search_with_dense`, and `Mode`.
         """
         row = self._query_rows(query, mode)
         search = self.store.search_with_dense

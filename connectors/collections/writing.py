@@ -18,15 +18,7 @@ STOP: ContextVar[threading.Event | None] = ContextVar("vdr_db_stop", default=Non
 
 
 def write(batches: Iterable[Batch], upsert: Callable[..., Written], empty: EmptyRows) -> list[Id]:
-    """Writes all batches.
-
-    Args:
-        batches: Encoded documents.
-        upsert: Of a store, see `Store.upsert`.
-        empty: What becomes of rows without entries.
-
-    Returns:
-        The ids of what is there then, in order.
+    """Writes all batches through `upsert` of a store; the ids of what is there then, in order.
 
     Raises:
         RejectedRows: Some could not be stored; all others are written.

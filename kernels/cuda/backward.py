@@ -9,9 +9,10 @@ grad_bias[v]   = sum over b of g[b, v]
 ```
 
 `backward` takes g for all entries [B, V]. Long texts gather rows: 2·B·V·H FLOP, about B·V·H
-elements read per gradient, lists of B·V int32 and (V / chunk)·T int32 besides. Short texts multiply
-one-hot tiles on the matrix unit: 2·T·V·H FLOP, no lists; g is rounded to the input dtype there, as
-eager autograd does. `backward_sparse` takes g for nnz kept entries only: B·k instead of B·V rows.
+elements read per gradient, two lists of B·V int32 and (V / chunk)·T int32 besides. Short texts
+multiply one-hot tiles on the matrix unit: 2·T·V·H FLOP, one list; g is rounded to the input dtype
+there, as eager autograd does. `backward_sparse` takes g for nnz kept entries only: B·k instead of
+B·V rows.
 
 Each row of an output has one owner and one order of addition: results repeat bit for bit. Texts
 without tokens get and give nothing. Outputs have the dtype of what they are gradients of (bias:
@@ -21,24 +22,35 @@ float32).
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
 from vdr_db.errors import ConfigError, ShapeError
-from vdr_db.kernels.cuda.backward_launches import (
-    launch_bias,
-    launch_hidden_gather,
-    launch_hidden_onehot,
-    launch_weight_gather,
-    launch_weight_kept,
-    launch_weight_onehot,
+from vdr_db.kernels.cuda.backward_kernels import (
+    bias_kernel,
+    merge_splits_kernel,
+    onehot_kernel,
+    sum_lists_kernel,
+    weight_gather_kernel,
 )
 from vdr_db.kernels.cuda.configs import BackwardTiles, backward_tiles
-from vdr_db.kernels.cuda.entry_lists import entries_by_column, text_of_each
-from vdr_db.kernels.cuda.primitives import compute_capability, on_device, short_rows
+from vdr_db.kernels.cuda.entry_lists import Lists, lists_of
+from vdr_db.kernels.cuda.primitives import (
+    compute_capability,
+    is_interpreted,
+    on_device,
+    short_rows,
+)
+from vdr_db.kernels.reference import text_of
 
 __all__ = ["backward", "backward_sparse"]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+BIAS_BLOCK = 256
+"""Columns per program of the bias gradient."""
+FILL_PROGRAMS = 256
+"""Programs that keep a large device busy; the one-hot hidden gradient splits V to reach them."""
 
 
 def backward(
@@ -59,12 +71,12 @@ def backward(
     Args:
         grad_logits: `[B, V]`, any float dtype.
         argmax: `[B, V]` int16 or int32, as `forward` returns it.
-        hidden: `[T, H]`, as given to `forward`.
-        cu_seqlens: `[B + 1]`, as given to `forward`.
-        weight: `[V, H]`, as given to `forward`.
-        need_hidden: Compute the gradient of `hidden`.
-        need_weight: Compute the gradient of `weight`.
-        need_bias: Compute the gradient of the bias.
+        hidden: `[T, H]`, as given to `forward`, like the two that follow.
+        cu_seqlens: `[B + 1]`.
+        weight: `[V, H]`.
+        need_hidden: Compute the first gradient; `need_weight` and `need_bias` the others.
+        need_weight: See above.
+        need_bias: See above.
         method: `"gather"` or `"onehot"`; by default the mean length decides.
         tiles: Run with these tiles instead of the table's.
 
@@ -91,26 +103,27 @@ def backward(
     grad_hidden, grad_weight, grad_bias = outputs
     if T == 0 or B == 0 or V == 0:
         return _zeroed(outputs)
-    grad, argmax = grad_logits.to(torch.float32).contiguous(), argmax.contiguous()
+    grad, cu_seqlens = grad_logits.to(torch.float32).contiguous(), cu_seqlens.contiguous()
     hidden, weight = short_rows(hidden), short_rows(weight)
-    cu_seqlens = cu_seqlens.contiguous()
     use_onehot = method == "onehot" or (method is None and tiles.onehot_length >= T / B)
     with on_device(hidden):
-        if use_onehot and (need_hidden or need_weight):
-            texts = text_of_each(cu_seqlens, T)
-            if grad_weight is not None:
-                launch_weight_onehot(grad, argmax, hidden, cu_seqlens, texts, grad_weight, tiles)
-            if grad_hidden is not None:
-                launch_hidden_onehot(grad, argmax, cu_seqlens, texts, weight, grad_hidden, tiles)
-        else:
-            if grad_weight is not None:
-                launch_weight_gather(grad, argmax, hidden, cu_seqlens, grad_weight, tiles)
-            if grad_hidden is not None:
-                launch_hidden_gather(
-                    grad, None, None, None, argmax, cu_seqlens, weight, grad_hidden, tiles
-                )
+        tokens = _tokens(cu_seqlens[:-1, None], argmax)
+        texts = text_of(cu_seqlens, T, out_int32=True)
+        if grad_weight is not None and use_onehot:
+            multiply_onehot(grad, tokens, texts, cu_seqlens, hidden, grad_weight, tiles, False)
+        elif grad_weight is not None:
+            gather_weight(grad, tokens, hidden, grad_weight, tiles)
+        if grad_hidden is not None and use_onehot:
+            multiply_onehot(grad, tokens, texts, cu_seqlens, weight, grad_hidden, tiles, True)
+        elif grad_hidden is not None:
+            bounds = torch.arange(0, B * V + 1, V, device=tokens.device)
+            lists = lists_of(tokens, T, bounds, texts, V, tiles, within_text=True)
+            sum_split_lists(grad, None, weight, texts, lists, grad_hidden, tiles)
         if grad_bias is not None:
-            launch_bias(grad, argmax, grad_bias)
+            grid = (triton.cdiv(V, BIAS_BLOCK),)
+            bias_kernel[grid](
+                grad, tokens, grad_bias, B, V, BLOCK_V=BIAS_BLOCK, enable_fp_fusion=True
+            )
     return outputs
 
 
@@ -135,16 +148,16 @@ def backward_sparse(
         indptr: `[B + 1]` int32 or int64: text b keeps entries indptr[b] to indptr[b + 1].
         columns: `[nnz]` integer, unique within a text.
         argmax_at_kept: `[nnz]` int16 or int32: position within the text of each entry's maximum.
-        hidden: `[T, H]`, as given to `forward`.
-        cu_seqlens: `[B + 1]`, as given to `forward`.
-        weight: `[V, H]`, as given to `forward`.
-        need_hidden: Compute the gradient of `hidden`.
-        need_weight: Compute the gradient of `weight`.
-        need_bias: Compute the gradient of the bias.
-        tiles: Run with these tiles instead of the table's.
+        hidden: As for `backward`, like all that follow.
+        cu_seqlens: See above.
+        weight: See above.
+        need_hidden: See above.
+        need_weight: See above.
+        need_bias: See above.
+        tiles: See above.
 
     Returns:
-        Gradients of hidden `[T, H]`, weight `[V, H]` and bias `[V]` float32; None where not needed.
+        As `backward`.
 
     Raises:
         ShapeError: Sizes disagree.
@@ -162,23 +175,143 @@ def backward_sparse(
     grad_hidden, grad_weight, grad_bias = outputs
     if T == 0 or nnz == 0:
         return _zeroed(outputs)
-    grad, argmax = grad_values.to(torch.float32).contiguous(), argmax_at_kept.contiguous()
-    columns = columns.to(torch.int32).contiguous()
-    cu_seqlens, indptr = cu_seqlens.contiguous(), indptr.contiguous()
-    hidden, weight = short_rows(hidden), short_rows(weight)
+    grad, columns = grad_values.to(torch.float32).contiguous(), columns.int().contiguous()
+    hidden, weight, indptr = short_rows(hidden), short_rows(weight), indptr.contiguous()
     with on_device(hidden):
-        texts = text_of_each(indptr, nnz)
+        tokens = _tokens(cu_seqlens[text_of(indptr, nnz)], argmax_at_kept)
         if grad_weight is not None or grad_bias is not None:
-            order, ends, totals = entries_by_column(columns, texts, B, V)
-            launch_weight_kept(
-                *(grad, argmax, hidden, cu_seqlens, texts, order, ends, totals),
-                *(grad_weight, grad_bias, tiles),
-            )
+            bounds = torch.arange(0, nnz + 1, nnz, device=columns.device)
+            lists = lists_of(columns, V, bounds, None, nnz, tiles)
+            sum_lists(grad, tokens, hidden, lists, grad_weight, grad_bias, tiles)
         if grad_hidden is not None:
-            launch_hidden_gather(
-                grad, indptr, columns, texts, argmax, cu_seqlens, weight, grad_hidden, tiles
-            )
+            texts = text_of(cu_seqlens, T, out_int32=True)
+            lists = lists_of(tokens, T, indptr, texts, min(V, nnz), tiles)
+            sum_split_lists(grad, columns, weight, None, lists, grad_hidden, tiles)
     return outputs
+
+
+def gather_weight(
+    grad: Tensor, tokens: Tensor, hidden: Tensor, output: Tensor, tiles: BackwardTiles
+) -> None:
+    """Weight gradient of all entries by gathering tokens."""
+    (B, V), H = grad.shape, hidden.shape[1]
+    block_h = _block_h(H, tiles.gather_h)
+    weight_gather_kernel[(triton.cdiv(V, tiles.weight_v), triton.cdiv(H, block_h))](
+        *(grad, tokens, hidden, output, B, V, *hidden.stride(), *output.stride()),
+        H=H,
+        BLOCK_V=tiles.weight_v,
+        BLOCK_H=block_h,
+        num_warps=tiles.gather_warps,
+        enable_fp_fusion=True,
+    )
+
+
+def multiply_onehot(
+    grad: Tensor,
+    tokens: Tensor,
+    texts: Tensor,
+    cu_seqlens: Tensor,
+    matrix: Tensor,
+    output: Tensor,
+    tiles: BackwardTiles,
+    of_tokens: bool,
+) -> None:
+    """Gradient of tokens or of weight rows on the matrix unit; few tokens split V."""
+    (B, V), T, (n, H) = grad.shape, texts.shape[0], output.shape
+    grid = triton.cdiv(n, tiles.onehot_m), triton.cdiv(H, tiles.onehot_h)
+    split, parts = T, output[None]
+    if of_tokens:
+        steps = triton.cdiv(V, tiles.onehot_k)
+        n_splits = min(triton.cdiv(FILL_PROGRAMS, grid[0] * grid[1]), steps, 32)
+        split = triton.cdiv(steps, n_splits) * tiles.onehot_k
+        n_splits = triton.cdiv(V, split)
+        if n_splits > 1:
+            parts = torch.empty((n_splits, n, H), dtype=torch.float32, device=output.device)
+    onehot_kernel[(grid[0], grid[1], parts.shape[0])](
+        *(grad, tokens, texts, cu_seqlens, matrix, parts, B, T, V, split),
+        *(*matrix.stride(), *parts.stride()),
+        H=H,
+        OF_TOKENS=of_tokens,
+        BLOCK_M=tiles.onehot_m,
+        BLOCK_H=tiles.onehot_h,
+        BLOCK_K=tiles.onehot_k,
+        UPCAST=matrix.dtype == torch.bfloat16 and is_interpreted(onehot_kernel),
+        PRECISION="tf32x3",
+        num_warps=tiles.onehot_warps,
+        num_stages=tiles.onehot_stages,
+        enable_fp_fusion=True,
+    )
+    if parts.shape[0] > 1:
+        output.copy_(parts.sum(0))
+
+
+def sum_lists(
+    grad: Tensor,
+    rows: Tensor,
+    matrix: Tensor,
+    lists: Lists,
+    output: Tensor | None,
+    bias: Tensor | None,
+    tiles: BackwardTiles,
+) -> None:
+    """Gradient of weight rows and of the bias, whichever is wanted, from lists of kept entries."""
+    H, n = matrix.shape[1], lists.totals.shape[0]
+    block_h = _block_h(H, 1024)
+    sum_lists_kernel[(n, 1 if output is None else triton.cdiv(H, block_h))](
+        *(grad, rows, matrix, None, *lists, None, None, None, None, output, bias, n, 0),
+        *(*matrix.stride(), *(matrix if output is None else output).stride()),
+        H=H,
+        BLOCK_H=block_h,
+        ROWS=4,
+        SPLIT=0,
+        num_warps=tiles.gather_warps,
+        enable_fp_fusion=True,
+    )
+
+
+def sum_split_lists(
+    grad: Tensor,
+    rows: Tensor | None,
+    matrix: Tensor,
+    texts: Tensor | None,
+    lists: Lists,
+    output: Tensor,
+    tiles: BackwardTiles,
+) -> None:
+    """Gradient of tokens from their lists; [CLS] may win thousands of entries."""
+    (T, H), totals = output.shape, lists.totals
+    n_splits = torch.clamp((totals + (tiles.split - 1)) // tiles.split, min=1)
+    slot_ends = n_splits.cumsum(0)
+    spill_ends = torch.where(n_splits > 1, n_splits, 0).cumsum(0)
+    # Bounds known without a look at device memory: only lists longer than `split` are split.
+    n_split = lists.order.shape[0] // tiles.split
+    spill = torch.empty((2 * n_split, H), dtype=torch.float32, device=output.device)
+    owners = text_of(torch.nn.functional.pad(slot_ends, (1, 0)), T + n_split, out_int32=True)
+    slots = (owners, slot_ends, spill_ends, spill)
+    block_h = _block_h(H, tiles.gather_h)
+    grid = (T + n_split, triton.cdiv(H, block_h))
+    shared = {"H": H, "BLOCK_H": block_h, "SPLIT": tiles.split, "num_warps": tiles.gather_warps}
+    sum_lists_kernel[grid](
+        *(grad, rows, matrix, texts, *lists, *slots, output, None, T, matrix.shape[0]),
+        *(*matrix.stride(), *output.stride()),
+        ROWS=tiles.rows,
+        enable_fp_fusion=True,
+        **shared,
+    )
+    if n_split:
+        merge_splits_kernel[grid](
+            *(totals, *slots, output, T, *output.stride()), enable_fp_fusion=True, **shared
+        )
+
+
+def _tokens(starts: Tensor, argmax: Tensor) -> Tensor:
+    """Packed token (int32) at which each entry reached its maximum; -1 in a text without tokens."""
+    return torch.where(argmax < 0, -1, starts.int() + argmax)
+
+
+def _block_h(H: int, most: int) -> int:
+    """Hidden dimensions per gathering program: a power of 2 that fits H, at most `most`."""
+    return min(most, max(16, int(triton.next_power_of_2(H))))
 
 
 def _tiles(hidden: Tensor) -> BackwardTiles:

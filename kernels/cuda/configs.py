@@ -171,7 +171,7 @@ class BackwardTiles:
     place_warps: int = 16
     onehot_m: int = 128
     onehot_h: int = 128
-    onehot_k: int = 64
+    onehot_k: int = 32
     gather_warps: int = 4
     onehot_warps: int = 8
     onehot_stages: int = 2
@@ -181,9 +181,9 @@ class BackwardTiles:
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
     (100, 16): BackwardTiles(onehot_length=128, rows=8),
     (90, 16): BackwardTiles(onehot_length=128),
-    (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64, onehot_k=32),
-    (80, 16): BackwardTiles(onehot_length=96, onehot_k=32),
-    (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64, onehot_k=32),
+    (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64),
+    (80, 16): BackwardTiles(onehot_length=96),
+    (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64),
 }
 
 

@@ -1,9 +1,10 @@
-"""Gradient entries listed by token and by column, for owners to walk through; kernels, launches.
+"""Gradient entries listed by their owners, for these to walk through: a counting sort.
 
 An *entry* is one (text, dimension) pair with its gradient and the token that reached the maximum.
-All entries: entry e = b * V + v. Kept entries: e runs through the rows of a selection. Both orders
-are counting sorts that keep entries of one list ascending; the only atomics count integers or set
-bits, so lists do not depend on the order in which programs run.
+All entries: entry e = b * V + v. Kept entries: e runs through the rows of a selection. Its *owner*
+is the output row that it adds to: the token of a hidden gradient, the column of a weight gradient.
+Entries of one list stay in ascending order; the only atomics count integers, so lists do not depend
+on the order in which programs run.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -11,300 +12,186 @@ bits, so lists do not depend on the order in which programs run.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vdr_db.kernels.cuda.primitives import SIZES, popcount
+from vdr_db.kernels.cuda.configs import BackwardTiles
+from vdr_db.kernels.cuda.primitives import SIZES
 
-__all__ = ["BLOCK", "entries_by_column", "entries_by_token", "text_of_each"]
+__all__ = ["Lists", "lists_of"]
 
-BLOCK = 256
-"""Elements per program of the small integer passes."""
+OFFSET_ROWS, OFFSET_BLOCK = 16, 64
+"""Chunks and owners whose counts one program adds up at once."""
 SHORT_KEYS = 2**32
-"""Pairs (token, place in a chunk) up to which 32 bits number them."""
-MARKED_TEXTS = 2048
-"""Largest batch whose kept entries are ordered by bit marks (B/8 bytes per column)."""
+"""Pairs (owner, place in a chunk) up to which 32 bits number them."""
+LARGEST_COUNTS = 2**24
+"""Counts (owners times chunks) up to which counting costs less than a sort of all entries."""
+
+
+class Lists(NamedTuple):
+    """Entries of each of n owners.
+
+    Attributes:
+        order: `[entries]` int32, all lists one after the other.
+        ends: `[n]` int64, where each list ends.
+        totals: `[n]`, integer, length of each list.
+    """
+
+    order: Tensor
+    ends: Tensor
+    totals: Tensor
 
 
 @triton.jit
-def first_entry(indptr_ptr, text, inside, V, HAS_INDPTR: tl.constexpr):
-    """Number of the first entry of each text."""
-    if HAS_INDPTR:
-        return tl.load(indptr_ptr + text, mask=inside, other=0).to(tl.int64)
-    else:
-        return text.to(tl.int64) * V
+def chunk_of(bounds_ptr, text_ptr, owner, inside, last, CHUNK: tl.constexpr):
+    """First entry that a list may hold, and the chunks before it, or before its last one's end.
 
-
-@triton.jit
-def chunk_entries(
-    argmax_ptr,
-    cu_seqlens_ptr,
-    entry_text_ptr,
-    chunk_first,
-    n,
-    V,
-    HAS_INDPTR: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Text and token of each entry of a chunk, and whether it has a token."""
-    local = tl.arange(0, CHUNK)
-    entry = chunk_first + local
-    inside = entry < n
-    if HAS_INDPTR:
-        text = tl.load(entry_text_ptr + entry, mask=inside, other=0)
-    else:
-        # one division of 64 bits for the chunk, one of 32 bits for each entry
-        first_text = chunk_first // V
-        begun = (chunk_first - first_text * V).to(tl.int32)
-        text = first_text.to(tl.int32) + (begun + local) // V
-    position = tl.load(argmax_ptr + entry, mask=inside, other=-1).to(tl.int32)
-    token = tl.load(cu_seqlens_ptr + text, mask=inside, other=0).to(tl.int32) + position
-    return text, token, inside & (position >= 0)
+    Chunks end at multiples of CHUNK, whatever texts are in them; owners count those that hold
+    entries of their own text from 0, so that the longest row alone says how many there are.
+    """
+    text = tl.zeros_like(owner)
+    if text_ptr is not None:
+        text = tl.load(text_ptr + owner, mask=inside, other=0)
+    entry = tl.load(bounds_ptr + text + last, mask=inside, other=0).to(tl.int64)
+    return entry, (entry + last * (CHUNK - 1)) // CHUNK
 
 
 @triton.jit(do_not_specialize=SIZES)
 def count_entries_kernel(
-    argmax_ptr,
-    indptr_ptr,
-    cu_seqlens_ptr,
-    entry_text_ptr,
-    counts_ptr,
-    n,
-    T,
-    V,
-    HAS_INDPTR: tl.constexpr,
-    CHUNK: tl.constexpr,
+    owner_ptr, bounds_ptr, text_ptr, counts_ptr, nnz, n_owners, CHUNK: tl.constexpr
 ):
-    """counts[chunk of the text, token] = entries whose maximum is at the token.
-
-    Chunks end at multiples of CHUNK, whatever texts are in them; each text counts those that hold
-    entries of its own from 0, so that the longest row alone says how many there are.
-    """
+    """counts[chunk of the text, owner] = entries of the owner."""
     chunk = tl.program_id(0)
-    chunk_first = chunk.to(tl.int64) * CHUNK
-    text, token, inside = chunk_entries(
-        argmax_ptr, cu_seqlens_ptr, entry_text_ptr, chunk_first, n, V, HAS_INDPTR, CHUNK
-    )
-    chunk -= first_entry(indptr_ptr, text, inside, V, HAS_INDPTR) // CHUNK
-    tl.atomic_add(counts_ptr + chunk * T + token, 1, mask=inside, sem="relaxed")
+    entry = chunk.to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
+    owner = tl.load(owner_ptr + entry, mask=entry < nnz, other=-1)
+    _, before = chunk_of(bounds_ptr, text_ptr, owner, owner >= 0, 0, CHUNK)
+    pointers = counts_ptr + (chunk - before) * n_owners + owner
+    tl.atomic_add(pointers, 1, mask=owner >= 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=SIZES)
 def chunk_offsets_kernel(
     counts_ptr,
+    bounds_ptr,
+    text_ptr,
     totals_ptr,
-    indptr_ptr,
-    token_text_ptr,
     B,
-    T,
-    V,
-    HAS_INDPTR: tl.constexpr,
+    n_owners,
     CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Counts become running sums over the chunks before; totals[token] = all its entries."""
-    offs_t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    text = tl.load(token_text_ptr + offs_t, mask=offs_t < T, other=B)
-    inside = text < B
-    first = first_entry(indptr_ptr, text, inside, V, HAS_INDPTR)
-    stop = first_entry(indptr_ptr, text + 1, inside, V, HAS_INDPTR)
-    n_chunks = tl.where(inside, (stop + CHUNK - 1) // CHUNK - first // CHUNK, 0)
+    """Counts become running sums over the chunks before; totals[owner] = all its entries."""
+    owner = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = owner < n_owners
+    if text_ptr is not None:  # tokens behind the last text belong to text B, which does not exist
+        inside &= tl.load(text_ptr + owner, mask=inside, other=B) < B
+    _, first = chunk_of(bounds_ptr, text_ptr, owner, inside, 0, CHUNK)
+    _, stop = chunk_of(bounds_ptr, text_ptr, owner, inside, 1, CHUNK)
+    n_chunks = tl.where(inside, stop - first, 0)
     total = tl.zeros((BLOCK,), tl.int32)
-    pointers = counts_ptr + offs_t
-    for _ in tl.range(0, tl.max(n_chunks, 0).to(tl.int32)):
-        count = tl.load(pointers, mask=inside, other=0)
-        tl.store(pointers, total, mask=inside)
-        total += count
-        pointers += T
-    tl.store(totals_ptr + offs_t, total, mask=offs_t < T)
+    for chunk in tl.range(0, tl.max(n_chunks, 0).to(tl.int32), ROWS):
+        # several rows at once: one by one, each would wait for memory
+        rows = chunk + tl.arange(0, ROWS)
+        pointers = counts_ptr + rows.to(tl.int64)[:, None] * n_owners + owner[None, :]
+        mask = rows[:, None] < n_chunks[None, :]
+        count = tl.load(pointers, mask=mask, other=0)
+        tl.store(pointers, total[None, :] + tl.cumsum(count, 0) - count, mask=mask)
+        total += tl.sum(count, 0)
+    tl.store(totals_ptr + owner, total, mask=owner < n_owners)
 
 
 @triton.jit
-def join_runs(left_token, left_length, token, length):
-    """(Last token, length of its run) of two neighbouring stretches of sorted tokens."""
-    return token, tl.where(left_token == token, left_length + length, length)
+def join_runs(left_owner, left_length, owner, length):
+    """(Last owner, length of its run) of two neighbouring stretches of sorted owners."""
+    return owner, tl.where(left_owner == owner, left_length + length, length)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def place_entries_kernel(
-    argmax_ptr,
-    indptr_ptr,
-    cu_seqlens_ptr,
-    entry_text_ptr,
-    token_text_ptr,
+    owner_ptr,
+    bounds_ptr,
+    text_ptr,
     offsets_ptr,
     ends_ptr,
     totals_ptr,
     order_ptr,
-    n,
-    T,
-    V,
-    HAS_INDPTR: tl.constexpr,
+    nnz,
+    n_owners,
+    WITHIN_TEXT: tl.constexpr,
     CHUNK: tl.constexpr,
     KEY: tl.constexpr,
 ):
-    """Writes each entry's number into its token's list, in ascending order of entries."""
+    """Writes each entry's number into its owner's list, in ascending order of entries."""
     chunk = tl.program_id(0)
     local = tl.arange(0, CHUNK)
     chunk_first = chunk.to(tl.int64) * CHUNK
-    _, token, inside = chunk_entries(
-        argmax_ptr, cu_seqlens_ptr, entry_text_ptr, chunk_first, n, V, HAS_INDPTR, CHUNK
-    )
-    # by token, and within a token by entry; entries without a token come last
-    key = tl.sort(tl.where(inside, token, T).to(KEY) * CHUNK + local)
-    token = (key // CHUNK).to(tl.int32)
-    inside = token < T
-    _, length = tl.associative_scan((token, tl.full((CHUNK,), 1, tl.int32)), 0, join_runs)
-    text = tl.load(token_text_ptr + token, mask=inside, other=0)
-    first = first_entry(indptr_ptr, text, inside, V, HAS_INDPTR)
-    offset = tl.load(offsets_ptr + (chunk - first // CHUNK) * T + token, mask=inside, other=0)
-    start = tl.load(ends_ptr + token, mask=inside, other=0) - tl.load(
-        totals_ptr + token, mask=inside, other=0
-    )
+    owner = tl.load(owner_ptr + chunk_first + local, mask=chunk_first + local < nnz, other=-1)
+    # by owner, and of one owner by entry; entries without an owner come last
+    key = tl.sort(tl.where(owner >= 0, owner, n_owners).to(KEY) * CHUNK + local)
+    owner = (key // CHUNK).to(tl.int32)
+    inside = owner < n_owners
+    _, length = tl.associative_scan((owner, tl.full((CHUNK,), 1, tl.int32)), 0, join_runs)
+    first, before = chunk_of(bounds_ptr, text_ptr, owner, inside, 0, CHUNK)
+    offset = tl.load(offsets_ptr + (chunk - before) * n_owners + owner, mask=inside, other=0)
+    end = tl.load(ends_ptr + owner, mask=inside, other=0)
+    start = end - tl.load(totals_ptr + owner, mask=inside, other=0)
     number = chunk_first + key % CHUNK
-    if not HAS_INDPTR:
+    if WITHIN_TEXT:
         number -= first
     tl.store(order_ptr + start + offset + length - 1, number.to(tl.int32), mask=inside)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def mark_columns_kernel(columns_ptr, text_ptr, bits_ptr, nnz, n_words, BLOCK: tl.constexpr):
-    """Sets bit b of bits[v] for every kept entry (b, v)."""
-    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < nnz
-    column = tl.load(columns_ptr + entry, mask=inside, other=0).to(tl.int64)
-    text = tl.load(text_ptr + entry, mask=inside, other=0)
-    bit = (tl.full((BLOCK,), 1, tl.int32) << (text % 32)).to(tl.int32)
-    tl.atomic_or(bits_ptr + column * n_words + text // 32, bit, mask=inside, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=SIZES)
-def count_columns_kernel(bits_ptr, before_ptr, totals_ptr, V, n_words, BLOCK: tl.constexpr):
-    """before[v, w] = set bits of v in words before w; totals[v] = all set bits of v."""
-    offs_v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.int32)
-    first = offs_v.to(tl.int64) * n_words
-    for word in tl.range(0, n_words):
-        offset = first + word
-        tl.store(before_ptr + offset, total, mask=offs_v < V)
-        total += popcount(tl.load(bits_ptr + offset, mask=offs_v < V, other=0))
-    tl.store(totals_ptr + offs_v, total, mask=offs_v < V)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def place_columns_kernel(
-    columns_ptr,
-    text_ptr,
-    bits_ptr,
-    before_ptr,
-    ends_ptr,
-    totals_ptr,
-    order_ptr,
-    nnz,
-    n_words,
-    BLOCK: tl.constexpr,
-):
-    """Writes each kept entry's number into its column's list, in ascending order of texts."""
-    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < nnz
-    column = tl.load(columns_ptr + entry, mask=inside, other=0).to(tl.int64)
-    text = tl.load(text_ptr + entry, mask=inside, other=0)
-    offset = column * n_words + text // 32
-    bits = tl.load(bits_ptr + offset, mask=inside, other=0)
-    lower = (tl.full((BLOCK,), 1, tl.int32) << (text % 32)) - 1
-    rank = tl.load(before_ptr + offset, mask=inside, other=0) + popcount(bits & lower)
-    start = tl.load(ends_ptr + column, mask=inside, other=0) - tl.load(
-        totals_ptr + column, mask=inside, other=0
-    )
-    tl.store(order_ptr + start + rank, entry.to(tl.int32), mask=inside)
-
-
-def text_of_each(bounds: Tensor, n: int) -> Tensor:
-    """Text [n] int32 that each token or entry belongs to, from its bounds [B + 1]."""
-    items = torch.arange(n, device=bounds.device, dtype=bounds.dtype)
-    return torch.searchsorted(bounds[1:], items, right=True, out_int32=True)
-
-
-def entries_by_token(
-    argmax: Tensor,
-    indptr: Tensor | None,
-    entry_texts: Tensor | None,
-    cu_seqlens: Tensor,
-    token_texts: Tensor,
-    V: int,
-    chunk: int,
-    warps: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Entry numbers listed by token, ascending: order, end of each list, and its length.
+def lists_of(
+    owners: Tensor,
+    n: int,
+    bounds: Tensor,
+    texts: Tensor | None,
+    longest: int,
+    tiles: BackwardTiles,
+    *,
+    within_text: bool = False,
+) -> Lists:
+    """Entry numbers of each of n owners, ascending.
 
     Args:
-        argmax: `[B, V]`, or `[nnz]` of kept entries.
-        indptr: `[B + 1]` bounds of kept entries, or None.
-        entry_texts: `[nnz]` text of each kept entry, or None.
-        cu_seqlens: `[B + 1]` bounds of tokens.
-        token_texts: `[T]` text of each token, B behind the last.
-        V: Dimensions.
-        chunk: Entries that one program orders, a power of 2.
-        warps: Warps that sort them.
+        owners: `[entries]` int32, the owner of each entry, -1 for none.
+        n: Number of owners.
+        bounds: `[B + 1]`: owners in text b have entries from bounds[b] to bounds[b + 1].
+        texts: `[n]` int32, text of each owner, B for none; None if all have text 0.
+        longest: Most entries that a text may have.
+        tiles: Size of a chunk, and warps that sort it.
+        within_text: Number entries from the first of their text on.
     """
-    device, B, T, n = argmax.device, cu_seqlens.shape[0] - 1, token_texts.shape[0], argmax.numel()
-    # a row may begin and end within a chunk
-    counts = torch.zeros((triton.cdiv(min(V, n), chunk) + 1, T), dtype=torch.int32, device=device)
-    totals = torch.empty(T, dtype=torch.int32, device=device)
-    order = torch.empty(n, dtype=torch.int32, device=device)
-    shared = {"HAS_INDPTR": indptr is not None, "CHUNK": chunk, "enable_fp_fusion": True}
-    entries = (argmax, indptr, cu_seqlens, entry_texts)
-    grid = (triton.cdiv(n, chunk),)
-    count_entries_kernel[grid](*entries, counts, n, T, V, **shared)
-    chunk_offsets_kernel[(triton.cdiv(T, BLOCK),)](
-        counts, totals, indptr, token_texts, B, T, V, BLOCK=BLOCK, **shared
+    device, entries, chunk = owners.device, owners.numel(), tiles.chunk
+    # a text's entries may begin and end within a chunk
+    n_chunks = triton.cdiv(longest, chunk) + 1
+    if texts is None and n_chunks * n > LARGEST_COUNTS:
+        ordered, order = owners.sort(stable=True)
+        ends = torch.searchsorted(ordered, torch.arange(n, device=device), right=True)
+        return Lists(order, ends, torch.diff(ends, prepend=ends.new_zeros(1)))
+    counts = torch.zeros((n_chunks, n), dtype=torch.int32, device=device)
+    totals = torch.empty(n, dtype=torch.int32, device=device)
+    order = torch.empty(entries, dtype=torch.int32, device=device)
+    shared = {"CHUNK": chunk, "enable_fp_fusion": True}
+    grid = (triton.cdiv(entries, chunk),)
+    count_entries_kernel[grid](owners, bounds, texts, counts, entries, n, **shared)
+    chunk_offsets_kernel[(triton.cdiv(n, OFFSET_BLOCK),)](
+        *(counts, bounds, texts, totals, bounds.shape[0] - 1, n),
+        ROWS=OFFSET_ROWS,
+        BLOCK=OFFSET_BLOCK,
+        **shared,
     )
     ends = totals.cumsum(0)
     place_entries_kernel[grid](
-        *(*entries, token_texts, counts, ends, totals, order, n, T, V),
-        KEY=tl.uint32 if (T + 1) * chunk <= SHORT_KEYS else tl.uint64,
-        num_warps=warps,
+        *(owners, bounds, texts, counts, ends, totals, order, entries, n),
+        WITHIN_TEXT=within_text,
+        KEY=tl.uint32 if (n + 1) * chunk <= SHORT_KEYS else tl.uint64,
+        num_warps=tiles.place_warps,
         **shared,
     )
-    return order, ends, totals
-
-
-def entries_by_column(
-    columns: Tensor, texts: Tensor, B: int, V: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept entry numbers listed by column, ascending: order, end of each list, and its length."""
-    device, nnz = columns.device, columns.shape[0]
-    if B > MARKED_TEXTS:
-        ordered, order = columns.sort(stable=True)
-        ends = torch.searchsorted(ordered, torch.arange(V, device=device), right=True)
-        totals = torch.diff(ends, prepend=ends.new_zeros(1))
-        return order, ends, totals
-    n_words = triton.cdiv(B, 32)
-    bits = torch.zeros((V, n_words), dtype=torch.int32, device=device)
-    before = torch.empty_like(bits)
-    totals = torch.empty(V, dtype=torch.int32, device=device)
-    order = torch.empty(nnz, dtype=torch.int32, device=device)
-    grid = (triton.cdiv(nnz, BLOCK),)
-    mark_columns_kernel[grid](
-        columns, texts, bits, nnz, n_words, BLOCK=BLOCK, enable_fp_fusion=True
-    )
-    count_columns_kernel[(triton.cdiv(V, BLOCK),)](
-        bits, before, totals, V, n_words, BLOCK=BLOCK, enable_fp_fusion=True
-    )
-    ends = totals.cumsum(0)
-    place_columns_kernel[grid](
-        columns,
-        texts,
-        bits,
-        before,
-        ends,
-        totals,
-        order,
-        nnz,
-        n_words,
-        BLOCK=BLOCK,
-        enable_fp_fusion=True,
-    )
-    return order, ends, totals
+    return Lists(order, ends, totals)

@@ -119,7 +119,6 @@ def pool_aligned_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     NEED_ARGMAX: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -148,7 +147,7 @@ def pool_aligned_kernel(
     offs_v = column + tl.arange(0, BLOCK_V)
     inside = offs_v < V
     best += 0.0
-    if HAS_BIAS:
+    if bias_ptr is not None:
         best += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)
     offset = text.to(tl.int64) * V + offs_v
     if NEED_ARGMAX:
@@ -217,8 +216,6 @@ def pool_finish_kernel(
     logits_ptr,
     argmax_ptr,
     V,
-    HAS_BIAS: tl.constexpr,
-    NEED_ARGMAX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Keys back to logits and token positions; texts that wrote no key are empty."""
@@ -228,7 +225,7 @@ def pool_finish_kernel(
     inside = offs_v < V
     offset = text * V + offs_v
     key = tl.load(keys_ptr + offset, mask=inside, other=0)
-    if NEED_ARGMAX:
+    if argmax_ptr is not None:
         empty = key == -0x8000000000000000
         where = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
         logits = value_of_key((key >> 32).to(tl.int32))
@@ -238,6 +235,6 @@ def pool_finish_kernel(
         empty = key == -0x80000000
         logits = value_of_key(key)
     logits = tl.where(empty, float("-inf"), logits)
-    if HAS_BIAS:
+    if bias_ptr is not None:
         logits += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)
     tl.store(logits_ptr + offset, logits, mask=inside)

@@ -10,7 +10,7 @@ are never stored. It costs 2·T·V·H FLOP. With argmax, packed tiles hold one 8
 (text, dimension) besides.
 
 Bits do not depend on the run, on neighbours in the batch or on padding: the sum over H has one
-fixed order, and a maximum is exact in any order. Gradients repeat too (`pooling_backward`).
+fixed order, and a maximum is exact in any order. Gradients repeat too (`backward`).
 
 Rules: a text without tokens gives -inf and argmax -1; NaN wins every maximum; -0 becomes +0; the
 lowest token wins ties; tokens behind cu_seqlens[B] take no part, so that buffers may be longer. A
@@ -44,8 +44,10 @@ from vdr_db.kernels.cuda.primitives import (
     shared_memory,
     short_rows,
 )
+from vdr_db.kernels.cuda.topk import select_topk
+from vdr_db.kernels.reference import text_of
 
-__all__ = ["backward", "backward_sparse", "forward"]
+__all__ = ["backward", "backward_sparse", "forward", "select_topk"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
@@ -62,24 +64,21 @@ def forward(
     precision: str | None = None,
     tile: PoolTile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Largest product of each text with each weight row.
+    """`vdr_db.kernels.project_pool`, which documents arguments, for tensors on a device.
 
     Args:
-        hidden: `[T, H]` packed hidden states, bfloat16, float16 or float32, any strides.
-        cu_seqlens: `[B + 1]` int32 or int64, text b is hidden[cu_seqlens[b]:cu_seqlens[b + 1]];
-            any stride.
+        hidden: `[T, H]` bfloat16, float16 or float32, any strides.
+        cu_seqlens: `[B + 1]` int32 or int64, any stride.
         weight: `[V, H]`, dtype and device of `hidden`, any strides.
         bias: `[V]` or None, any float dtype, any stride.
         need_argmax: Also return token positions, which the gradient needs.
-        max_length: Bound on tokens per text, if known; up to 32,767 positions are then int16. Taken
-            on trust, but never wrong in silence: a logit whose position does not fit is NaN.
+        max_length: Bound on tokens per text, or None.
         precision: How float32 inputs multiply: `"tf32x3"` (default, about float32 accuracy),
             `"ieee"` (exact float32 products, much slower) or `"tf32"` (10-bit mantissa).
         tile: Run with this tile instead of the table's.
 
     Returns:
-        `logits` `[B, V]` float32 and `argmax` `[B, V]` int16 or int32 (position within the text),
-        or None when not asked for.
+        `logits` `[B, V]` float32, and `argmax` `[B, V]` int16 or int32 or None.
 
     Raises:
         ShapeError: Sizes or dtypes disagree.
@@ -109,11 +108,29 @@ def forward(
     # Kernels walk vectors by one: a copy of a few, not a stride in every kernel.
     cu_seqlens, bias = cu_seqlens.contiguous(), None if bias is None else bias.contiguous()
     tile = tile or _tile(hidden, weight, B, precision)
+    shared = _shared_arguments(hidden, weight, tile, precision) | {
+        "cu_seqlens_ptr": cu_seqlens,
+        "B": B,
+        "NEED_ARGMAX": need_argmax,
+    }
+    outputs = {"bias_ptr": bias, "logits_ptr": logits, "argmax_ptr": argmax}
     with on_device(hidden):
         if tile.layout == "aligned":
-            _launch_aligned(hidden, cu_seqlens, weight, bias, logits, argmax, tile, precision)
+            pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](**outputs, **shared)
+            return logits, argmax
+        n_tiles = triton.cdiv(T, tile.block_t)
+        if argmax is None:
+            keys = logits.view(torch.int32).fill_(-(2**31))
         else:
-            _launch_packed(hidden, cu_seqlens, weight, bias, logits, argmax, tile, precision)
+            keys = torch.full_like(logits, FIRST_KEY, dtype=torch.int64)
+        pool_packed_kernel[(n_tiles * triton.cdiv(V, tile.block_v),)](
+            first_text_ptr=text_of(cu_seqlens, n_tiles, step=tile.block_t, out_int32=True),
+            keys_ptr=keys,
+            **shared,
+        )
+        pool_finish_kernel[(B * triton.cdiv(V, FINISH_BLOCK),)](
+            keys, V=V, BLOCK=FINISH_BLOCK, enable_fp_fusion=True, **outputs
+        )
     return logits, argmax
 
 
@@ -173,69 +190,3 @@ def _shared_arguments(
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
     }
-
-
-def _launch_aligned(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logits: Tensor,
-    argmax: Tensor | None,
-    tile: PoolTile,
-    precision: str,
-) -> None:
-    """One program per (text, vocabulary tile)."""
-    B, V = logits.shape
-    pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](
-        bias_ptr=bias,
-        cu_seqlens_ptr=cu_seqlens,
-        logits_ptr=logits,
-        argmax_ptr=argmax,
-        B=B,
-        HAS_BIAS=bias is not None,
-        NEED_ARGMAX=argmax is not None,
-        **_shared_arguments(hidden, weight, tile, precision),
-    )
-
-
-def _launch_packed(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logits: Tensor,
-    argmax: Tensor | None,
-    tile: PoolTile,
-    precision: str,
-) -> None:
-    """One program per (token tile, vocabulary tile), then keys to logits."""
-    B, V = logits.shape
-    n_tiles = triton.cdiv(hidden.shape[0], tile.block_t)
-    first_tokens = torch.arange(n_tiles, device=hidden.device, dtype=cu_seqlens.dtype)
-    first_texts = torch.searchsorted(
-        cu_seqlens[1:], first_tokens * tile.block_t, right=True, out_int32=True
-    )
-    if argmax is None:
-        keys = logits.view(torch.int32).fill_(-(2**31))
-    else:
-        keys = torch.full_like(logits, FIRST_KEY, dtype=torch.int64)
-    pool_packed_kernel[(n_tiles * triton.cdiv(V, tile.block_v),)](
-        cu_seqlens_ptr=cu_seqlens,
-        first_text_ptr=first_texts,
-        keys_ptr=keys,
-        B=B,
-        NEED_ARGMAX=argmax is not None,
-        **_shared_arguments(hidden, weight, tile, precision),
-    )
-    pool_finish_kernel[(B * triton.cdiv(V, FINISH_BLOCK),)](
-        keys_ptr=keys,
-        bias_ptr=bias,
-        logits_ptr=logits,
-        argmax_ptr=argmax,
-        V=V,
-        HAS_BIAS=bias is not None,
-        NEED_ARGMAX=argmax is not None,
-        BLOCK=FINISH_BLOCK,
-        enable_fp_fusion=True,
-    )

@@ -37,7 +37,8 @@ __all__ = [
 FIRST_KEY = -(2**63)
 """Start value of a 64-bit (logit, token) key: below the key of every logit, -inf included."""
 
-SIZES = ["B", "T", "V", "k", "n", "nnz", "n_chunks", "n_kept", "n_parts", "n_words", "split_v"]
+SIZES = ["B", "T", "V", "k", "n", "nnz", "n_chunks", "n_kept", "n_owners", "n_parts", "n_words",
+         "split"]  # fmt: skip
 """Arguments that change from batch to batch; kernels are not compiled anew for special values."""
 
 
@@ -103,17 +104,6 @@ def grouped_tile(pid, n_rows, n_columns, GROUP: tl.constexpr):
     size = tl.minimum(n_rows - first, GROUP)
     inside = pid - group * width
     return first + inside % size, inside // size
-
-
-@triton.jit
-def popcount(word):
-    """Number of set bits of each int32."""
-    # each line adds neighbouring groups of 1, 2, 4 bits; shifts of negatives are masked clean
-    word = (word & 0x55555555) + ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word & 0x0F0F0F0F) + ((word >> 4) & 0x0F0F0F0F)
-    word = (word & 0x00FF00FF) + ((word >> 8) & 0x00FF00FF)
-    return (word & 0xFFFF) + ((word >> 16) & 0xFFFF)
 
 
 def is_interpreted(kernel: Any) -> bool:

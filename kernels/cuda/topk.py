@@ -24,13 +24,12 @@ from vdr_db.kernels.arguments import Lexical, check_selection
 from vdr_db.kernels.cuda.configs import SELECT_TILES, SelectTiles
 from vdr_db.kernels.cuda.primitives import on_device
 from vdr_db.kernels.cuda.topk_kernels import (
-    count_kept_kernel,
+    keep_kernel,
     mark_lexical_kernel,
     part_candidates_kernel,
     row_threshold_kernel,
-    write_kept_kernel,
 )
-from vdr_db.kernels.reference import Selection
+from vdr_db.kernels.reference import Selection, text_of
 
 __all__ = ["select_topk"]
 
@@ -50,23 +49,10 @@ def select_topk(
     trim: bool = True,
     tiles: SelectTiles = SELECT_TILES,
 ) -> Selection:
-    """The k largest columns of each row, joined with given columns, and their weights.
+    """`vdr_db.kernels.select_topk`, which documents arguments, for float32 logits on a device.
 
-    Args:
-        logits: `[B, V]` float32, any strides; copied unless a row's is 1.
-        k: How many columns to take from each row, 1 to V; None takes all.
-        activation: Turns kept logits into weights.
-        lexical: (indptr `[B + 1]`, columns `[n]`): columns to keep in any case, in any order.
-        trim: Cut `columns` and `weights` to nnz entries, for which the host waits for the device;
-            otherwise they hold B * k + n entries, of which `indptr[-1]` are written.
-        tiles: Run with these tiles instead of the table's.
-
-    Returns:
-        `Selection`: indptr `[B + 1]` int64, columns `[nnz]` int32, weights `[nnz]` float32.
-
-    Raises:
-        ConfigError: `k` is not in [1, V], or `activation` is unknown.
-        ShapeError: Sizes or dtypes disagree.
+    Copies logits unless a row's stride is 1. Without `trim` the result holds B * k + n entries.
+    `tiles` replace those of the table.
     """
     check_selection(logits, k, lexical)
     check_activation(activation)
@@ -98,22 +84,20 @@ def select_topk(
             "n_words": 0 if bits is None else bits.shape[1],
             "stride_logits": logits.stride(0),
             "CHUNK": tiles.chunk,
-            "KEEP_ALL": k is None,
-            "HAS_LEXICAL": bits is not None,
             "ACTIVATION": activation,
             "num_warps": tiles.chunk_warps,
             "enable_fp_fusion": True,
         }
         counts = torch.empty(B * n_chunks, dtype=torch.int32, device=device)
-        count_kept_kernel[(B * n_chunks,)](counts_ptr=counts, **shared)
+        nothing = dict.fromkeys(("ends_ptr", "columns_ptr", "weights_ptr"))
+        keep_kernel[(B * n_chunks,)](counts_ptr=counts, **nothing, **shared)
         ends = counts.cumsum(0)
-        indptr = torch.zeros(B + 1, dtype=torch.int64, device=device)
-        indptr[1:] = ends[n_chunks - 1 :: n_chunks]
+        indptr = torch.nn.functional.pad(ends[n_chunks - 1 :: n_chunks], (1, 0))
         nnz = int(indptr[-1]) if trim else capacity
         columns = torch.empty(nnz, dtype=torch.int32, device=device)
         weights = torch.empty(nnz, dtype=torch.float32, device=device)
-        write_kept_kernel[(B * n_chunks,)](
-            ends_ptr=ends, columns_ptr=columns, weights_ptr=weights, **shared
+        keep_kernel[(B * n_chunks,)](
+            counts_ptr=None, ends_ptr=ends, columns_ptr=columns, weights_ptr=weights, **shared
         )
     return Selection(indptr, columns, weights)
 
@@ -129,12 +113,7 @@ def _limits(logits: Tensor, k: int, tiles: SelectTiles) -> Tensor:
         n = n_parts * (k + 1)
         source = torch.full((B, n), PADDING_KEY, dtype=torch.int32, device=logits.device)
         part_candidates_kernel[(B * n_parts,)](
-            logits,
-            source,
-            V,
-            n_parts,
-            k + 1,
-            logits.stride(0),
+            *(logits, source, V, n_parts, k + 1, logits.stride(0)),
             BLOCK=tiles.part_block,
             SCAN=min(SCAN, tiles.part_block),
             num_warps=tiles.part_warps,
@@ -144,14 +123,7 @@ def _limits(logits: Tensor, k: int, tiles: SelectTiles) -> Tensor:
     if block > tiles.row_block:
         block = tiles.loop_block
     row_threshold_kernel[(B,)](
-        source,
-        logits,
-        limits,
-        n,
-        V,
-        k,
-        source.stride(0),
-        logits.stride(0),
+        *(source, logits, limits, n, V, k, source.stride(0), logits.stride(0)),
         BLOCK=block,
         ONE_BLOCK=n <= block,
         KEYS=source is not logits,
@@ -164,18 +136,11 @@ def _limits(logits: Tensor, k: int, tiles: SelectTiles) -> Tensor:
 
 def _marks(lexical: Lexical, B: int, V: int) -> Tensor:
     """Bits `[B, ceil(V / 32)]` int32 of the columns to keep in any case."""
-    indptr, columns = lexical[0].contiguous(), lexical[1].contiguous()
+    columns = lexical[1].contiguous()
     n = columns.shape[0]
-    entries = torch.arange(n, device=columns.device, dtype=indptr.dtype)
-    texts = torch.searchsorted(indptr[1:], entries, right=True, out_int32=True)
+    texts = text_of(lexical[0], n, out_int32=True)
     bits = torch.zeros((B, triton.cdiv(V, 32)), dtype=torch.int32, device=columns.device)
     mark_lexical_kernel[(triton.cdiv(n, MARK_BLOCK),)](
-        columns,
-        texts,
-        bits,
-        n,
-        bits.shape[1],
-        BLOCK=MARK_BLOCK,
-        enable_fp_fusion=True,
+        columns, texts, bits, n, bits.shape[1], BLOCK=MARK_BLOCK, enable_fp_fusion=True
     )
     return bits

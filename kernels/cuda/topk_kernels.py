@@ -162,71 +162,12 @@ def mark_lexical_kernel(columns_ptr, text_ptr, bits_ptr, n, n_words, BLOCK: tl.c
     tl.atomic_or(bits_ptr + text * n_words + column // 32, bit, mask=inside, sem="relaxed")
 
 
-@triton.jit
-def kept_weights(
-    logits_ptr,
-    limits_ptr,
-    bits_ptr,
-    row,
-    first,
-    V,
-    n_words,
-    stride_logits,
-    CHUNK: tl.constexpr,
-    KEEP_ALL: tl.constexpr,
-    HAS_LEXICAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """Weights of a chunk of a row, and 1 where they are kept."""
-    offs = first + tl.arange(0, CHUNK)
-    inside = offs < V
-    logits = tl.load(logits_ptr + row * stride_logits + offs, mask=inside, other=float("-inf"))
-    is_kept = inside & (logits != float("-inf"))
-    if not KEEP_ALL:
-        key = ordered_key(logits)
-        threshold = tl.load(limits_ptr + 2 * row)
-        cut = tl.load(limits_ptr + 2 * row + 1)
-        is_taken = (key > threshold) | ((key == threshold) & (offs <= cut))
-        if HAS_LEXICAL:
-            words = tl.load(bits_ptr + row * n_words + offs // 32, mask=inside, other=0)
-            is_taken |= ((words >> (offs % 32)) & 1) == 1
-        is_kept &= is_taken
-    weights = activated(logits, ACTIVATION)
-    # written so that NaN is kept: it must surface
-    is_kept &= (weights <= 0.0) == 0
-    return weights, is_kept.to(tl.int32)
-
-
 @triton.jit(do_not_specialize=SIZES)
-def count_kept_kernel(
+def keep_kernel(
     logits_ptr,
     limits_ptr,
     bits_ptr,
     counts_ptr,
-    V,
-    n_chunks,
-    n_words,
-    stride_logits,
-    CHUNK: tl.constexpr,
-    KEEP_ALL: tl.constexpr,
-    HAS_LEXICAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """counts[row, chunk] = kept columns."""
-    row = (tl.program_id(0) // n_chunks).to(tl.int64)
-    first = tl.program_id(0) % n_chunks * CHUNK
-    _, is_kept = kept_weights(
-        logits_ptr, limits_ptr, bits_ptr, row, first, V, n_words, stride_logits,
-        CHUNK, KEEP_ALL, HAS_LEXICAL, ACTIVATION,
-    )  # fmt: skip
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(is_kept, 0))
-
-
-@triton.jit(do_not_specialize=SIZES)
-def write_kept_kernel(
-    logits_ptr,
-    limits_ptr,
-    bits_ptr,
     ends_ptr,
     columns_ptr,
     weights_ptr,
@@ -235,19 +176,33 @@ def write_kept_kernel(
     n_words,
     stride_logits,
     CHUNK: tl.constexpr,
-    KEEP_ALL: tl.constexpr,
-    HAS_LEXICAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Writes kept columns and weights, in ascending order, where the counts before end."""
+    """Kept columns of a chunk of a row: their number or, if ends of chunks are known, themselves.
+
+    Without `limits` all are kept, without `bits` none in any case. Columns ascend.
+    """
     row = (tl.program_id(0) // n_chunks).to(tl.int64)
-    first = tl.program_id(0) % n_chunks * CHUNK
-    weights, is_kept = kept_weights(
-        logits_ptr, limits_ptr, bits_ptr, row, first, V, n_words, stride_logits,
-        CHUNK, KEEP_ALL, HAS_LEXICAL, ACTIVATION,
-    )  # fmt: skip
-    end = tl.load(ends_ptr + tl.program_id(0))
-    place = end - tl.sum(is_kept, 0) + tl.cumsum(is_kept, 0) - 1
-    offs = first + tl.arange(0, CHUNK)
-    tl.store(columns_ptr + place, offs, mask=is_kept == 1)
-    tl.store(weights_ptr + place, weights, mask=is_kept == 1)
+    offs = tl.program_id(0) % n_chunks * CHUNK + tl.arange(0, CHUNK)
+    inside = offs < V
+    logits = tl.load(logits_ptr + row * stride_logits + offs, mask=inside, other=float("-inf"))
+    is_kept = inside & (logits != float("-inf"))
+    if limits_ptr is not None:
+        key = ordered_key(logits)
+        threshold = tl.load(limits_ptr + 2 * row)
+        cut = tl.load(limits_ptr + 2 * row + 1)
+        is_taken = (key > threshold) | ((key == threshold) & (offs <= cut))
+        if bits_ptr is not None:
+            words = tl.load(bits_ptr + row * n_words + offs // 32, mask=inside, other=0)
+            is_taken |= ((words >> (offs % 32)) & 1) == 1
+        is_kept &= is_taken
+    weights = activated(logits, ACTIVATION)
+    # written so that NaN is kept: it must surface
+    is_kept = (is_kept & ((weights <= 0.0) == 0)).to(tl.int32)
+    if ends_ptr is None:
+        tl.store(counts_ptr + tl.program_id(0), tl.sum(is_kept, 0))
+    else:
+        end = tl.load(ends_ptr + tl.program_id(0))
+        place = end - tl.sum(is_kept, 0) + tl.cumsum(is_kept, 0) - 1
+        tl.store(columns_ptr + place, offs, mask=is_kept == 1)
+        tl.store(weights_ptr + place, weights, mask=is_kept == 1)

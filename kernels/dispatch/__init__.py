@@ -78,12 +78,7 @@ def project_pool(
     with torch.autocast(device, enabled=False):
         if chosen == "reference":
             return reference.project_pool(
-                hidden,
-                cu_seqlens,
-                weight,
-                bias,
-                return_argmax=return_argmax,
-                max_length=max_length,
+                hidden, cu_seqlens, weight, bias, return_argmax=return_argmax, max_length=max_length
             )
         from vdr_db.kernels.dispatch import ops
 
@@ -188,18 +183,15 @@ def select_topk(
     chosen = choose_backend(backend, logits, logits.dtype)
     if chosen == "reference":
         return reference.select_topk(logits, k, activation=activation, lexical=lexical)
-    if torch.compiler.is_compiling():
-        from vdr_db.kernels.dispatch import ops
+    from vdr_db.kernels.dispatch import ops
 
+    if torch.compiler.is_compiling():
         given = (None, None) if lexical is None else lexical
         return Selection(*ops.select_topk(logits.detach(), k, activation, *given, chosen))
-    if chosen == "cpu":
-        from vdr_db.kernels.cpu import pooling as cpu
-
-        return cpu.select_topk(logits, k, activation=activation, lexical=lexical)
-    from vdr_db.kernels.cuda import topk
-
-    return topk.select_topk(logits, k, activation=activation, lexical=lexical, trim=trim)
+    options = {} if chosen == "cpu" else {"trim": trim}
+    select = ops.launchers(chosen).select_topk
+    selection: Selection = select(logits, k, activation=activation, lexical=lexical, **options)
+    return selection
 
 
 def is_recorded(*tensors: Tensor | None) -> bool:

@@ -8,13 +8,13 @@ operators are opaque to `torch.compile`, which traces through their fake kernels
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdr_db.kernels.activation import Activation
 from vdr_db.kernels.arguments import argmax_dtype
 from vdr_db.kernels.reference import text_of
 
@@ -28,22 +28,11 @@ __all__ = [
 
 
 def launchers(backend: str) -> ModuleType:
-    """Module with `forward`, `backward` and `backward_sparse`, imported when first needed."""
-    if backend == "cpu":
-        from vdr_db.kernels.cpu import pooling as cpu
-
-        return cpu
-    from vdr_db.kernels.cuda import pooling
-
-    return pooling
+    """Module with what a backend has of both operations, imported when first needed."""
+    return import_module(f"vdr_db.kernels.{'cpu' if backend == 'cpu' else 'cuda'}.pooling")
 
 
-@torch.library.custom_op(
-    "vdr_db::project_pool",
-    mutates_args=(),
-    schema="(Tensor hidden, Tensor cu_seqlens, Tensor weight, Tensor? bias, bool need_argmax, "
-    "str backend, SymInt? max_length=None) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("vdr_db::project_pool", mutates_args=())
 def project_pool(
     hidden: Tensor,
     cu_seqlens: Tensor,
@@ -51,7 +40,7 @@ def project_pool(
     bias: Tensor | None,
     need_argmax: bool,
     backend: str,
-    max_length: int | None = None,
+    max_length: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Logits `[B, V]` and argmax `[B, V]` int16 or int32 (`[0, V]` if not needed).
 
@@ -66,15 +55,8 @@ def project_pool(
 
 
 @project_pool.register_fake
-def _(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    need_argmax: bool,
-    backend: str,
-    max_length: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def _(hidden: Tensor, cu_seqlens: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    _, need_argmax, _, max_length = rest
     B, V = cu_seqlens.shape[0] - 1, weight.shape[0]
     is_double = torch.float64 in (hidden.dtype, weight.dtype)
     logits = hidden.new_empty((B, V), dtype=torch.float64 if is_double else torch.float32)
@@ -82,12 +64,7 @@ def _(
     return logits, hidden.new_empty((rows, V), dtype=argmax_dtype(max_length))
 
 
-@torch.library.custom_op(
-    "vdr_db::project_pool_backward",
-    mutates_args=(),
-    schema="(Tensor grad_logits, Tensor argmax, Tensor hidden, Tensor cu_seqlens, Tensor weight, "
-    "bool need_hidden, bool need_weight, bool need_bias, str backend) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("vdr_db::project_pool_backward", mutates_args=())
 def project_pool_backward(
     grad_logits: Tensor,
     argmax: Tensor,
@@ -176,12 +153,7 @@ def _differentiate(ctx: Any, grad_logits: Tensor, grad_argmax: None) -> tuple[Te
 project_pool.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op(
-    "vdr_db::gather_kept",
-    mutates_args=(),
-    schema="(Tensor logits, Tensor argmax, Tensor indptr, Tensor columns, Tensor hidden, "
-    "Tensor cu_seqlens, Tensor weight, Tensor? bias, str backend) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("vdr_db::gather_kept", mutates_args=())
 def gather_kept(
     logits: Tensor,
     argmax: Tensor,
@@ -208,26 +180,12 @@ def take(logits: Tensor, argmax: Tensor, indptr: Tensor, columns: Tensor) -> tup
 
 @gather_kept.register_fake
 def _(
-    logits: Tensor,
-    argmax: Tensor,
-    indptr: Tensor,
-    columns: Tensor,
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    backend: str,
+    logits: Tensor, argmax: Tensor, indptr: Tensor, columns: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     return logits.new_empty(columns.shape), argmax.new_empty(columns.shape)
 
 
-@torch.library.custom_op(
-    "vdr_db::backward_sparse",
-    mutates_args=(),
-    schema="(Tensor grad_values, Tensor indptr, Tensor columns, Tensor argmax_at_kept, "
-    "Tensor hidden, Tensor cu_seqlens, Tensor weight, bool need_hidden, bool need_weight, "
-    "bool need_bias, str backend) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("vdr_db::backward_sparse", mutates_args=())
 def backward_sparse(
     grad_values: Tensor,
     indptr: Tensor,
@@ -274,44 +232,24 @@ def _differentiate_kept(
 gather_kept.register_autograd(_differentiate_kept, setup_context=_save_kept)
 
 
-@torch.library.custom_op(
-    "vdr_db::select_topk",
-    mutates_args=(),
-    schema="(Tensor logits, SymInt? k, str activation, Tensor? lexical_indptr, "
-    "Tensor? lexical_columns, str backend) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("vdr_db::select_topk", mutates_args=())
 def select_topk(
     logits: Tensor,
     k: int | None,
-    activation: Activation,
+    activation: str,
     lexical_indptr: Tensor | None,
     lexical_columns: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A selection: indptr `[B + 1]`, columns `[nnz]` and weights `[nnz]`; no gradient."""
-    lexical = None
-    if lexical_indptr is not None and lexical_columns is not None:
-        lexical = (lexical_indptr, lexical_columns)
-    if backend == "cpu":
-        from vdr_db.kernels.cpu import pooling as cpu
-
-        kept = cpu.select_topk(logits, k, activation=activation, lexical=lexical)
-        return kept.indptr, kept.columns, kept.weights
-    from vdr_db.kernels.cuda import topk
-
-    kept = topk.select_topk(logits, k, activation=activation, lexical=lexical)
-    return kept.indptr, kept.columns, kept.weights
+    lexical = None if lexical_indptr is None else (lexical_indptr, lexical_columns)
+    select = launchers(backend).select_topk
+    indptr, columns, weights = select(logits, k, activation=activation, lexical=lexical)
+    return indptr, columns, weights
 
 
 @select_topk.register_fake
-def _(
-    logits: Tensor,
-    k: int | None,
-    activation: Activation,
-    lexical_indptr: Tensor | None,
-    lexical_columns: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     nnz = torch.library.get_ctx().new_dynamic_size()
     return (
         logits.new_empty(logits.shape[0] + 1, dtype=torch.int64),

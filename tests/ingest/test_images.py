@@ -19,7 +19,7 @@ from vdr_db import CrossModalEncoder
 from vdr_db.connectors import QdrantStore, VDRQdrant
 from vdr_db.connectors.memory import MemoryStore
 from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.images.files import list_images
+from vdr_db.images.files import list_images, walk_images
 from vdr_db.ingest import (
     ImageFolderSource,
     IngestOptions,
@@ -30,7 +30,7 @@ from vdr_db.ingest import (
     encode_to_spool,
     ingest,
 )
-from vdr_db.ingest.images import image_digest, walk_images
+from vdr_db.ingest.images import image_digest
 from vdr_db.readers import Record
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from triton_runs import (  # noqa: F401 - fixtures
     DEVICE,
     DTYPES,
+    IS_INTERPRETED,
     MARKS,
     assert_no_worse,
     bounds,
@@ -30,7 +31,7 @@ pytestmark = MARKS
 
 # Small enough that every loop runs several times; lists of more than 16 entries are split.
 TILES = BackwardTiles(
-    onehot_length=8, weight_v=16, gather_h=16, rows=4, split=16, chunk=64,
+    onehot_length=8, weight_v=16, gather_h=16, rows=4, split=16, chunk=64, place_warps=4,
     onehot_m=32, onehot_h=16, onehot_k=16, gather_warps=4, onehot_warps=4,
 )  # fmt: skip
 METHODS = pytest.mark.parametrize("method", ["gather", "onehot"])
@@ -107,11 +108,11 @@ def kept(argmax, V, per_row):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("marked", [True, False], ids=["bits", "sort"])
+@pytest.mark.parametrize("counted", [True, False], ids=["count", "sort"])
 @pytest.mark.parametrize(("lengths", "V", "H"), SHAPES)
-def test_kept_entries_match_float64(monkeypatch, lengths, V, H, marked, dtype):
-    if not marked:
-        monkeypatch.setattr(entry_lists, "MARKED_TEXTS", 0)
+def test_kept_entries_match_float64(monkeypatch, lengths, V, H, counted, dtype):
+    if not counted:
+        monkeypatch.setattr(entry_lists, "LARGEST_COUNTS", 0)
     hidden, weight = random(0, sum(lengths), H, dtype=dtype), random(1, V, H, dtype=dtype)
     cu_seqlens = bounds(lengths)
     pooled = reference.project_pool(
@@ -222,7 +223,7 @@ def test_batches_without_tokens_give_zeros():
 
 def test_long_and_short_texts_choose_a_method(monkeypatch):
     calls = []
-    for name in ("launch_weight_gather", "launch_weight_onehot"):
+    for name in ("gather_weight", "multiply_onehot"):
         plain = getattr(pooling_backward, name)
         monkeypatch.setattr(
             pooling_backward,
@@ -235,7 +236,7 @@ def test_long_and_short_texts_choose_a_method(monkeypatch):
         _, argmax = pooling.forward(hidden, cu_seqlens, weight, None, True)
         grad = random(2, 1, 20)
         pooling.backward(grad, argmax, hidden, cu_seqlens, weight, False, tiles=TILES)
-    assert calls == ["launch_weight_onehot", "launch_weight_gather"]
+    assert calls == ["multiply_onehot", "gather_weight"]
 
 
 def test_autograd_through_the_public_function():
@@ -271,25 +272,36 @@ def test_entries_are_listed_by_token(monkeypatch, is_wide, is_kept):
     """Rows that begin and end within chunks, texts without tokens, keys of 32 and of 64 bits."""
     if is_wide:
         monkeypatch.setattr(entry_lists, "SHORT_KEYS", 0)
-    B, V, chunk = 4, 100, 64
+    B, V = 4, 100
     cu_seqlens = bounds([7, 0, 20, 3])
     argmax = torch.stack([torch.arange(V) * 37 % 5, torch.full((V,), -1), torch.arange(V) * 11 % 20,
                           torch.arange(V) % 3]).to(torch.int16).to(DEVICE)  # fmt: skip
-    rows = torch.arange(B, device=DEVICE)
-    indptr = entry_texts = None
+    indptr = torch.arange(B + 1, device=DEVICE) * V
+    texts = torch.arange(B, device=DEVICE).repeat_interleave(V)
     if is_kept:
         indptr, _, texts, argmax = kept(argmax, V, 90)
-        entry_texts = texts.int()
-    else:
-        texts = rows.repeat_interleave(V)
-    token_texts = torch.full((33,), B, dtype=torch.int32, device=DEVICE)
-    token_texts[:30] = entry_lists.text_of_each(cu_seqlens, 30)
-    order, ends, totals = entry_lists.entries_by_token(
-        argmax, indptr, entry_texts, cu_seqlens, token_texts, V, chunk, 4
+    tokens = torch.where(argmax.flatten() < 0, -1, cu_seqlens[texts] + argmax.flatten())
+    token_texts = reference.text_of(cu_seqlens, 33, out_int32=True)
+    order, ends, totals = entry_lists.lists_of(
+        tokens, 33, indptr, token_texts, V, TILES, within_text=not is_kept
     )
-    token = cu_seqlens[texts] + argmax.flatten()
     number = torch.arange(len(texts), device=DEVICE) % (len(texts) if is_kept else V)
     for t in range(30):
-        expected = number[(token == t) & (argmax.flatten() >= 0)]
+        expected = number[tokens == t]
         assert order[ends[t] - totals[t] : ends[t]].tolist() == expected.tolist()
     assert not totals[30:].any()
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["count", "sort"])
+def test_entries_are_listed_by_column(monkeypatch, counted):
+    """More chunks than are added up at once, and columns that nobody keeps."""
+    if not counted:
+        monkeypatch.setattr(entry_lists, "LARGEST_COUNTS", 0)
+    rows, n = 30 if IS_INTERPRETED else 300, 70
+    columns = torch.cat([torch.arange(row % 3, n, 2) for row in range(rows)]).int().to(DEVICE)
+    bounds = torch.tensor([0, len(columns)], device=DEVICE)
+    order, ends, totals = entry_lists.lists_of(columns, n + 5, bounds, None, len(columns), TILES)
+    assert -(-len(columns) // TILES.chunk) > entry_lists.OFFSET_ROWS
+    for column in range(n + 5):
+        expected = (columns == column).nonzero()[:, 0]
+        assert order[ends[column] - totals[column] : ends[column]].tolist() == expected.tolist()

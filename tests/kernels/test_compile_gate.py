@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_every_configuration_passes_the_gate(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(GATE), "--check"],
+        [sys.executable, "-W", "ignore", str(GATE), "--check", "--touched"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -43,6 +44,20 @@ def test_every_configuration_passes_the_gate(tmp_path):
     )
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
     assert f"0 faults, Triton {version('triton')}" in finished.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_a_table_that_the_compiler_did_not_make_is_found(gate, monkeypatch, tmp_path, capsys):
+    specs = [spec for spec in gate.all_specs(80) if spec.kernel == "count_kept_kernel"]
+    (row,) = [row for row in gate.read_table(80)[1] if row["source"] == gate.digest(specs[0])]
+    monkeypatch.setattr(gate, "all_specs", lambda sm: specs)
+    monkeypatch.setattr(gate, "RESULTS", tmp_path)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(gate, "ProcessPoolExecutor", lambda count, _: ThreadPoolExecutor(count))
+    for change, code in (({}, 0), ({"registers": "13"}, 1)):
+        gate.write_table(80, [gate.resources({**row, **change})])
+        assert gate.main(["--sm", "80", "--touched", "--processes", "1"]) == code
+    assert "not what the stored table says" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("sm", "shared_limit"), [(90, 227 * 1024), (80, 163 * 1024)])

@@ -140,17 +140,17 @@ def test_autocast_on_the_cpu_changes_nothing(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_opcheck(dtype):
     tensors = inputs(dtype, requires_grad=True)
-    torch.library.opcheck(ops.project_pool, (*tensors, True, "cpu"))
-    torch.library.opcheck(ops.project_pool, (*(x.detach() for x in tensors), False, "cpu"))
+    torch.library.opcheck(ops.project_pool, (*tensors, True, "cpu", None))
+    torch.library.opcheck(ops.project_pool, (*(x.detach() for x in tensors), False, "cpu", None))
     hidden, bounds, weight, _ = (x.detach() for x in tensors)
-    logits, argmax = ops.project_pool(hidden, bounds, weight, None, True, "cpu")
+    logits, argmax = ops.project_pool(hidden, bounds, weight, None, True, "cpu", None)
     arguments = (torch.ones_like(logits), argmax, hidden, bounds, weight)
     for needs in ((True, True, True), (False, True, False), (True, False, False)):
         torch.library.opcheck(ops.project_pool_backward, (*arguments, *needs, "cpu"))
 
 
 def test_operator_without_argmax_has_no_gradient():
-    logits, _ = ops.project_pool(*inputs(requires_grad=True), False, "cpu")
+    logits, _ = ops.project_pool(*inputs(requires_grad=True), False, "cpu", None)
     with pytest.raises(RuntimeError, match="need_argmax=False and has no gradient"):
         logits.sum().backward()
 

@@ -23,15 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "vdr": {"objective": "vdr", "temperature": 3.0},
     "vdr gated": {"objective": "vdr", "gate_documents": True, "flops_document": 0.3},
     "vdr mask": {"objective": "vdr", "contrastive_mask": 0.5},
-    "svdr": {"objective": "svdr", "symmetry": "sum"},
-    "svdr mask": {"objective": "svdr", "contrastive_mask": 0.5},
-    "infonce": {
-        "objective": "infonce",
-        "flops_query": 0.2,
-        "flops_document": 0.1,
-        "l1_query": 0.1,
-        "l1_document": 0.1,
-    },
+    "svdr": {"objective": "svdr"},
+    "infonce": {"objective": "infonce", "flops_query": 0.2, "flops_document": 0.1},
     "distilled": {"objective": "infonce", "kl": 0.7, "margin_mse": 0.3, "symmetry": "none"},
     "dpr": {"objective": "dpr"},
 }

@@ -57,11 +57,11 @@ def test_two_ranks_train_as_one(tmp_path, port):
 
 @pytest.mark.parametrize(
     "image",
-    [{"sampled_columns": 40}, {"train_text": True}, {"train_text": True, "dense_weight": 0.5}],
-    ids=["sampled columns", "trained texts", "dense vectors too"],
+    [{"sampled_columns": 40}, {"train_text": True}],
+    ids=["sampled columns", "trained texts"],
 )
-def test_two_ranks_train_on_pictures_as_one(tmp_path, port, image):
-    """The same with pictures: all ranks score the same columns, whichever are drawn."""
+def test_two_ranks_train_on_images_as_one(tmp_path, port, image):
+    """The same with images: all ranks score the same columns, whichever are drawn."""
     write_bert(tmp_path / "bert")
     write_shapes(tmp_path, "train", each=6)
     sizes = {"size": 32, "patch_size": 8, "hidden_size": 32, "layers": 1, "heads": 4}

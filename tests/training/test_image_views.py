@@ -1,4 +1,4 @@
-"""Pictures of a run: altered copies, and states of the stem kept on disk."""
+"""Images of a run: altered copies, and states of the stem kept on disk."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    return read_pairs(write_shapes(tmp_path_factory.mktemp("pictures"), "train", each=1))
+    return read_pairs(write_shapes(tmp_path_factory.mktemp("images"), "train", each=1))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_states_are_computed_once(pairs, body, tmp_path):
     assert len(written) == 2
     states(pairs, body, tmp_path, views=1)
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written
-    states(pairs[1:], body, tmp_path)  # other pictures, another file
+    states(pairs[1:], body, tmp_path)  # other images, another file
     assert len(list(tmp_path.iterdir())) == 3
     with torch.no_grad():
         body.stem.last.bias.add_(0.01)
@@ -96,10 +96,10 @@ def test_what_is_transparent_gets_another_background():
     assert all(red > 90 and red > 2 * max(green, blue) for red, green, blue in centres)
 
 
-def test_a_picture_that_cannot_be_read_names_its_line(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    pictures = PairImages(
+def test_an_image_that_cannot_be_read_names_its_line(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    images = PairImages(
         [Pair(tmp_path / "a.png", ("a",), "pairs.jsonl:7")], Preprocessing(), seed=0
     )
     with pytest.raises(InputError, match=r"^pairs\.jsonl:7: "):
-        pictures.take([0], [0])
+        images.take([0], [0])

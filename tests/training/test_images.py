@@ -1,4 +1,4 @@
-"""Cross-modal training: loss, gradients, data errors, resuming, and learning from pictures."""
+"""Cross-modal training: loss, gradients, data errors, resuming, and learning from images."""
 
 import json
 import math
@@ -16,10 +16,11 @@ from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.training.checkpoint import find_checkpoint
 from vdr_db.training.config import build_config, load_config
+from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.columns import sample_columns
 from vdr_db.training.images.data import PairBatches, read_pairs
 from vdr_db.training.images.models import load_pair, trainable_pair
-from vdr_db.training.images.task import ImageTask, feature_distance
+from vdr_db.training.images.task import ImageTask
 from vdr_db.training.images.vectors import DenseHeads, ImageSide, TextSide
 from vdr_db.training.images.watch import ranks, recalls
 from vdr_db.training.objective import Objective
@@ -28,11 +29,12 @@ from vdr_db.training.trainer import Trainer
 from vdr_db.training.watch import read_log
 
 CPU = torch.device("cpu")
+FROZEN, TRAINED = ImageConfig(), ImageConfig(train_text=True)
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Pairs to train on, unseen pictures of the same things, and a text model."""
+    """Pairs to train on, unseen images of the same things, and a text model."""
     folder = tmp_path_factory.mktemp("shapes")
     model_folders.write_bert(folder / "bert")
     write_shapes(folder, "train", each=24)
@@ -101,11 +103,11 @@ def test_the_loss_is_that_of_the_paper(shapes, mask):
     both = loaded(config)
     texts = ["green sun", "blue book", "the light wave in water", "heavy star"]
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    text_side = TextSide(both, is_frozen=False)
-    picture_side = ImageSide(both)
+    text_side = TextSide(both, TRAINED)
+    image_side = ImageSide(both, FROZEN)
     objective = Objective(config.loss)
     found, parts = objective(
-        text_side.encode(texts, objective.query_needs()), picture_side.encode(pixels)[0]
+        text_side.encode(texts, objective.query_needs()), image_side.encode(pixels)
     )
 
     def elu1p(x):
@@ -151,7 +153,7 @@ def test_the_loss_is_that_of_the_paper(shapes, mask):
 def test_sampled_columns_estimate_the_length(shapes):
     """Scores keep their columns; the mean squared length over many draws is that of all columns."""
     both = loaded(settings(shapes))
-    text_side, side = TextSide(both, is_frozen=True), ImageSide(both)
+    text_side, side = TextSide(both, FROZEN), ImageSide(both, FROZEN)
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     texts = text_side.encode(["green sun", "blue book", "heavy star"], {"gated", "bags"})
     with torch.no_grad():
@@ -165,11 +167,11 @@ def test_sampled_columns_estimate_the_length(shapes):
             assert torch.equal(sample.columns[rows.gated.columns], texts.gated.columns)
             assert torch.equal(sample.columns[rows.bags.columns], texts.bags.columns)
             assert float(sample.counts.sum()) == pytest.approx(weights.shape[1], rel=1e-5)
-            found = side.encode(pixels, sample)[0].dense
+            found = side.encode(pixels, sample).dense
             squares.append((weights[:, sample.columns] / found).square().mean(dim=1))
         everything = sample_columns(texts, weights.shape[1])[1]
-        whole = side.encode(pixels)[0].dense
-        torch.testing.assert_close(side.encode(pixels, everything)[0].dense, whole)
+        whole = side.encode(pixels).dense
+        torch.testing.assert_close(side.encode(pixels, everything).dense, whole)
     expected = weights.square().sum(dim=1)
     torch.testing.assert_close(torch.stack(squares).mean(dim=0), expected, rtol=0.05, atol=0)
 
@@ -177,12 +179,10 @@ def test_sampled_columns_estimate_the_length(shapes):
 def test_gradients_are_those_of_the_formulas(shapes):
     both = loaded(settings(shapes))
     both.image.tower.double()
-    side = ImageSide(both)
+    side = ImageSide(both, FROZEN)
     head = both.image.tower.head
     states = torch.randn(2, 3, 32, dtype=torch.float64, requires_grad=True)
     projection = torch.randn(9, 32, dtype=torch.float64, requires_grad=True)
-    mimic = torch.randn(5, 32, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(2, 5, dtype=torch.float64)
 
     def vectors(states, projection):
         head.projection = torch.nn.Parameter(projection, requires_grad=False)
@@ -198,9 +198,6 @@ def test_gradients_are_those_of_the_formulas(shapes):
         expected,
         rtol=1e-5,
         atol=1e-6,
-    )
-    assert torch.autograd.gradcheck(
-        lambda s, m: feature_distance(s.mean(dim=1) @ m.T, teacher), (states, mimic)
     )
 
 
@@ -226,13 +223,13 @@ def test_bad_lines_name_file_and_line(tmp_path, shapes):
         assert len(left_out) == 1
 
 
-def test_a_damaged_picture_names_the_line_of_its_pair(tmp_path, shapes):
+def test_a_damaged_image_names_the_line_of_its_pair(tmp_path, shapes):
     lines = (shapes / "train.jsonl").read_text().splitlines()[:40]
     (tmp_path / "train").mkdir()
     for line in lines:
         name = json.loads(line)["image"]
         (tmp_path / name).write_bytes((shapes / name).read_bytes())
-    (tmp_path / json.loads(lines[4])["image"]).write_bytes(b"no picture")
+    (tmp_path / json.loads(lines[4])["image"]).write_bytes(b"no image")
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     config = settings(
         shapes,
@@ -286,13 +283,6 @@ def test_ranks_count_ties_like_a_store():
             "`image.dense: matrix` needs a frozen text side",
         ),
         ({"image": {"sampled_columns": 9}, "loss": {"contrastive_mask": 0.1}}, "must be 0 with"),
-        ({"image": {"dense_weight": 0.5}}, "needs `loss.objective: vdr` and `image.train_text"),
-        ({"image": {"dense_weight": -0.5, "train_text": True}}, "must not be negative"),
-        (
-            {"loss": {"objective": "dpr"}, "image": {"dense_weight": 1.0, "train_text": True}},
-            "needs `loss.objective: vdr`",
-        ),
-        ({"image": {"dense_start": "dense.pt"}}, "of no use without dense vectors"),
         ({"image": {"width": 3}}, "unknown key `image.width`"),
     ],
 )
@@ -331,13 +321,6 @@ def test_both_sides_train_one_matrix(tmp_path, shapes):
         loaded(part)
 
 
-def test_teacher_features_need_a_row_for_each_pair(tmp_path, shapes):
-    np.save(tmp_path / "few.npy", np.zeros((3, 4), np.float32))
-    config = settings(shapes, image={"teacher": str(tmp_path / "few.npy")})
-    with pytest.raises(InputError, match="a row of features for each of the 384 training pairs"):
-        train(config, tmp_path / "out")
-
-
 # Runs
 
 
@@ -368,9 +351,8 @@ class Killed(Exception):
         {"image": {"train_text": True, "sampled_columns": 20}},
         {"image": {"projection": "text", "train_text": True, "sampled_columns": 20}},
         {"loss": {"objective": "dpr"}, "image": {"train_text": True}},
-        {"image": {"train_text": True, "sampled_columns": 20, "dense_weight": 0.5}},
     ],
-    ids=["both", "tied", "sampled", "both sampled", "one matrix", "dense", "dense too"],
+    ids=["both", "tied", "sampled", "both sampled", "one matrix", "dense"],
 )
 def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, shapes, changes):
     config = settings(shapes, **{**changes, "run": {"checkpoint_every": 2}})
@@ -398,8 +380,8 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, shapes, change
     assert losses[0] == losses[1]
 
 
-def test_it_learns_to_find_unseen_pictures(tmp_path, shapes):
-    """Sixteen kinds of pictures; chance is R@1 1/16."""
+def test_it_learns_to_find_unseen_images(tmp_path, shapes):
+    """Sixteen kinds of images; chance is R@1 1/16."""
     config = settings(
         shapes,
         image={"views": 0},
@@ -416,12 +398,12 @@ def test_it_learns_to_find_unseen_pictures(tmp_path, shapes):
     # The saved model finds them too, with queries that need no model.
     encoder = CrossModalEncoder.from_pretrained(tmp_path / "run" / "model", device="cpu")
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    pictures = [shapes / "unseen" / f"{name.replace(' ', '-')}-0.png" for name in names]
-    rows = encoder.encode_images(pictures).rows
+    images = [shapes / "unseen" / f"{name.replace(' ', '-')}-0.png" for name in names]
+    rows = encoder.encode_images(images).rows
     assert recalls(encoder.bag_of_tokens(names).dot(rows))["text_to_image_r@5"] > 0.9
     with torch.no_grad():
         alone = ImageEncoder.from_pretrained(tmp_path / "run" / "model", device="cpu")
-    assert alone.encode_images(pictures).rows == rows
+    assert alone.encode_images(images).rows == rows
 
 
 def test_a_cheap_warm_up_is_a_start_for_the_full_objective(tmp_path, shapes):
@@ -441,94 +423,21 @@ def test_a_cheap_warm_up_is_a_start_for_the_full_objective(tmp_path, shapes):
     assert outcome.first["ndcg@10"] > train(untrained, tmp_path / "raw").first["ndcg@10"] + 0.05
 
 
-def test_a_dense_baseline_and_teacher_features_learn(tmp_path, shapes):
-    """Features: colour and shape of each picture, as a teacher might know them."""
-    lines = (shapes / "train.jsonl").read_text().splitlines()
-    kinds = [json.loads(line)["text"] for line in lines]
-    words = [*COLOURS, *SHAPES]
-    np.save(
-        tmp_path / "f.npy", np.array([[w in kind.split() for w in words] for kind in kinds], float)
-    )
+def test_a_dense_baseline_learns(tmp_path, shapes):
     config = settings(
         shapes,
         loss={"objective": "dpr"},
-        image={"train_text": True, "teacher": str(tmp_path / "f.npy")},
+        image={"train_text": True},
         optimiser={"lr": 2e-3, "warmup_steps": 10},
         run={"steps": 100, "batch_size": 16, "log_every": 1},
     )
     outcome = train(config, tmp_path / "run")
     assert outcome.last["text_to_image_r@1"] > outcome.first["text_to_image_r@1"] + 0.2
-    taught = [row["teacher"] for row in read_log(tmp_path / "run" / "log.jsonl") if "loss" in row]
-    assert taught[-1] < 0.5 * taught[0]
-
-
-@pytest.mark.parametrize("sampled", [0, 20])
-def test_a_dense_objective_beside_the_sparse_one(tmp_path, shapes, sampled):
-    """Its value is that of the formula; nothing else of the loss changes."""
-    image = {"train_text": True, "sampled_columns": sampled}
-    run = {"steps": 1, "batch_size": 8, "log_every": 1}
-    changes = {"dense_weight": 0.5}
-    first = []
-    for name, beside in (("alone", {}), ("beside", changes)):
-        config = settings(shapes, image={**image, **beside}, run=run)
-        train(config, tmp_path / name)
-        first.append(next(r for r in read_log(tmp_path / name / "log.jsonl") if "loss" in r))
-    alone, both = first
-    assert both["parametric"] == alone["parametric"]
-    assert both["lexical"] == alone["lexical"]
-    assert both["loss"] == pytest.approx(alone["loss"] + 0.5 * both["dense"], rel=1e-6)
-
-    task = ImageTask(config)
-    task.load(tmp_path / "again", CPU)
-    task.set_training(True)
-    batch = next(task.batches(0, 0))
-    dense, encoder = task.texts.dense, task.encoder
-    with torch.no_grad():
-        side = task.texts.side
-        tokens = side.encoder.tokenizer.encode(batch.texts)
-        left = side.encode(tokens, np.arange(8), {"cls"}).cls @ dense.text.T
-        tower = encoder.image.tower
-        right = tower.head.norm(tower.body(batch.inputs)).mean(dim=1) @ dense.image.T
-    left, right = (x.double().numpy() for x in (left, right))
-    left, right = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right))
-    assert both["dense"] == pytest.approx(symmetric(left @ right.T, 0.05), rel=1e-4)
-
-
-def test_dense_heads_go_on_from_an_earlier_run(tmp_path, shapes):
-    changes = {"train_text": True, "dense_weight": 0.5}
-    earlier = settings(shapes, image={"train_text": True}, loss={"objective": "dpr"})
-    train(earlier, tmp_path / "dense")
-    file = tmp_path / "dense" / "dense.pt"
-    found = settings(shapes, image={**changes, "dense_start": str(file)})
-    task = ImageTask(found)
-    task.load(tmp_path / "run", CPU)
-    kept = torch.load(file)
-    assert torch.equal(task.texts.dense.image, kept["image"])
-    assert torch.equal(task.texts.dense.text, kept["text"])
-    new = settings(shapes, image=changes)
-    other = ImageTask(new)
-    other.load(tmp_path / "new", CPU)
-    assert not torch.equal(other.texts.dense.image, kept["image"])
-
-    torch.save({**kept, "text": torch.zeros(3, 3)}, tmp_path / "narrow.pt")
-    (tmp_path / "text.pt").write_text("no maps")
-    torch.save({"text": kept["text"]}, tmp_path / "half.pt")
-    for name, message in (
-        ("narrow.pt", r"`text` of .*narrow\.pt must be \[32, 32\].*got \[3, 3\]"),
-        ("text.pt", "must be the `dense.pt` of a run"),
-        ("half.pt", "must be the `dense.pt` of a run"),
-        ("absent.pt", "must be the `dense.pt` of a run"),
-    ):
-        wrong = settings(shapes, image={**changes, "dense_start": str(tmp_path / name)})
-        with pytest.raises(ConfigError, match=message):
-            ImageTask(wrong).load(tmp_path / "wrong", CPU)
 
 
 def test_the_command_trains_and_writes_a_card(tmp_path, shapes, capsys):
-    file, heads = tmp_path / "run.yaml", tmp_path / "dense.pt"
-    torch.save(DenseHeads(32, 32, seed=1).state_dict(), heads)
-    beside = {"train_text": True, "dense_weight": 0.5, "dense_start": str(heads)}
-    file.write_text(json.dumps(settings(shapes, image=beside).to_dict()))  # JSON is YAML
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(settings(shapes, image={"train_text": True}).to_dict()))
     arguments = ["train", str(file), "--out", str(tmp_path / "run"), "--device", "cpu", "--json"]
     assert main([*arguments, "--set", "run.steps=2", "--set", "optimiser.betas=[0.9, 0.98]"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -25,9 +25,9 @@ def assert_same(left, right, atol):
 
 OBJECTIVES = {
     "vdr": {"objective": "vdr"},
-    "svdr": {"objective": "svdr", "contrastive_mask": 0.1},
+    "svdr": {"objective": "svdr"},
     "gated": {"objective": "vdr", "gate_documents": True, "flops_document": 1e-3},
-    "splade": {"objective": "infonce", "flops_query": 1e-3, "l1_document": 1e-3},
+    "splade": {"objective": "infonce", "flops_query": 1e-3, "flops_document": 1e-3},
     "copied": {"objective": "vdr", "gate_documents": True, "imitation": 1.0, "kl": 0.1},
     "dpr": {"objective": "dpr"},
 }

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vdr_db.checkpoints.assets import fetch, is_known
 from vdr_db.errors import ConfigError, require
-from vdr_db.text.tokenization import TOKENIZER_FILES, TextTokenizer
+from vdr_db.text.tokenization import TOKENIZER_FILES, AnyTokenizer, TextTokenizer
 
 __all__ = ["find_tokenizer", "locate_model"]
 
@@ -58,7 +57,11 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
 
 
 def find_tokenizer(
-    places: Sequence[Path], given: Any, *, hub_id: str | None = None, lower_case: bool = False
+    places: Sequence[Path],
+    given: AnyTokenizer | None,
+    *,
+    hub_id: str | None = None,
+    lower_case: bool = False,
 ) -> TextTokenizer:
     """The tokenizer of a model.
 

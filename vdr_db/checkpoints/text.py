@@ -27,7 +27,7 @@ from vdr_db.checkpoints.plan import GRAPHS, Entry, FromCheckpoint, Plan, tower_n
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
-from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
 from vdr_db.towers.onnx import OnnxTextTower
@@ -57,7 +57,7 @@ class LoadOptions:
     activation: Activation | None = None
     head: str | None = None
     vocabulary: str | None = None
-    tokenizer: Any = None
+    tokenizer: AnyTokenizer | None = None
     revision: str | None = None
     runtime: Runtime = "auto"
     threads: int | None = None

@@ -23,7 +23,6 @@ from vdr_db.errors import ConfigError, InputError, RejectedRows, require
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Collection
-    from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.explain import Explanation, Match
@@ -31,10 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run_command"]
 
 SHOWN_WORDS = 30
-
-
-TOP = 20
-"""Tokens of a match that are shown; the others are summed."""
+TOP = 20  # tokens of a match that are shown; the others are summed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +93,8 @@ def _explain_match(arguments: argparse.Namespace, query: str | Path, id: str) ->
         if isinstance(query, Path) and not hasattr(collection.encoder, "encode_images"):
             _refuse_text_model(encoder.model)
         known = _known_id(collection, id)
-        if isinstance(query, Path):
-            title = f"Why {known} matches the image {query.name}"
-        else:
-            title = f"Why {known} matches “{query}”"
+        asked = f"the image {query.name}" if isinstance(query, Path) else f"“{query}”"
+        title = f"Why {known} matches {asked}"
         return _show_match(arguments, collection, encoder, query, known, title)
 
 
@@ -108,7 +102,8 @@ def _explain_pair(arguments: argparse.Namespace, query: str) -> int:
     """Why an image matches a text, without a collection."""
     from vdr_db.connectors import Collection, MemoryStore
 
-    encoder = _load_both(arguments)
+    with _naming_the_fix(arguments.model):
+        encoder = load_cross_modal(arguments)
     file = Path(arguments.image)
     with Collection(MemoryStore(), encoder) as collection:
         try:
@@ -204,12 +199,9 @@ def _patches(explanation: Explanation) -> list[list[dict[str, Any]]]:
     rows, columns = attribution.grid
     strongest = attribution.strongest()
     token = explanation.vocabulary.token
-    named = [
-        {"word": token(strongest[p][0]), "weight": strongest[p][1]}
-        if p in strongest
-        else {"word": "", "weight": 0.0}
-        for p in range(rows * columns)
-    ]
+    named = [{"word": "", "weight": 0.0} for _ in range(rows * columns)]
+    for place, (id, weight) in strongest.items():
+        named[place] = {"word": token(id), "weight": weight}
     return [named[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
@@ -219,8 +211,6 @@ def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
         with opened(arguments, encoder=None) as collection:
             stamp = collection.store.stamp
         arguments.model = stamp.model if stamp else None
-    if arguments.model is None:
-        _refuse_text_model(DEFAULT_MODEL)
     with _naming_the_fix(arguments.model):
         from vdr_db.encoders.image import ImageEncoder
 
@@ -228,22 +218,17 @@ def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
         return ImageEncoder.from_pretrained(arguments.model, device=arguments.device, **options)
 
 
-def _load_both(arguments: argparse.Namespace) -> CrossModalEncoder:
-    if arguments.model is None:
-        _refuse_text_model(DEFAULT_MODEL)
-    with _naming_the_fix(arguments.model):
-        return load_cross_modal(arguments)
-
-
 @contextmanager
-def _naming_the_fix(model: str) -> Iterator[None]:
+def _naming_the_fix(model: str | None) -> Iterator[None]:
     """Says of a model that lacks an image encoder what to do about it."""
     try:
+        if model is None:
+            _refuse_text_model(DEFAULT_MODEL)
         yield
     except ConfigError as error:
         if "must hold an image encoder" not in str(error):
             raise
-        _refuse_text_model(model, error)
+        _refuse_text_model(model or DEFAULT_MODEL, error)
 
 
 def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:

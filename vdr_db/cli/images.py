@@ -32,11 +32,9 @@ def can_show_images() -> bool:
 
 
 def small_image(payload: Mapping[str, Any]) -> Image | None:
-    """The small image of a document, or None.
+    """The small image of a document, or None: its thumbnail, else the file its payload names.
 
-    Args:
-        payload: The document's. Its thumbnail is taken, else the file it names, with the rights of
-            whoever asks; a document that is no image has none.
+    The file is read with the rights of whoever asks; a document that is no image has none.
     """
     from vdr_db.connectors.images import IMAGE_KEY
     from vdr_db.explain.records import is_image, thumbnail_of
@@ -58,10 +56,7 @@ def small_image(payload: Mapping[str, Any]) -> Image | None:
 def half_blocks(image: Image, columns: int = COLUMNS, rows: int = ROWS) -> Text:
     """An image as lines of upper half blocks: colour of the upper pixel on that of the lower one.
 
-    Args:
-        image: The image; it is scaled to fit, its proportions kept.
-        columns: Cells of a line.
-        rows: Lines.
+    It is scaled to fit `columns` cells of `rows` lines, its proportions kept.
     """
     from PIL import ImageOps
     from rich.color import Color

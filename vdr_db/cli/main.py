@@ -91,14 +91,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: Arguments after the program's name; None takes the process's own.
-
-    Returns:
-        The exit code, see above.
-    """
+    """Runs one command of `argv`, or of the process's own arguments; returns the exit code."""
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these letters shows "?"

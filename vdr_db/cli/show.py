@@ -119,11 +119,7 @@ def show_hits(
 ) -> None:
     """Rank, score, document and matched words of each hit; bars share one scale.
 
-    Args:
-        hits: The hits.
-        title: Above them.
-        caption: Below them.
-        images: Half blocks of each hit, or None for a hit that is no image; empty for no images.
+    `images` holds half blocks of each hit, or None for a hit that is no image; it may be empty.
     """
     from rich.table import Table
     from rich.text import Text
@@ -137,13 +133,7 @@ def show_hits(
         out.print(Text("nothing found", style="dim"))
     most = max((share for hit in hits for _, share in hit.words[:SHOWN_WORDS]), default=0.0)
     decimals = decimals_for(max((hit.score for hit in hits), default=0.0), usual=2)
-    table = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-        width=min(out.width, 120),
-    )
+    table = _table(width=min(out.width, 120))
     wide = 0
     if any(images) and out.width >= NARROWEST:
         wide = max(len(line) for image in images if image for line in image.plain.splitlines())
@@ -205,14 +195,9 @@ def show_explanation(
 ) -> None:
     """Token, its weight in query and document, and their product; the products sum to the score.
 
-    Args:
-        terms: Of the match.
-        score: Of the match.
-        limit: Most tokens shown, those with the largest products; the others are summed in one
-            line. 0 shows all.
+    At most `limit` tokens are shown, those with the largest products, and the others summed in one
+    line; 0 shows all.
     """
-    from rich.table import Table
-
     from vdr_db.explain.numbers import decimals_for
 
     products = [(token, query, document, query * document) for token, query, document in terms]
@@ -220,7 +205,7 @@ def show_explanation(
     most = max((row[3] for row in products), default=0.0)
     weight_decimals = decimals_for(max((max(row[1:3]) for row in products), default=0.0), usual=3)
     decimals = decimals_for(most, usual=3)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = _table()
     table.add_column("token", no_wrap=True)
     for name in ("query", "document", "product"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -259,17 +244,7 @@ def show_vectors(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], limit:
 
 def show_comparison(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:
     """A table of measurements; the first column is text, None and NaN show as a dash."""
-    from rich.table import Table
-
-    table = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
+    table = _table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
@@ -318,6 +293,12 @@ def console() -> Console:
     return Output(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
+def _table(**options: Any) -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", **options)
+
+
 def _line(value: object) -> str:
     return _CONTROL.sub(" ", str(value)).strip()
 
@@ -351,9 +332,8 @@ def _bars(words: Sequence[tuple[str, float]], most: float) -> Table:
     grid.add_column(no_wrap=True, width=12, overflow="ellipsis")
     grid.add_column(no_wrap=True, width=8)
     grid.add_column(justify="right", no_wrap=True)
-    shown = words[:SHOWN_WORDS]
     decimals = decimals_for(most, usual=2)
-    for word, share in shown:
+    for word, share in words[:SHOWN_WORDS]:
         grid.add_row(_line(word), _bar(share / most if most else 0.0, 8), f"{share:.{decimals}f}")
     if len(words) > SHOWN_WORDS:
         rest = math.fsum(share for _, share in words[SHOWN_WORDS:])

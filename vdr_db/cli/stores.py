@@ -50,12 +50,7 @@ def place_of(store: str) -> Place:
 def load_model(
     arguments: argparse.Namespace, *, name: str | None = None, head: str | None = None
 ) -> SparseEncoder:
-    """The model of `--model`, or `name` where that was not given; `head` for one with a new head.
-
-    Raises:
-        ConfigError: The model cannot be found or is damaged.
-        MissingExtraError: torch or transformers is not installed.
-    """
+    """The model of `--model`, or `name` where that was not given; `head` for a new head."""
     from vdr_db import SparseEncoder
 
     chosen, options = _asked_for(arguments, name)
@@ -65,12 +60,7 @@ def load_model(
 def load_cross_modal(
     arguments: argparse.Namespace, *, name: str | None = None
 ) -> CrossModalEncoder:
-    """The model of texts and images of `--model`, or `name` where that was not given.
-
-    Raises:
-        ConfigError: The model cannot be found, is damaged, or reads no images.
-        MissingExtraError: torch or transformers is not installed.
-    """
+    """The model of texts and images of `--model`, or `name` where that was not given."""
     from vdr_db import CrossModalEncoder
 
     chosen, options = _asked_for(arguments, name)

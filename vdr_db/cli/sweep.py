@@ -83,12 +83,8 @@ def plot_sweeps(
 ) -> None:
     """Draws nDCG@10 over FLOPS, a curve for each document k, a panel for each collection.
 
-    Args:
-        sweeps: Name of a collection, its points, and BM25 on it or None.
-        path: Of the drawing; its ending says the kind.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    A sweep is the name of a collection, its points, and BM25 on it or None; the ending of `path`
+    says the kind of drawing. Needs matplotlib.
     """
     require("matplotlib", "train")
     from matplotlib.figure import Figure

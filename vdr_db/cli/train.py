@@ -9,12 +9,13 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdr_db.cli.exits import DONE
-from vdr_db.cli.show import say, show_json, show_text
+from vdr_db.cli.show import progress, say, show_json, show_text
 from vdr_db.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["add_mine_arguments", "add_train_arguments", "run_mine", "run_train"]
 
 BM25 = "bm25"
+SECONDS_BETWEEN_LINES = 30.0
+_Tell = Callable[[str, int, int, Mapping[str, float]], None]
+"""Takes what is done, how much of it, how much there is, and numbers such as the loss."""
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,19 +70,17 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, _overrides(arguments.set))
     device = torch.device(arguments.device) if arguments.device else None
-    prepare = _Progress("prepare", "files of images")
     trainer: Trainer[Example, TokenBatch] | Trainer[ImageExample, ImageBatch]
-    if config.image is None:
-        trainer = Trainer(TextTask(config), arguments.out, device=device)
-    else:
-        task = ImageTask(config, on_states=lambda done, total: prepare(done, total, {}))
-        trainer = Trainer(task, arguments.out, device=device)
-    if launched_rank():
-        trainer.run()
-        return DONE
-    show = _Progress()
-    outcome = trainer.run(show)
-    show.end()
+    with _told("steps") as tell:
+        if config.image is None:
+            trainer = Trainer(TextTask(config), arguments.out, device=device)
+        else:
+            task = ImageTask(config, on_states=lambda done, total: tell("images", done, total, {}))
+            trainer = Trainer(task, arguments.out, device=device)
+        if launched_rank():
+            trainer.run()
+            return DONE
+        outcome = trainer.run(lambda *step: tell("train", *step))
     model = arguments.out / MODEL_FOLDER
     try:
         plot_run(read_log(arguments.out / LOG_FILE), arguments.out / "run.png")
@@ -135,19 +137,18 @@ def run_mine(arguments: argparse.Namespace) -> int:
             on_bad=skipped.append if arguments.skip_bad else None,
         )
     )
-    show = _Progress("mine", "queries")
-    mined = mine(
-        examples,
-        lambda documents: _ranker(arguments.model, documents),
-        count=arguments.negatives,
-        depth=arguments.depth,
-        skip=arguments.skip,
-        with_scores=arguments.scores,
-        progress=lambda done, total: show(done, total, {}),
-    )
-    ready = arrange(list(mined), arguments.arrange) if arguments.arrange else mined
-    written = write_scored(ready, arguments.out)
-    show.end()
+    with _told("queries") as tell:
+        mined = mine(
+            examples,
+            lambda documents: _ranker(arguments.model, documents),
+            count=arguments.negatives,
+            depth=arguments.depth,
+            skip=arguments.skip,
+            with_scores=arguments.scores,
+            progress=lambda done, total: tell("mine", done, total, {}),
+        )
+        ready = arrange(list(mined), arguments.arrange) if arguments.arrange else mined
+        written = write_scored(ready, arguments.out)
     result = {"examples": written, "skipped": len(skipped), "file": str(arguments.out)}
     if arguments.json:
         show_json(result)
@@ -202,36 +203,27 @@ def _report(outcome: Outcome, model: Path, *, as_json: bool) -> None:
         show_text(f"{outcome.skipped} bad examples were left out of the last epoch")
 
 
-class _Progress:
-    """A bar on a terminal; a line now and then elsewhere."""
+@contextmanager
+def _told(unit: str) -> Iterator[_Tell]:
+    """Something to tell progress to: a bar on a terminal, a line now and then elsewhere."""
+    with progress(None, unit, "") as bar:
+        started = shown = time.monotonic()
 
-    SECONDS_BETWEEN_LINES = 30.0
+        def tell(name: str, done: int, total: int, numbers: Mapping[str, float]) -> None:
+            nonlocal started, shown
+            values = {name: f"{numbers[name]:.4g}" for name in ("loss", "lr") if name in numbers}
+            now = time.monotonic()
+            if not bar.disable:
+                if bar.total != total:
+                    bar.reset(total)
+                bar.set_description(name, refresh=False)
+                bar.set_postfix(values, refresh=False)
+                bar.update(done - bar.n)
+            elif done == total or now - shown >= SECONDS_BETWEEN_LINES:
+                shown, left = now, (now - started) / max(done, 1) * (total - done)
+                told = "  ".join(f"{name} {value}" for name, value in values.items())
+                say(f"{name} {done}/{total} {unit}  {told}  {left / 60:.0f} min left")
+            if done == total:
+                started = now
 
-    def __init__(self, name: str = "train", unit: str = "steps") -> None:
-        self._name, self._unit = name, unit
-        self._bar_drawn = False
-        self._started = self._shown = time.monotonic()
-
-    def __call__(self, done: int, total: int, numbers: dict[str, float]) -> None:
-        now = time.monotonic()
-        is_terminal = sys.stderr.isatty()
-        pause = 0.1 if is_terminal else self.SECONDS_BETWEEN_LINES
-        if now - self._shown < pause and done < total:
-            return
-        self._shown = now
-        left = (now - self._started) / max(done, 1) * (total - done)
-        shown = "  ".join(
-            f"{name} {numbers[name]:.4g}" for name in ("loss", "lr") if name in numbers
-        )
-        line = f"{self._name} {done}/{total} {self._unit}  {shown}  {left / 60:.0f} min left"
-        if is_terminal:
-            filled = round(20 * done / max(total, 1))
-            sys.stderr.write(f"\r\x1b[K{'█' * filled}{'·' * (20 - filled)} {line}")
-            sys.stderr.flush()
-            self._bar_drawn = True
-        else:
-            say(line)
-
-    def end(self) -> None:
-        if self._bar_drawn:
-            sys.stderr.write("\n")
+        yield tell

@@ -47,9 +47,8 @@ __all__ = [
 ]
 
 _METRICS = ("flops", "mean", "mean_nonzeros", "ndcg", "precision", "recall", "reciprocal_rank")
-_HOME = dict.fromkeys(__all__, "quality")
-_HOME.update(dict.fromkeys(_METRICS, "metrics"))
-_HOME.update(dict.fromkeys(("DEFAULT_KS", "SweepPoint", "sweep_k"), "sweep"))
+_HOME = dict.fromkeys(__all__, "quality") | dict.fromkeys(_METRICS, "metrics")
+_HOME |= dict.fromkeys(("DEFAULT_KS", "SweepPoint", "sweep_k"), "sweep")
 
 
 def __getattr__(name: str) -> object:
@@ -57,9 +56,8 @@ def __getattr__(name: str) -> object:
     if name in _HOME:
         from importlib import import_module
 
-        value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
+        home = import_module(f"{__name__}.{_HOME[name]}")
+        return globals().setdefault(name, getattr(home, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

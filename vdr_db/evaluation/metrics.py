@@ -51,11 +51,10 @@ def ndcg(
         ConfigError: `cutoff` is below 1.
         InputError: A document comes twice among the hits of a query, or a score is NaN.
     """
-    values = {}
-    for query, grades, ideal in _judged(run, judgements, cutoff):
-        best = _discounted(np.sort(ideal)[::-1][:cutoff])
-        values[query] = _discounted(grades[:cutoff]) / best
-    return values
+    return {
+        query: _discounted(grades[:cutoff]) / _discounted(np.sort(ideal)[::-1][:cutoff])
+        for query, grades, ideal in _judged(run, judgements, cutoff)
+    }
 
 
 def recall(

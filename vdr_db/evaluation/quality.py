@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from vdr_db.connectors.base import Documents
 from vdr_db.connectors.collections.collection import Mode
@@ -87,12 +88,9 @@ class TestCollection:
     def load(
         cls, folder: str | Path, *, split: str | None = None, keeps_identical: bool = False
     ) -> TestCollection:
-        """Reads a BEIR folder into memory.
+        """Reads a BEIR folder into memory, with the judgements of a split.
 
-        Args:
-            folder: The folder.
-            split: Which judgements; None takes `test`, or the only split there is.
-            keeps_identical: See the attribute.
+        Without one, `test` is taken, or the only split there is.
 
         Raises:
             InputError: A file is missing or wrong, or no query has a relevant document.
@@ -179,13 +177,7 @@ def evaluate_model(
 ) -> Quality:
     """Encodes, indexes and searches a collection with a model.
 
-    Args:
-        collection: What to search.
-        encoder: The model.
-        store: Where to write to; None makes an embedded collection and removes it afterwards.
-
-    Returns:
-        What was measured.
+    Without a `store` to write to, an embedded collection is made and removed afterwards.
     """
     if store is not None:
         return _Vectors(collection, encoder).searched(store, ["full"])[0]
@@ -196,11 +188,6 @@ def evaluate_modes(
     collection: TestCollection, encoder: SparseEncoder, modes: Sequence[Mode] = MODES
 ) -> list[Quality]:
     """The same for several modes; texts are encoded once, and modes share an index where they can.
-
-    Args:
-        collection: What to search.
-        encoder: The model.
-        modes: Which modes, of `MODES`.
 
     Returns:
         What was measured, in the order of `MODES`.
@@ -233,15 +220,8 @@ def evaluate_bm25(collection: TestCollection) -> Quality:
     bm25s = require("bm25s", "cli")
     stemmer = require("Stemmer", "cli").Stemmer("english")
 
-    def words(texts: Sequence[str]) -> Any:
-        return bm25s.tokenize(
-            texts,
-            stopwords=None,
-            stemmer=stemmer,
-            token_pattern=BM25_WORD,
-            show_progress=False,
-        )
-
+    options = {"stopwords": None, "stemmer": stemmer, "token_pattern": BM25_WORD}
+    words = partial(bm25s.tokenize, **options, show_progress=False)
     timer = Timer()
     documents = words(collection.document_texts)
     if not documents.vocab:
@@ -349,13 +329,11 @@ class _Vectors:
     def searched(self, store: VDRQdrant, modes: Sequence[Mode]) -> list[Quality]:
         """Fills a store and measures modes whose documents are alike."""
         collection = self._collection
-        documents, encode_documents_s = self._documents(tokens="beta" in modes)
-        index_s = 0.0
+        documents, encode_documents_s = self._rows("document", tokens="beta" in modes)
+        index_s = fill(store, collection, documents)
         measured = []
-        for i, mode in enumerate(modes):
-            queries, encode_queries_s = self._queries(tokens=mode == "alpha")
-            if i == 0:
-                index_s = fill(store, collection, documents)
+        for mode in modes:
+            queries, encode_queries_s = self._rows("query", tokens=mode == "alpha")
             run, search_ms = search(store, collection, queries)
             measured.append(
                 Quality(
@@ -373,21 +351,16 @@ class _Vectors:
             )
         return measured
 
-    def _documents(self, *, tokens: bool) -> tuple[SparseRows, float]:
-        return self._make("document", tokens, self._collection.document_texts)
-
-    def _queries(self, *, tokens: bool) -> tuple[SparseRows, float]:
-        return self._make("query", tokens, self._collection.query_texts)
-
-    def _make(self, side: str, tokens: bool, texts: list[str]) -> tuple[SparseRows, float]:
-        key = (side, tokens)
-        if key not in self._made:
+    def _rows(self, side: str, *, tokens: bool) -> tuple[SparseRows, float]:
+        if (side, tokens) not in self._made:
+            is_document = side == "document"
+            texts = self._collection.document_texts if is_document else self._collection.query_texts
             timer = Timer()
             if tokens:
                 rows = self._encoder.bag_of_tokens(texts)
-            elif side == "document":
+            elif is_document:
                 rows = self._encoder.encode_documents(texts, show_progress=sys.stderr.isatty())
             else:
                 rows = self._encoder.encode_queries(texts)
-            self._made[key] = rows, timer.lap()
-        return self._made[key]
+            self._made[side, tokens] = rows, timer.lap()
+        return self._made[side, tokens]

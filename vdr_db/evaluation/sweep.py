@@ -75,13 +75,8 @@ def sweep_k(
 
     The model's own k, and whether it keeps a text's own tokens in any case, do not count.
 
-    Args:
-        collection: What to search.
-        encoder: The model; it stays as it is.
-        query_ks: Of queries, 0 or more each.
-        document_ks: Of documents.
-        modes: `"full"` pairs the two; `"alpha"` pairs bags of tokens with `document_ks`, `"beta"`
-            `query_ks` with bags of tokens.
+    The mode `"full"` pairs the two; `"alpha"` pairs bags of tokens with `document_ks`, `"beta"`
+    `query_ks` with bags of tokens.
 
     Returns:
         One point a pair: by document k, then query k, bags of tokens last.
@@ -94,13 +89,11 @@ def sweep_k(
             raise ConfigError(f"`{name}` must be some numbers from 0 on, got {list(ks)}.")
     if not modes or not set(modes) <= set(MODES):
         raise ConfigError(f"`modes` must be some of {list(MODES)}, got {list(modes)}.")
-    wants_encoded_queries = set(modes) != {"alpha"}
-    wants_encoded_documents = set(modes) != {"beta"}
     queries: dict[int | None, SparseRows] = {}
     documents: dict[int | None, SparseRows] = {}
-    if wants_encoded_queries:
+    if set(modes) != {"alpha"}:
         queries.update(_levels(encoder, "query", collection.query_texts, query_ks))
-    if wants_encoded_documents:
+    if set(modes) != {"beta"}:
         documents.update(_levels(encoder, "document", collection.document_texts, document_ks))
     if "alpha" in modes:
         queries[None] = encoder.bag_of_tokens(collection.query_texts)
@@ -111,8 +104,11 @@ def sweep_k(
         with opened(encoder, tokens=document_k is None) as store:
             fill(store, collection, document_rows)
             for query_k, query_rows in queries.items():
-                mode = _mode(query_k, document_k)
-                if mode is None or mode not in modes:
+                # Two bags of tokens are no mode: no model takes part.
+                mode: Mode = "alpha" if query_k is None else "full"
+                if document_k is None:
+                    mode = "beta"
+                if mode not in modes or (query_k is None and document_k is None):
                     continue
                 run, search_ms = search(store, collection, query_rows)
                 points.append(
@@ -128,13 +124,6 @@ def sweep_k(
                     )
                 )
     return points
-
-
-def _mode(query_k: int | None, document_k: int | None) -> Mode | None:
-    """Mode of a pair; None for two bags of tokens, which no model takes part in."""
-    if query_k is None:
-        return None if document_k is None else "alpha"
-    return "beta" if document_k is None else "full"
 
 
 def _levels(
@@ -160,13 +149,12 @@ def _levels(
 
 def _among(rows: SparseRows, kept: SparseRows) -> SparseRows:
     """The entries of each row whose token the same row of `kept` has."""
-    row_of_entry = np.repeat(np.arange(len(rows)), rows.counts)
-    of_kept = np.repeat(np.arange(len(kept)), kept.counts)
-    chosen = np.isin(
-        row_of_entry * rows.width + rows.indices,
-        of_kept * kept.width + kept.indices,
-        assume_unique=True,
+    row_of, row_of_kept = (np.repeat(np.arange(len(one)), one.counts) for one in (rows, kept))
+    places, kept_places = (
+        row_of * rows.width + rows.indices,
+        row_of_kept * rows.width + kept.indices,
     )
-    counts = np.bincount(row_of_entry[chosen], minlength=len(rows))
+    chosen = np.isin(places, kept_places, assume_unique=True)
+    counts = np.bincount(row_of[chosen], minlength=len(rows))
     indptr = np.concatenate([[0], np.cumsum(counts)])
     return SparseRows(indptr, rows.indices[chosen], rows.values[chosen], rows.width)

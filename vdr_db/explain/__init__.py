@@ -1,11 +1,5 @@
 """Seeing what a vector says: words with weights, where each comes from, and why a hit is a hit.
 
-```python
-from vdr_db.explain import explain_text, save_html
-
-save_html("tea.html", [explain_text(encoder, "hot water on green leaves")])
-```
-
 The reports are HTML and SVG without a script and need no package; `save_png` needs the extra
 `images`. `docs/seeing.md` shows what is in them.
 """
@@ -15,11 +9,7 @@ import warnings
 from vdr_db.explain.attribution import Attribution, text_attribution, weights_by_position
 from vdr_db.explain.charts import grid_svg, patches_svg, shares_svg
 from vdr_db.explain.cloud import cloud_svg
-from vdr_db.explain.explanation import (
-    Explanation,
-    Match,
-    ShownImage,
-)
+from vdr_db.explain.explanation import Explanation, Match, ShownImage
 from vdr_db.explain.items import explain_image, explain_text
 from vdr_db.explain.matches import make_match, match_of, match_of_image
 from vdr_db.explain.png import save_png

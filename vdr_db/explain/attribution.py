@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.kernels import Activation
 
-__all__ = ["Attribution", "text_attribution", "weights_by_position"]
+__all__ = ["Attribution", "heaviest", "text_attribution", "weights_by_position"]
 
 MOST_DIMENSIONS = 256
 """Dimensions that are followed back to their positions, the heaviest of a vector."""
@@ -78,12 +78,7 @@ class Attribution:
     def of_patches(
         cls, weights: npt.ArrayLike, ids: npt.ArrayLike, grid: tuple[int, int]
     ) -> Attribution:
-        """Attribution of an image.
-
-        Args:
-            weights: `[rows * columns, D]`, weights each patch alone would give, row by row.
-            ids: `[D]` token ids, the heaviest of the vector first.
-            grid: Rows and columns of patches.
+        """Attribution of an image, of weights `[rows * columns, D]` by patch, row by row.
 
         Raises:
             ShapeError: The sizes disagree.
@@ -97,8 +92,7 @@ class Attribution:
         """`[D]` position each weight comes from; the first of equal ones."""
         if not self.positions:
             return np.zeros(0, np.int64)
-        best: npt.NDArray[np.int64] = np.argmax(self.weights, axis=0).astype(np.int64)
-        return best
+        return np.argmax(self.weights, axis=0).astype(np.int64, copy=False)  # type: ignore[no-any-return]
 
     def fired(self, position: int) -> list[tuple[int, float]]:
         """Token ids whose weight comes from a position, with their weights, heaviest first."""
@@ -109,9 +103,7 @@ class Attribution:
         """Position -> the token id with the most weight there, and that weight.
 
         Unlike `fired`, this also names positions where another one gives the same word more.
-
-        Args:
-            least: Weights below this share of the largest one are left out.
+        Weights below a share `least` of the largest one are left out.
         """
         if not self.ids.size or not self.positions:
             return {}
@@ -127,10 +119,8 @@ class Attribution:
     @property
     def totals(self) -> npt.NDArray[np.float64]:
         """`[P]` sum of the weights that come from each position."""
-        best = self.best
-        largest = self.weights[best, np.arange(best.size)].astype(np.float64)
-        sums = np.bincount(best, weights=largest, minlength=len(self.positions))
-        return sums.astype(np.float64)
+        largest = self.weights.max(axis=0, initial=0.0).tolist()
+        return self.totals_of(dict(zip(self.ids.tolist(), largest, strict=True)))
 
     def totals_of(self, shares: Mapping[int, float]) -> npt.NDArray[np.float64]:
         """`[P]` sum of what the words that come from each position count.
@@ -139,8 +129,9 @@ class Attribution:
             shares: Token id -> how much it counts, such as its share of a score.
         """
         counted = np.array([shares.get(int(id), 0.0) for id in self.ids], np.float64)
-        sums = np.bincount(self.best, weights=counted, minlength=len(self.positions))
-        return sums.astype(np.float64)
+        return np.bincount(self.best, weights=counted, minlength=len(self.positions)).astype(
+            np.float64
+        )
 
 
 def weights_by_position(
@@ -174,15 +165,9 @@ def text_attribution(
 ) -> Attribution:
     """Which token of a text fires which word.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        text: The text.
-        side: Whether it is a document or a query.
-        row: Its vector, one row, when it is there already.
-        most: Dimensions to follow back, the heaviest.
-
-    Returns:
-        Positions are the special tokens and the text's own ones, as far as the model reads.
+    Its vector is made unless the `row` is there already; the `most` heaviest dimensions are
+    followed back. Positions are the special tokens and the text's own ones, as far as the model
+    reads.
 
     Raises:
         ShapeError: `row` is not one row.
@@ -192,12 +177,14 @@ def text_attribution(
         row = encode([text])
     if len(row) != 1:
         raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
-    ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
+    column_of = encoder.vocabulary.id_to_column
+    ids = heaviest(row, len(row.indices))
+    ids = ids[column_of[ids] >= 0][:most]
     is_document = side == "document"
     tower = encoder.tower("document" if is_document else "query")
     prompt = (encoder.document_entry if is_document else encoder.query_entry).prompt
     names, spans = _positions(encoder, prompt, text, side)
-    columns = encoder.vocabulary.id_to_column[ids].astype(np.int64)
+    columns = column_of[ids].astype(np.int64)
     weights = weights_by_position(
         tower.states(encoder.item(side, text)),
         tower.rows(columns),
@@ -227,10 +214,7 @@ def _positions(
     return names, [*[NOWHERE] * len(frame.prefix), *moved, *[NOWHERE] * len(frame.suffix)]
 
 
-def _heaviest(
-    row: SparseRows, id_to_column: npt.NDArray[np.int32], most: int
-) -> npt.NDArray[np.int32]:
+def heaviest(row: SparseRows, most: int) -> npt.NDArray[np.int32]:
+    """Token ids of one row, heaviest first."""
     ids, weights = row.row(0)
-    has_column = id_to_column[ids] >= 0
-    ids, weights = ids[has_column], weights[has_column]
     return ids[np.lexsort((ids, -weights))[:most]].astype(np.int32)

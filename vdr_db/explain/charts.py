@@ -45,14 +45,9 @@ def bar_svg(share: float, tone: str = "both") -> str:
 
 
 def grid_svg(attribution: Attribution, vocabulary: Vocabulary, *, most: int = GRID_WORDS) -> str:
-    """Words by positions: the darker a cell, the more weight the position alone would give.
+    """Words by positions of a text: the darker a cell, the more weight the position would give.
 
-    The number stands at the position a weight comes from.
-
-    Args:
-        attribution: Of a text.
-        vocabulary: Names the rows.
-        most: Rows, the heaviest words.
+    The number stands at the position a weight comes from; rows are the `most` heaviest words.
 
     Returns:
         An `<svg>` element, or `""` without words.
@@ -84,7 +79,7 @@ def grid_svg(attribution: Attribution, vocabulary: Vocabulary, *, most: int = GR
             x = ROW_LABEL + CELL_X * p
             parts.append(
                 f'<rect class="cell" x="{x + 1}" y="{y + 1}" width="{CELL_X - 2}" '
-                f'height="{CELL_Y - 2}" rx="3" fill-opacity="{_shade(share)}"/>'
+                f'height="{CELL_Y - 2}" rx="3" fill-opacity="{max(share, LEAST_SHADE):.2f}"/>'
             )
             if p == best:
                 dark = " on-dark" if share > 0.55 else ""
@@ -101,13 +96,7 @@ def grid_svg(attribution: Attribution, vocabulary: Vocabulary, *, most: int = GR
 def patches_svg(
     attribution: Attribution, vocabulary: Vocabulary, image: ShownImage, *, small: int = SMALL_MAPS
 ) -> str:
-    """An image with the strongest word of each patch, and one map for each of the heaviest words.
-
-    Args:
-        attribution: Of an image, with a grid.
-        vocabulary: Names the words.
-        image: What the patches were cut from.
-        small: How many words get a map of their own.
+    """An image with the strongest word of each patch, and maps of the `small` heaviest words.
 
     Returns:
         A `<div class="patches">` of `<svg>` elements, or `""` without a grid or words.
@@ -125,32 +114,26 @@ def patches_svg(
     parts = []
     for p, (id, weight) in attribution.strongest().items():
         row, column = divmod(p, columns)
-        x, y = column * wide, row * high
         word = vocabulary.token(id)
         # Bold letters take about an eighth more than `text_width` counts.
         size = min(13.0, 0.5 * high, (wide - 6) / max(1.13 * text_width(word, 1.0), 0.1))
         parts.append(
-            f'<rect class="patch" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" '
-            f'fill-opacity="{0.08 + 0.3 * weight / strongest:.2f}"/>'
-            f'<text class="patch-word" text-anchor="middle" x="{x + wide / 2:.1f}" '
-            f'y="{y + high / 2 + size / 3:.1f}" font-size="{size:.1f}">{escaped(word)}'
+            _patch("patch", p, columns, wide, high, 0.08 + 0.3 * weight / strongest)
+            + f'<text class="patch-word" text-anchor="middle" x="{(column + 0.5) * wide:.1f}" '
+            f'y="{(row + 0.5) * high + size / 3:.1f}" font-size="{size:.1f}">{escaped(word)}'
             f"<title>{escaped(word)} {weight:.{decimals}f}</title></text>"
         )
     big = _over(source, PATCH_WIDTH, height, "".join(parts), "the strongest word of each patch")
     maps = []
+    step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * image.height / image.width / rows
+    shares = SHARE_OPACITY * (attribution.weights - lowest) / ((strongest - lowest) or 1.0)
     for d, id in enumerate(attribution.ids[:small].tolist()):
-        cells = []
-        step_x, step_y = SMALL_WIDTH / columns, SMALL_WIDTH * image.height / image.width / rows
-        for p in range(len(attribution.positions)):
-            row, column = divmod(p, columns)
-            share = (float(attribution.weights[p, d]) - lowest) / ((strongest - lowest) or 1.0)
-            shade = f"{SHARE_OPACITY * share:.2f}"
-            cells.append(
-                f'<rect class="share" x="{column * step_x:.1f}" y="{row * step_y:.1f}" '
-                f'width="{step_x:.1f}" height="{step_y:.1f}" fill-opacity="{shade}"/>'
-            )
+        cells = "".join(
+            _patch("share", p, columns, step_x, step_y, share)
+            for p, share in enumerate(shares[:, d].tolist())
+        )
         name = escaped(vocabulary.token(id))
-        drawn = _over(source, SMALL_WIDTH, step_y * rows, "".join(cells), f"patches of {name}")
+        drawn = _over(source, SMALL_WIDTH, step_y * rows, cells, f"patches of {name}")
         maps.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
     return (
         f'<div class="patches"><div class="scroll">{big}</div>'
@@ -160,11 +143,6 @@ def patches_svg(
 
 def shares_svg(attribution: Attribution, image: ShownImage, shares: Mapping[int, float]) -> str:
     """An image where the patches are coloured that a score comes from, the more the stronger.
-
-    Args:
-        attribution: Of an image, with a grid.
-        image: What the patches were cut from.
-        shares: Token id -> its share of the score.
 
     Returns:
         An `<svg>` element, or `""` without a grid.
@@ -177,24 +155,32 @@ def shares_svg(attribution: Attribution, image: ShownImage, shares: Mapping[int,
     totals = attribution.totals_of(shares)
     most = float(totals.max(initial=0.0)) or 1.0
     decimals = decimals_for(most, usual=3)
-    parts = []
-    for p, total in enumerate(totals.tolist()):
-        if total <= 0:
-            continue
-        row, column = divmod(p, columns)
-        shade = f"{SHARE_OPACITY * total / most:.2f}"
-        parts.append(
-            f'<rect class="share" x="{column * wide:.1f}" y="{row * high:.1f}" '
-            f'width="{wide:.1f}" height="{high:.1f}" fill-opacity="{shade}">'
-            f"<title>{total:.{decimals}f}</title></rect>"
+    parts = "".join(
+        _patch(
+            "share", p, columns, wide, high, SHARE_OPACITY * total / most, f"{total:.{decimals}f}"
         )
+        for p, total in enumerate(totals.tolist())
+        if total > 0
+    )
     label = "the patches the score comes from"
-    return _over(image_address(image), SHARES_WIDTH, height, "".join(parts), label)
+    return _over(image_address(image), SHARES_WIDTH, height, parts, label)
 
 
 def image_address(image: ShownImage) -> str:
     """The image itself as a `data:` address."""
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
+
+
+def _patch(
+    kind: str, p: int, columns: int, wide: float, high: float, opacity: float, title: str = ""
+) -> str:
+    """The patch at position `p` as a rectangle of a class."""
+    row, column = divmod(p, columns)
+    end = f"><title>{title}</title></rect>" if title else "/>"
+    return (
+        f'<rect class="{kind}" x="{column * wide:.1f}" y="{row * high:.1f}" width="{wide:.1f}" '
+        f'height="{high:.1f}" fill-opacity="{opacity:.2f}"{end}'
+    )
 
 
 def _over(source: str, width: float, height: float, parts: str, label: str) -> str:
@@ -214,7 +200,3 @@ def _narrow(value: float, decimals: int) -> str:
     """A number for a cell: a zero in front takes the room of a digit that tells more."""
     text = f"{value:.{decimals}f}"
     return text.removeprefix("0") if decimals > 2 else text
-
-
-def _shade(share: float) -> str:
-    return f"{max(share, LEAST_SHADE):.2f}"

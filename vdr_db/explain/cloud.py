@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vdr_db.explain.markup import clean, escaped
 from vdr_db.explain.numbers import decimals_for
@@ -29,20 +29,15 @@ _NARROW = frozenset("iljtfrI.,:;'!|()[] -")
 _WIDE = frozenset("mwMW@%")
 
 
-@dataclass(frozen=True)
-class _Box:
+class _Box(NamedTuple):
     left: float
     top: float
     right: float
     bottom: float
 
     def meets(self, other: _Box) -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.bottom <= other.top or other.bottom <= self.top)
 
 
 def text_width(text: str, size: float) -> float:
@@ -51,15 +46,10 @@ def text_width(text: str, size: float) -> float:
 
 
 def cloud_svg(words: Sequence[tuple[str, float]], *, most: int = 40, label: str = "") -> str:
-    """A word cloud; the area of a word grows with its weight.
-
-    Args:
-        words: Words with weights, heaviest first.
-        most: Words shown.
-        label: What the drawing shows, for readers who cannot see it.
+    """A word cloud of the first `most` words, heaviest first; areas grow with weights.
 
     Returns:
-        An `<svg>` element, or `""` without words.
+        An `<svg>` element, labelled for readers who cannot see it, or `""` without words.
     """
     decimals = decimals_for(words[0][1] if words else 0.0, usual=3)
     shown = [(clean(word), weight) for word, weight in words[:most] if weight > 0]

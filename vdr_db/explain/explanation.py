@@ -99,15 +99,7 @@ class Explanation:
         attribution: Attribution | None = None,
         heading: str = "image",
     ) -> Explanation:
-        """The explanation of an image.
-
-        Args:
-            vocabulary: Of its encoder.
-            row: Its vector, one row.
-            image: What to show of it.
-            attribution: Weights per patch, see `Attribution.of_patches`.
-            heading: What it is called.
-        """
+        """The explanation of an image by its vector, one row, and its weights per patch."""
         words = matched_words(vocabulary, [], row.to_dicts()[0])
         return cls(heading, "", words, row.nnz, vocabulary, attribution, image)
 
@@ -133,11 +125,7 @@ class Explanation:
         return found
 
     def marks(self, shares: dict[int, float] | None = None) -> list[Mark]:
-        """Parts of the text that count.
-
-        Args:
-            shares: Token id -> how much it counts; None for the weights of the vector itself.
-        """
+        """Parts of the text that count, by the share of each token id or the vector's weights."""
         attribution = self.attribution
         if attribution is None or not attribution.spans:
             return []

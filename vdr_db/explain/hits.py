@@ -54,16 +54,7 @@ def find_hits(
     filter: Any = None,
     mode: Mode | None = None,
 ) -> list[HitView]:
-    """Hits of one query with the words that matched.
-
-    Args:
-        collection: Where to search.
-        encoder: The collection's, of texts.
-        query: What to look for: a text, or the path of an image.
-        limit: Hits at most.
-        filter: On the payload.
-        mode: How the query is represented; None for the collection's usual one.
-    """
+    """Hits of one query, a text or the path of an image, with the words that matched."""
     if isinstance(query, Path):
         row, asked = collection.encode_query_image(query), []
     else:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.explain.attribution import MOST_DIMENSIONS, Attribution, text_attribution
+from vdr_db.explain.attribution import (
+    MOST_DIMENSIONS,
+    Attribution,
+    heaviest,
+    text_attribution,
+)
 from vdr_db.explain.explanation import Explanation, ShownImage
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import matched_words
@@ -38,13 +43,8 @@ def explain_image(
 
     The image in the explanation is what the model sees: cut to a square and scaled.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        image: A path, the bytes of a file, a PIL image or an array.
-        heading: What it is called.
-        most: Dimensions to follow back to patches, the heaviest.
-        expected: The vector it was stored with, one row, which is then the explanation's; an image
-            whose vector is another one is refused.
+    The `most` heaviest dimensions are followed back to patches. With the row it was stored with,
+    `expected`, that is the explanation's, and an image with another vector is refused.
 
     Raises:
         InputError: It cannot be read, or is not the image that was stored.
@@ -61,9 +61,8 @@ def explain_image(
         if _cosine(row, expected) < SAME_IMAGE:
             raise InputError(f"{encoded.names[0]} is not the image that was stored.")
         row = expected
-    ids, weights = row.row(0)
-    heaviest = ids[np.lexsort((ids, -weights))[:most]]
-    per_patch = encoder.patch_weights(image, heaviest)
+    ids = heaviest(row, most)
+    per_patch = encoder.patch_weights(image, ids)
     side = math.isqrt(per_patch.shape[0])
     if side * side != per_patch.shape[0]:
         raise ConfigError(
@@ -77,7 +76,7 @@ def explain_image(
         encoder.vocabulary,
         row,
         ShownImage(file.getvalue(), "image/png", *seen.size),
-        attribution=Attribution.of_patches(per_patch, heaviest, (side, side)),
+        attribution=Attribution.of_patches(per_patch, ids, (side, side)),
         heading=heading,
     )
 
@@ -96,15 +95,10 @@ def explain_text(
     row: SparseRows | None = None,
     follow: bool = True,
 ) -> Explanation:
-    """The explanation of a text.
+    """The explanation of a text, whose heading is its side by default.
 
-    Args:
-        encoder: What made, or makes, the vector.
-        text: The text.
-        side: Whether it is a document or a query.
-        heading: What it is called; by default the side.
-        row: Its vector, one row, when it is there already.
-        follow: Whether to follow weights back to tokens; that runs the model once more.
+    Its vector is made unless the `row` is there already; to `follow` weights back to tokens runs
+    the model once more.
     """
     if row is None:
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries

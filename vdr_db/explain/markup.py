@@ -30,13 +30,7 @@ def escaped(text: object) -> str:
 
 
 def marked(text: str, marks: Sequence[Mark], *, most: float | None = None) -> str:
-    """A text as HTML, with `<mark>` around what counts.
-
-    Args:
-        text: The text.
-        marks: In order, without overlaps.
-        most: The share that gets the strongest shade; None for the largest one.
-    """
+    """A text as HTML, with `<mark>` around what counts; a share of `most` is shaded strongest."""
     if most is None:
         most = max((mark.share for mark in marks), default=0.0)
     parts: list[str] = []

@@ -14,13 +14,7 @@ MOST_DECIMALS = 9
 
 
 def decimals_for(largest: float, *, usual: int) -> int:
-    """Decimals with which numbers up to `largest` are written.
-
-    Args:
-        largest: The largest of the numbers that stand together.
-        usual: Decimals where that gives the largest one three digits or more that tell something.
-    """
+    """Decimals of numbers that stand together: the largest has three digits that tell something."""
     if not (0 < largest < math.inf):
         return usual
-    needed = 2 - math.floor(math.log10(largest))
-    return min(max(usual, needed), MOST_DECIMALS)
+    return min(max(usual, 2 - math.floor(math.log10(largest))), MOST_DECIMALS)

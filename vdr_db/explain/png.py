@@ -33,12 +33,7 @@ TITLE_LETTERS = 90
 def save_png(
     path: str | os.PathLike[str], shown: Match | Sequence[Explanation], *, title: str = ""
 ) -> None:
-    """Draws a match, or explanations one below the other.
-
-    Args:
-        path: File to write.
-        shown: What to draw.
-        title: Above everything; by default none.
+    """Draws a match, or explanations one below the other, with a title above everything.
 
     Raises:
         ConfigError: There is nothing to draw.
@@ -96,11 +91,10 @@ def _draw_sides(axes: Axes, match: Match) -> None:
     if not terms:
         axes.axis("off")
         return
-    places = np.arange(len(terms))
-    sides = (("query", 0.2), ("document", -0.2))
-    for name, shift in sides:
+    places = np.arange(len(terms))[::-1]
+    for name, shift in (("query", 0.2), ("document", -0.2)):
         weights = [getattr(term, f"{name}_weight") for term in terms]
-        axes.barh(places[::-1] + shift, weights, height=0.36, color=COLOURS[name], label=name)
+        axes.barh(places + shift, weights, height=0.36, color=COLOURS[name], label=name)
     _name_rows(axes, [term.token for term in terms])
     axes.legend(
         frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, labelcolor=INK
@@ -115,17 +109,8 @@ def _draw_bars(axes: Axes, words: Sequence[tuple[str, float]], colour: str, titl
         return
     weights = [weight for _, weight in words]
     decimals = decimals_for(max(weights), usual=2)
-    axes.barh(np.arange(len(words))[::-1], weights, height=0.62, color=colour)
-    for place, weight in zip(range(len(words) - 1, -1, -1), weights, strict=True):
-        axes.annotate(
-            f"{weight:.{decimals}f}",
-            (weight, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=SOFT,
-            fontsize=9,
-        )
+    bars = axes.barh(np.arange(len(words))[::-1], weights, height=0.62, color=colour)
+    axes.bar_label(bars, fmt=f"%.{decimals}f", padding=5, color=SOFT, fontsize=9)
     axes.margins(x=0.12)
     _name_rows(axes, [word for word, _ in words])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from vdr_db.connectors.base import Record
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.sparse import SparseRows
 
 __all__ = ["explain_record", "is_image", "thumbnail_of"]
 
@@ -46,15 +46,8 @@ def explain_record(
 ) -> Explanation:
     """The explanation of a stored document.
 
-    Args:
-        encoder: The collection's, of texts.
-        record: The document with its vector.
-        text_key: Payload field of the text.
-        follow: Whether to follow weights back to tokens or patches, which runs the model.
-        images: The collection's image encoder, to follow the weights of an image.
-        open_files: Whether the file that the payload of an image names may be opened. Where it
-            may not, is gone, or holds another image by now, the small image of the payload is
-            shown.
+    Arguments are those of `make_match`. Where the file of an image may not be opened, is gone, or
+    holds another image by now, the small image of the payload is shown.
 
     Raises:
         InputError: The record came without its vector.
@@ -67,9 +60,8 @@ def explain_record(
         return explain_text(encoder, text, row=row, follow=follow and bool(text))
     path = record.payload.get(IMAGE_KEY)
     if open_files and images is not None and isinstance(path, str):
-        seen = _seen_again(images, path, row)
-        if seen is not None:
-            return seen
+        with suppress(InputError):
+            return explain_image(images, path, expected=row)
     return Explanation(
         "image",
         "",
@@ -78,11 +70,3 @@ def explain_record(
         encoder.vocabulary,
         thumbnail=thumbnail_of(record.payload),
     )
-
-
-def _seen_again(images: ImageEncoder, path: str, row: SparseRows) -> Explanation | None:
-    """The explanation out of the file, or None where that is not the stored image any more."""
-    try:
-        return explain_image(images, path, expected=row)
-    except InputError:
-        return None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdr_db.errors import ConfigError
 from vdr_db.explain.charts import bar_svg, grid_svg, image_address, patches_svg, shares_svg
@@ -17,17 +18,13 @@ from vdr_db.explain.cloud import cloud_svg
 from vdr_db.explain.explanation import Explanation, Fired, Match
 from vdr_db.explain.markup import escaped, marked
 from vdr_db.explain.numbers import decimals_for
-from vdr_db.explain.words import Reason, TermLike
+from vdr_db.explain.words import Reason
 from vdr_db.version import __version__
 
-__all__ = [
-    "explanation_html",
-    "match_html",
-    "page_html",
-    "report_html",
-    "save_html",
-    "style_sheet",
-]
+if TYPE_CHECKING:
+    from vdr_db.connectors.base import Term
+
+__all__ = ["explanation_html", "match_html", "report_html", "save_html", "style_sheet"]
 
 SHOWN_WORDS = 12
 SHOWN_REASONS = 25
@@ -44,12 +41,10 @@ def report_html(
     title: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """A whole page.
+    """A whole page: a match, or explanations one below the other.
 
-    Args:
-        shown: A match, or explanations one below the other.
-        title: Of the page; by default made of what is shown.
-        facts: Said at its end, such as the model's name.
+    Its title is by default made of what is shown; the facts, such as the model's name, are said at
+    its end.
 
     Raises:
         ConfigError: There is nothing to show.
@@ -64,7 +59,15 @@ def report_html(
         body = "".join(explanation_html(explanation) for explanation in shown)
     said = " · ".join(f"{escaped(name)} {escaped(value)}" for name, value in (facts or {}).items())
     foot = f"<footer>{said}{' · ' if said else ''}vdr-db {escaped(__version__)}</footer>"
-    return page_html(heading, f"<main><h1>{escaped(heading)}</h1>{body}{foot}</main>")
+    # The style sheet is inside, and nothing from elsewhere is allowed.
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(heading)}</title><style>\n{style_sheet()}</style></head>"
+        f"<body><main><h1>{escaped(heading)}</h1>{body}{foot}</main></body></html>\n"
+    )
 
 
 def save_html(
@@ -86,23 +89,6 @@ def save_html(
 def style_sheet() -> str:
     """The style sheet of reports and of the web page."""
     return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-
-
-def page_html(title: str, body: str) -> str:
-    """A document with the style sheet inside, and nothing from elsewhere allowed.
-
-    Args:
-        title: Plain text.
-        body: HTML.
-    """
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>\n{style_sheet()}</style></head>"
-        f"<body>{body}</body></html>\n"
-    )
 
 
 def match_html(match: Match) -> str:
@@ -262,7 +248,7 @@ class _Decimals:
         product = match.reasons[0].product
         return cls(decimals_for(largest, usual=3), decimals_for(product, usual=3))
 
-    def weight_cells(self, term: TermLike) -> str:
+    def weight_cells(self, term: Term) -> str:
         return "".join(
             f'<td class="number">{weight:.{self.weights}f}</td>'
             for weight in (term.query_weight, term.document_weight)

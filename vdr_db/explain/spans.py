@@ -33,15 +33,7 @@ class Mark:
 
 
 def token_spans(encoder: SparseEncoder, text: str) -> tuple[list[int], list[Span]]:
-    """Own tokens of a text, uncut, and the characters each of them stands for.
-
-    Args:
-        encoder: Its tokenizer is used; no model runs.
-        text: The text.
-
-    Returns:
-        Token ids, and (start, stop) of each in `text`.
-    """
+    """Own token ids of a text, uncut, and (start, stop) of each in it; no model runs."""
     encoding = encoder.tokenizer.backend.encode(text, add_special_tokens=False)
     spans: list[Span] = []
     for start, stop in encoding.offsets:
@@ -55,12 +47,7 @@ def token_spans(encoder: SparseEncoder, text: str) -> tuple[list[int], list[Span
 def word_groups(text: str, spans: Sequence[Span]) -> list[list[int]]:
     """Positions of tokens that are one word: letters and digits with nothing between them.
 
-    Args:
-        text: The text.
-        spans: Places of its tokens, in order; `NOWHERE` stands alone.
-
-    Returns:
-        Every position once, in order.
+    Every position comes once, in order; one that is `NOWHERE` stands alone.
     """
     groups: list[list[int]] = []
     for position, (start, stop) in enumerate(spans):
@@ -83,11 +70,8 @@ def word_groups(text: str, spans: Sequence[Span]) -> list[list[int]]:
 def marks(text: str, spans: Sequence[Span], shares: Sequence[float]) -> list[Mark]:
     """Parts of a text to be marked, in order and without overlaps.
 
-    Args:
-        text: The text.
-        spans: Places of its tokens.
-        shares: How much each token counts; 0 for not at all. Neighbouring pieces of a word that
-            count become one mark with the sum.
+    Each token counts its share, 0 for not at all; neighbouring pieces of a word that count become
+    one mark with the sum.
     """
     found: list[Mark] = []
     for group in word_groups(text, spans):

@@ -5,43 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
-__all__ = [
-    "Reason",
-    "TermLike",
-    "matched_words",
-    "reasons",
-    "shared_words",
-    "shares_of",
-]
+if TYPE_CHECKING:
+    from vdr_db.connectors.base import Term
 
-
-class TermLike(Protocol):
-    """What one token adds to a score; `vdr_db.connectors.Term` is one."""
-
-    @property
-    def token(self) -> str:
-        """Text of the token."""
-
-    @property
-    def id(self) -> int:
-        """Token id."""
-
-    @property
-    def query_weight(self) -> float:
-        """Weight in the query."""
-
-    @property
-    def document_weight(self) -> float:
-        """Weight in the document."""
-
-    @property
-    def product(self) -> float:
-        """Both multiplied."""
+__all__ = ["Reason", "matched_words", "reasons", "shared_words", "shares_of"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +28,7 @@ class Reason:
 
     word: str
     product: float
-    terms: tuple[TermLike, ...]
+    terms: tuple[Term, ...]
 
 
 def matched_words(
@@ -64,24 +36,14 @@ def matched_words(
 ) -> list[tuple[str, float]]:
     """Words of a vector with their weights, or of a match with their shares, heaviest first.
 
-    Pieces become a word only if each of them matched: `cal ##ories` against `cal ##ife` is a match
-    of `cal`, not of `calories`.
-
-    Args:
-        vocabulary: Of the encoder.
-        text_ids: Token ids of the texts whose words are looked for.
-        products: Token id -> weight, or share of the score.
+    Words are looked for in the token ids of texts. Pieces become one only if each of them matched:
+    `cal ##ories` against `cal ##ife` is a match of `cal`, not of `calories`.
     """
     return vocabulary.merge_word_pieces(_only(vocabulary, text_ids, products), products)
 
 
 def shares_of(query: SparseRows, document: SparseRows | None) -> dict[int, float]:
-    """What each token that both sides carry adds to the score: token id -> product of weights.
-
-    Args:
-        query: One row.
-        document: One row; None shares nothing.
-    """
+    """What each token of both rows adds to the score: token id -> product; None shares nothing."""
     if document is None:
         return {}
     (wanted,), (weights,) = query.to_dicts(), document.to_dicts()
@@ -108,20 +70,15 @@ def shared_words(
     return matched_words(vocabulary, ids, shares)
 
 
-def reasons(
-    vocabulary: Vocabulary, text_ids: Sequence[int], terms: Sequence[TermLike]
-) -> list[Reason]:
-    """A score taken apart into words, the largest share first.
+def reasons(vocabulary: Vocabulary, text_ids: Sequence[int], terms: Sequence[Term]) -> list[Reason]:
+    """A score taken apart into words, the largest share first; they add up to the same score.
 
-    Args:
-        vocabulary: Of the encoder.
-        text_ids: Token ids of query and document, in order, with a special id between them.
-        terms: What each shared token adds; the shares of the words add up to the same score.
+    `text_ids` are those of query and document, in order, with a special id between them.
     """
     products = {term.id: term.product for term in terms}
     kept = _only(vocabulary, text_ids, products)
     inside = set(kept)
-    groups: dict[str, list[TermLike]] = {}
+    groups: dict[str, list[Term]] = {}
     for term in terms:
         around = kept if term.id in inside else []
         ((word, _),) = vocabulary.merge_word_pieces(around, {term.id: 1.0})

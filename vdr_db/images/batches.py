@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,7 @@ class PreparedImage:
 def named_images(
     images: str | os.PathLike[str] | Iterable[ImageSource],
 ) -> Iterable[tuple[ImageSource, str]]:
-    """Images with their names; an empty name is found out later.
-
-    Args:
-        images: A folder, or several images.
+    """Images of a folder, or several, with their names; an empty name is found out later.
 
     Raises:
         TypeError: One image came instead of several.
@@ -60,22 +58,19 @@ def named_images(
     """
     if isinstance(images, (str, os.PathLike)):
         folder = Path(images)
-        if not folder.is_dir():
-            check_kind(images, 0)
-            raise TypeError(
-                f"`images` must be a folder or a list of images, got one; pass [{images!r}]"
-            )
-        return [(folder / name, name) for name in list_images(folder)]
-    is_array = isinstance(images, np.ndarray) and images.ndim < 4
-    if is_array or isinstance(images, (bytes, bytearray, memoryview, Mapping)):
+        if folder.is_dir():
+            return [(folder / name, name) for name in list_images(folder)]
+        check_kind(images, 0)
         raise TypeError(
-            "`images` must be a folder or a list of images, got one "
-            f"{type(images).__name__}; pass [image]"
+            f"`images` must be a folder or a list of images, got one; pass [{images!r}]"
         )
-    if not isinstance(images, Iterable):
+    is_one = isinstance(images, (bytes, bytearray, memoryview, Mapping)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
+    if is_one or not isinstance(images, Iterable):
         raise TypeError(
-            f"`images` must be a folder or a list of images, got {type(images).__name__}; "
-            "pass [image]"
+            f"`images` must be a folder or a list of images, got {'one ' if is_one else ''}"
+            f"{type(images).__name__}; pass [image]"
         )
     if isinstance(images, Sequence):
         return [(image, "") for image in images]
@@ -93,13 +88,8 @@ def prepared_images(
 ) -> Iterator[PreparedImage]:
     """Images in order, read and scaled in threads.
 
-    Args:
-        sources: Images with their names, see `named_images`.
-        preprocessing: How they become pixels.
-        limits: Largest image to decode.
-        workers: Threads.
-        ahead: Most images that are read before they are asked for.
-        thumbnail_px: Longest side of a small copy; None makes none.
+    At most `ahead` of them are read before they are asked for. The longest side of a small copy
+    is `thumbnail_px`; None makes none.
 
     Raises:
         TypeError: An item is no image at all.
@@ -131,11 +121,6 @@ def prepared_images(
 
 def image_batches(items: Iterable[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
     """Lists of `size` images; the last one may be shorter."""
-    batch: list[PreparedImage] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
         yield batch

@@ -91,29 +91,20 @@ class Preprocessing:
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
     def square(self, image: Image) -> Image:
-        """The part of an image that a model sees, `size` by `size` pixels.
-
-        Args:
-            image: In mode RGB.
-        """
+        """The part of an image in mode RGB that a model sees, `size` by `size` pixels."""
         filters = require("PIL.Image", "images").Resampling
         resample = getattr(filters, self.resample.upper())
+        scaled = (self.size, self.size)
         if self.crop:
-            return self._cropped(image, resample)
-        if image.size != (self.size, self.size):
-            return image.resize((self.size, self.size), resample)
-        return image
-
-    def _cropped(self, image: Image, resample: Any) -> Image:
-        image = _without_ends(image)
-        width, height = image.size
-        short = self.size if self.short_side is None else self.short_side
-        if width <= height:
-            scaled = (short, int(short * height / width))
-        else:
-            scaled = (int(short * width / height), short)
+            image = _without_ends(image)
+            short = self.size if self.short_side is None else self.short_side
+            shorter = min(image.size)
+            width, height = (int(short * side / shorter) for side in image.size)
+            scaled = (width, height)
         if scaled != image.size:
             image = image.resize(scaled, resample)
+        if not self.crop:
+            return image
         # Halves are rounded to even, as torchvision does.
         left, top = (round((side - self.size) / 2) for side in scaled)
         return image.crop((left, top, left + self.size, top + self.size))
@@ -145,15 +136,14 @@ class Preprocessing:
 
 
 def _without_ends(image: Image) -> Image:
-    width, height = image.size
-    longest = LONGEST_RATIO * min(width, height)
-    if max(width, height) <= longest:
-        return image
-    if width > height:
-        left = (width - longest) // 2
-        return image.crop((left, 0, left + longest, height))
-    top = (height - longest) // 2
-    return image.crop((0, top, width, top + longest))
+    longest = LONGEST_RATIO * min(image.size)
+    width, height = (min(side, longest) for side in image.size)
+    left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+    return (
+        image.crop((left, top, left + width, top + height))
+        if (width, height) != image.size
+        else image
+    )
 
 
 def _is_int(value: object) -> bool:

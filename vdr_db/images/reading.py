@@ -68,8 +68,7 @@ class ImageLimits:
         Raises:
             ConfigError: One is not a positive integer.
         """
-        for name in ("pixels", "bytes"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
@@ -88,11 +87,7 @@ class LoadedImage:
 
 
 def check_kind(source: object, index: int) -> str:
-    """Name of an image for people, if it can be one at all.
-
-    Args:
-        source: What came.
-        index: Its place among the others.
+    """Name of an image for people, if what came at a place can be one at all.
 
     Raises:
         InputError: It is a text.
@@ -117,11 +112,7 @@ def check_kind(source: object, index: int) -> str:
 
 
 def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
-    """The image in RGB.
-
-    Args:
-        source: Of a kind that `check_kind` lets pass.
-        limits: Largest image to decode.
+    """The image in RGB, of a kind that `check_kind` lets pass.
 
     Raises:
         InputError: It cannot be read; the message is the reason, without the name of the image.
@@ -255,21 +246,15 @@ def _upright(image: Image) -> Image:
 
 def _to_rgb(image: Image) -> Image:
     module = require("PIL.Image", "images")
-    if image.mode in _SIXTEEN_BITS:
-        return _grey(_eight_bits(np.asarray(image)))
-    if image.mode == "F":
-        return _grey(_from_float(np.asarray(image)))
+    if image.mode == "F" or image.mode in _SIXTEEN_BITS:
+        narrow = _from_float if image.mode == "F" else _eight_bits
+        image = module.fromarray(narrow(np.asarray(image)))
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         straight = image.convert("LA") if image.mode == "La" else image
         clear = straight.convert("RGBA")
         white = module.new("RGBA", clear.size, (255, 255, 255, 255))
         return module.alpha_composite(white, clear).convert("RGB")  # type: ignore[no-any-return]
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey(values: npt.NDArray[np.uint8]) -> Image:
-    module = require("PIL.Image", "images")
-    return module.fromarray(values).convert("RGB")  # type: ignore[no-any-return]
 
 
 def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

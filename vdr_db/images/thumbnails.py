@@ -37,11 +37,9 @@ def checked_thumbnail_px(value: int | None) -> int | None:
 
 
 def thumbnail_address(image: Image, side: int) -> str:
-    """A small copy of an image as a `data:` address of a JPEG.
+    """A small copy of an image in mode RGB as a `data:` address of a JPEG.
 
-    Args:
-        image: In mode RGB.
-        side: Its longest side in pixels; a smaller image stays as large as it is.
+    Its longest side becomes `side` pixels; a smaller image stays as large as it is.
     """
     small = image.copy()
     small.thumbnail((side, side))

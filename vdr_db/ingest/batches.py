@@ -21,15 +21,9 @@ _STEPS_TO_MOST = 4  # a limit grows back in this many steps
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows on their way to the store.
+    """Rows on their way to the store: each with the number of its record, id, payload and source.
 
-    Attributes:
-        numbers: Number of each record in the input.
-        ids: Caller's id of each record.
-        rows: One row per record.
-        payloads: One payload per record.
-        sources: Where each record was read.
-        wire_bytes: `[N]` int64, estimated size of each record in a request.
+    `wire_bytes` is `[N]` int64, the estimated size of each in a request.
     """
 
     numbers: Sequence[int]
@@ -73,9 +67,7 @@ class Piece:
 class BatchLimit:
     """How large a request may be: halved when the store chokes, grown back slowly (AIMD).
 
-    Args:
-        documents: Most records of a request, at the start and ever.
-        bytes: Most estimated bytes of a request; one record may exceed it.
+    At the start and at most `documents` records; one record may exceed the `bytes` alone.
     """
 
     def __init__(self, documents: int, bytes: int) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vdr_db.connectors.qdrant.folder_lock import FolderLock
-from vdr_db.errors import ConfigError, InputError
+from vdr_db.errors import ConfigError
 from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.pipeline import as_source
 from vdr_db.ingest.preparation import Preparation, comparable_stamp
 from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
-from vdr_db.ingest.quarantine import Quarantine, Refusal
+from vdr_db.ingest.quarantine import Quarantine, Refusal, check_refusals
 from vdr_db.ingest.report import IngestReport, Totals, truncated_of
 from vdr_db.ingest.source import Slice, Source, Window
 from vdr_db.ingest.spool import SpoolWriter
@@ -103,11 +103,9 @@ def encode_to_spool(
             stamp=stamp,
             width=width,
             text_key="text" if keeps_text else None,
-            has_fingerprint=options.has_fingerprint,
-            empty=options.empty,
-            stored=None,
-            skip=None,
+            options=options,
             images=images,
+            thumbnail_px=getattr(origin, "thumbnail_px", None),
         )
         before = truncated_of(encoder)
         report = _encode(origin, writer, quarantine, prepare, options, reporter, stop)
@@ -143,13 +141,11 @@ def _encode(
         window_began = time.monotonic()
         prepared = prepare(block)
         window.took(len(block.records), time.monotonic() - window_began)
-        totals.encoded += len(prepared.piece)
-        totals.nonzeros += prepared.piece.rows.nnz
-        totals.repeated += prepared.repeated
-        totals.empty += prepared.empty
+        prepared.count(totals)
         totals.refused += len(prepared.refused)
         waiting.extend(prepared.refused)
-        _check_refusals(len(quarantine) + len(waiting), options.max_errors, totals, waiting)
+        refused = len(quarantine) + len(waiting)
+        check_refusals(refused, options.max_errors, totals.read, waiting[-1] if waiting else None)
         writer.skip([*prepared.skipped, *(one.number for one in prepared.refused)])
         writer.write(prepared.piece)
         if writer.is_full:
@@ -172,16 +168,3 @@ def _encode(
         seconds={"total": time.monotonic() - began},
         quarantine=str(quarantine.path),
     )
-
-
-def _check_refusals(
-    refused: int, max_errors: int | None, totals: Totals, latest: Sequence[Refusal]
-) -> None:
-    allowed = max(100, totals.read // 100) if max_errors is None else max_errors
-    if refused > allowed:
-        last = latest[-1]
-        raise InputError(
-            f"{refused} documents were refused, more than the {allowed} allowed; the last is "
-            f"{last.id!r}{f' ({last.source})' if last.source else ''}: {last.reason}; mend the "
-            "input, or allow more with `max_errors`."
-        )

@@ -1,6 +1,6 @@
-"""Pictures of a folder as the source of an ingest.
+"""Images of a folder as the source of an ingest.
 
-A picture is a record without a text: its id is its path within the folder, what is encoded is the
+An image is a record without a text: its id is its path within the folder, what is encoded is the
 file, and the fingerprint is made of the file's bytes. Files are opened when they are encoded, not
 before, and one that cannot be read goes to the quarantine alone.
 """
@@ -11,41 +11,42 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vdr_db.connectors.base import Documents
-from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, THUMBNAIL_KEY, EncodedImages
+from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, EncodeImages
 from vdr_db.digest import file_digest
-from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.images.files import IMAGE_SUFFIXES, has_image_suffix
+from vdr_db.errors import ConfigError, InputError
+from vdr_db.images.files import IMAGE_SUFFIXES, walk_images
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Block, Slice, Window, cut_windows
 from vdr_db.readers import Record
 
-__all__ = ["ImageEncoding", "ImageFolderSource", "encoding_of", "image_digest", "walk_images"]
+__all__ = ["ImageFolderSource", "encoding_of", "image_digest"]
 
-_FIRST_WINDOW = 32  # pictures; they take longer than texts, and Ctrl-C waits for a window
+_FIRST_WINDOW = 32  # images; they take longer than texts, and Ctrl-C waits for a window
 
 
 class ImageFolderSource:
-    """The pictures in a folder and below, in the order of their paths.
+    """The images in a folder and below, in the order of their paths.
 
-    What is a picture is decided by the name, as in `vdr_db.images.files.list_images`, and the order
+    What is an image is decided by the name, as in `vdr_db.images.files.list_images`, and the order
     is the same; but only one folder's names are held at a time.
 
     Args:
         folder: The folder.
-        slice: The part of this worker: picture i for k = i mod n.
+        slice: The part of this worker: image i for k = i mod n.
         thumbnail_px: Longest side of a small copy to keep beside each vector; `None` keeps none.
         digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
             and modification time. Slow, but copies count as the same input.
 
     Raises:
-        InputError: It is no folder, cannot be read, or holds no picture.
+        InputError: It is no folder, cannot be read, or holds no image.
     """
 
     has_texts = False
@@ -69,7 +70,7 @@ class ImageFolderSource:
         }
 
     def _identity(self, digest: bool) -> dict[str, Any]:
-        """Number of the pictures, and a hash of what tells each from another or a changed one."""
+        """Number of the images, and a hash of what tells each from another or a changed one."""
         hashed, count = hashlib.sha256(), 0
         for name in walk_images(self.folder):
             facts: list[Any] = [name]
@@ -87,7 +88,7 @@ class ImageFolderSource:
         return {"count": count, "sha256": hashed.hexdigest()}
 
     def records(self) -> Iterator[Record]:
-        """The pictures of this slice; their `source` is the path, nothing is opened."""
+        """The images of this slice; their `source` is the path, nothing is opened."""
         for name in islice(walk_images(self.folder), self.slice.k, None, self.slice.n):
             path = str(self.folder / name)
             # A file name need not be text; the field is for people.
@@ -95,84 +96,36 @@ class ImageFolderSource:
             yield Record(name, "", {MODALITY_KEY: IMAGE, IMAGE_KEY: shown}, path)
 
     def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
-        """Windows of the pictures that are not settled; see `Source`."""
+        """Windows of the images that are not settled; see `Source`."""
         window.documents = min(window.documents, _FIRST_WINDOW)
         return cut_windows(self.records(), settled, window)
 
-    def encoding(self, encoder: Any) -> ImageEncoding:
-        """How an encoder reads these pictures.
-
-        Raises:
-            ConfigError: It reads none.
-        """
-        encode = getattr(encoder, "encode_images", None)
+    def encoding(self, encoder: Any) -> EncodeImages:
+        """How an encoder reads these images; a `ConfigError` if it reads none."""
+        encode: EncodeImages | None = getattr(encoder, "encode_images", None)
         if encode is None:
             has = "no encoder" if encoder is None else type(encoder).__name__
             raise ConfigError(
                 f"images need an encoder that reads images, got {has}; use a "
                 "vdr_db.CrossModalEncoder or ImageEncoder."
             )
-        return ImageEncoding(encode, self.thumbnail_px)
-
-
-class ImageEncoding:
-    """What an ingest does with pictures where it would encode texts.
-
-    Args:
-        encode: `encode_images` of an encoder.
-        thumbnail_px: Longest side of the small copies, `None` for none.
-    """
-
-    def __init__(
-        self, encode: Callable[..., EncodedImages], thumbnail_px: int | None = None
-    ) -> None:
-        self._encode = encode
-        self.thumbnail_px = thumbnail_px
-
-    def __call__(self, records: Sequence[Record], width: int) -> EncodedImages:
-        """Vectors of the pictures, and why some have none.
-
-        Raises:
-            ShapeError: The encoder gives other than one row of `width` per picture.
-        """
         # Left out unless it is asked for: other encoders may not have it.
-        options = {} if self.thumbnail_px is None else {"thumbnail_px": self.thumbnail_px}
-        encoded = self._encode([Path(record.source) for record in records], **options)
-        if len(encoded.rows) != len(records) or encoded.rows.width != width:
-            raise ShapeError(
-                f"the encoder must give one row of width {width} per image, got {encoded.rows!r} "
-                f"for {len(records)} images."
-            )
-        return encoded
-
-    def content(self, digest: str) -> str:
-        """What stands for the text in a fingerprint."""
-        made = "" if self.thumbnail_px is None else f" with a thumbnail of {self.thumbnail_px}"
-        return f"image {digest}{made}"
-
-    def thumbnail(self, encoded: EncodedImages, place: int) -> dict[str, str]:
-        """The payload field of the small copy, if there is one."""
-        if self.thumbnail_px is None or not encoded.thumbnails[place]:
-            return {}
-        return {THUMBNAIL_KEY: encoded.thumbnails[place]}
+        px = self.thumbnail_px
+        return encode if px is None else partial(encode, thumbnail_px=px)
 
 
-def encoding_of(source: Any, encoder: Any, documents: Documents) -> ImageEncoding | None:
-    """How the pictures of a source are encoded; `None` for a source of anything else.
+def encoding_of(source: Any, encoder: Any, documents: Documents) -> EncodeImages | None:
+    """How the images of a source are encoded; `None` for a source of anything else.
 
-    Raises:
-        ConfigError: The encoder reads no pictures, or bags of tokens are asked for.
+    Raises `ConfigError` where the encoder reads no images, or bags of tokens are asked for.
     """
     encoding = getattr(source, "encoding", None)
-    if encoding is None:
-        return None
-    if documents == "tokens":
+    if encoding is not None and documents == "tokens":
         raise ConfigError(
             "a collection of bags of tokens takes no images, which have no tokens; build one with "
             "documents='encoded'."
         )
-    made: ImageEncoding = encoding(encoder)
-    return made
+    return None if encoding is None else encoding(encoder)
 
 
 def image_digest(path: str | os.PathLike[str]) -> str:
@@ -183,33 +136,3 @@ def image_digest(path: str | os.PathLike[str]) -> str:
         return file_digest(path)
     except (OSError, ValueError):  # a zero byte in a path is a ValueError
         return ""
-
-
-def walk_images(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """What `list_images` lists, in the same order, while it walks.
-
-    Raises:
-        InputError: It is no folder, or cannot be read.
-    """
-    root = os.fspath(folder)
-    if not os.path.isdir(root):
-        raise InputError(f"images must come from a folder, got {root!r}, which is none.")
-    yield from _walk(root, "")
-
-
-def _walk(root: str, within: str) -> Iterator[str]:
-    try:
-        with os.scandir(os.path.join(root, within)) as entries:
-            # Whole paths are sorted by their characters, in which a folder's name ends in "/".
-            names = sorted(
-                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-            )
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    for name in names:
-        if name.endswith("/"):
-            yield from _walk(root, within + name)
-        elif has_image_suffix(name):
-            yield within + name

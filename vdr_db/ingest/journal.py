@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from vdr_db.errors import InputError
 from vdr_db.ingest.batches import Piece
 from vdr_db.ingest.ledger import Ledger, Ranges, Sampled
-from vdr_db.ingest.quarantine import Quarantine, Refusal
+from vdr_db.ingest.options import IngestOptions
+from vdr_db.ingest.quarantine import Quarantine, Refusal, check_refusals
 from vdr_db.ingest.report import Totals
 
 __all__ = ["Journal"]
@@ -33,10 +33,7 @@ class Journal:
         flush: The store's barrier: when it returns, acknowledged writes are safe.
         ledger: Where settled numbers go; `None` keeps them for this run only.
         quarantine: Where refusals go; `None` keeps them for this run only.
-        max_errors: Refused documents, over all runs of the ledger, that stop the ingest when
-            exceeded; `None` stands for 100 or 1 % of what was read, whichever is more.
-        every_documents: Settled documents after which a checkpoint is due.
-        every_s: Seconds after which a checkpoint is due.
+        options: When to stop for refusals, over all runs of the ledger, and when to commit.
     """
 
     def __init__(
@@ -46,9 +43,7 @@ class Journal:
         *,
         ledger: Ledger | None,
         quarantine: Quarantine | None,
-        max_errors: int | None,
-        every_documents: int,
-        every_s: float,
+        options: IngestOptions,
     ) -> None:
         self.totals = totals
         self.reasons: Counter[str] = Counter()
@@ -57,9 +52,7 @@ class Journal:
         self._flush = flush
         self._ledger = ledger
         self._quarantine = quarantine
-        self._max_errors = max_errors
-        self._every_documents = every_documents
-        self._every_s = every_s
+        self._options = options
         self._lock = threading.Lock()
         self._committing = threading.Lock()
         self._settled = ledger.settled.copy() if ledger else Ranges()
@@ -108,11 +101,7 @@ class Journal:
                 self._sample[slot : slot + 1] = [Sampled(id, indices.copy(), weights.copy())]
 
     def refused(self, refusals: Sequence[Refusal]) -> None:
-        """Records that will not be stored.
-
-        Raises:
-            InputError: That was one too many.
-        """
+        """Records that will not be stored; an `InputError` for one too many."""
         with self._lock:
             self._settled.update(sorted(one.number for one in refusals))
             self._pending.extend(refusals)
@@ -121,17 +110,8 @@ class Journal:
             for one in refusals:
                 self.reasons[one.reason[:_LONGEST_REASON_KEY]] += 1
                 self.refused_ids.add(one.id)
-            allowed = self._max_errors
-            if allowed is None:
-                allowed = max(100, self.totals.read // 100)
             refused = self.refused_in_total
-        if refused > allowed:
-            last = refusals[-1]
-            raise InputError(
-                f"{refused} documents were refused, more than the {allowed} allowed; the last is "
-                f"{last.id!r}{f' ({last.source})' if last.source else ''}: {last.reason}; mend the "
-                "input, or allow more with `max_errors`."
-            )
+        check_refusals(refused, self._options.max_errors, self.totals.read, refusals[-1])
 
     def skipped(self, numbers: Iterable[int]) -> None:
         """Records that need no writing."""
@@ -143,7 +123,10 @@ class Journal:
     def checkpoint_if_due(self) -> None:
         """Commits when enough documents or seconds have passed since the last commit."""
         waited_s = time.monotonic() - self._last_commit
-        is_due = self._uncommitted >= self._every_documents or waited_s >= self._every_s
+        options = self._options
+        is_due = (
+            self._uncommitted >= options.checkpoint_documents or waited_s >= options.checkpoint_s
+        )
         if is_due and self._uncommitted and self._committing.acquire(blocking=False):
             try:
                 self._commit(is_complete=False)
@@ -151,11 +134,7 @@ class Journal:
                 self._committing.release()
 
     def checkpoint(self, *, is_complete: bool = False) -> None:
-        """Commits now.
-
-        Raises:
-            StoreUnavailable: Store, quarantine or ledger cannot be written.
-        """
+        """Commits now; `StoreUnavailable` if store, quarantine or ledger cannot be written."""
         with self._committing:
             self._commit(is_complete=is_complete)
 

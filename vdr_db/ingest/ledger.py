@@ -17,6 +17,7 @@ import json
 import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One stored document that the ledger remembers for checking.
-
-    Attributes:
-        id: The caller's id.
-        indices: `[nnz]` int32 token ids as they were written.
-        weights: `[nnz]` float32 as they were written.
-    """
+    """A stored document to check: token ids `[nnz]` int32, weights `[nnz]` float32, as written."""
 
     id: int | str
     indices: npt.NDArray[np.int32]
@@ -201,15 +196,12 @@ class Ledger:
                     "ledger of its own, or restart to write everything again."
                 )
             return
-        try:
-            with self._transaction() as connection:
-                for table in ("settled", "counters", "sample"):
-                    connection.execute(f"DELETE FROM {table}")
-                self._write(connection, "format", _FORMAT)
-                self._write(connection, "description", self._wanted)
-                self._write(connection, "is_complete", False)
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        with self._transaction() as connection:
+            for table in ("settled", "counters", "sample"):
+                connection.execute(f"DELETE FROM {table}")
+            self._write(connection, "format", _FORMAT)
+            self._write(connection, "description", self._wanted)
+            self._write(connection, "is_complete", False)
 
     @property
     def is_complete(self) -> bool:
@@ -230,24 +222,21 @@ class Ledger:
             StoreUnavailable: The file cannot be written, for example because the disk is full; the
                 last committed state is untouched.
         """
-        try:
-            with self._transaction() as connection:
-                connection.execute("DELETE FROM settled")
-                connection.executemany("INSERT INTO settled VALUES (?, ?)", list(settled))
-                connection.executemany(
-                    "INSERT OR REPLACE INTO counters VALUES (?, ?)", list(counters.items())
-                )
-                connection.execute("DELETE FROM sample")
-                connection.executemany(
-                    "INSERT INTO sample VALUES (?, ?, ?, ?)",
-                    [
-                        (slot, json.dumps(one.id), one.indices.tobytes(), one.weights.tobytes())
-                        for slot, one in enumerate(sample)
-                    ],
-                )
-                self._write(connection, "is_complete", is_complete)
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM settled")
+            connection.executemany("INSERT INTO settled VALUES (?, ?)", list(settled))
+            connection.executemany(
+                "INSERT OR REPLACE INTO counters VALUES (?, ?)", list(counters.items())
+            )
+            connection.execute("DELETE FROM sample")
+            connection.executemany(
+                "INSERT INTO sample VALUES (?, ?, ?, ?)",
+                [
+                    (slot, json.dumps(one.id), one.indices.tobytes(), one.weights.tobytes())
+                    for slot, one in enumerate(sample)
+                ],
+            )
+            self._write(connection, "is_complete", is_complete)
         self.settled = settled.copy()
         self.counters = dict(counters)
         self.sample = list(sample)
@@ -264,8 +253,20 @@ class Ledger:
         """Closes."""
         self.close()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commits what the block did, or nothing of it; `StoreUnavailable` if it cannot."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:  # SQLite itself may have rolled back already
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._translated(error) from error
+            raise
 
     def _read(self, name: str) -> Any:
         row = self._connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
@@ -291,31 +292,6 @@ class Ledger:
             f"the ledger {self.path} cannot be written ({text}); free space or mend permissions "
             "and run the same command again: everything committed so far is kept."
         )
-
-
-class _Transaction:
-    """BEGIN … COMMIT, rolled back on any error."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._connection.execute("BEGIN IMMEDIATE")
-        return self._connection
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            try:
-                self._connection.execute("COMMIT")
-            except sqlite3.Error:
-                self._roll_back()
-                raise
-        else:
-            self._roll_back()
-
-    def _roll_back(self) -> None:
-        if self._connection.in_transaction:  # SQLite itself may have rolled back already
-            self._connection.execute("ROLLBACK")
 
 
 def _short(value: Any) -> str:

@@ -18,17 +18,10 @@ _ROWS_AT_ONCE = 1024
 
 
 def read_parquet(path: str | os.PathLike[str], *, fields: Fields | None = None) -> Iterator[Record]:
-    """Records of one Parquet file, by the same field rules as JSON lines.
+    """Records of one Parquet file, by the same field rules as JSON lines (`vdr_db.readers.Fields`).
 
     Missing values (null) leave the field out. Dates and times become ISO text, bytes are refused,
-    so every payload can be written as JSON.
-
-    Args:
-        path: The file.
-        fields: Where id, text and payload are; see `vdr_db.readers.Fields`.
-
-    Yields:
-        Records in file order; `source` is `"FILE:ROW"` with rows counted from 1.
+    so every payload can be written as JSON. `source` is `"FILE:ROW"` with rows counted from 1.
 
     Raises:
         InputError: The file is no Parquet file, or a row has no usable id or text.

@@ -26,7 +26,7 @@ from vdr_db.ingest.images import encoding_of
 from vdr_db.ingest.journal import Journal
 from vdr_db.ingest.ledger import Ledger, Ranges
 from vdr_db.ingest.options import IngestOptions
-from vdr_db.ingest.preparation import Preparation, Prepared, comparable_stamp
+from vdr_db.ingest.preparation import Preparation, comparable_stamp
 from vdr_db.ingest.progress import Progress, ProgressKind, choose_progress
 from vdr_db.ingest.quarantine import Quarantine
 from vdr_db.ingest.report import IngestReport, Totals, Verification, truncated_of
@@ -195,9 +195,7 @@ class _Run:
             self._flush,
             ledger=ledger,
             quarantine=quarantine,
-            max_errors=options.max_errors,
-            every_documents=options.checkpoint_documents,
-            every_s=options.checkpoint_s,
+            options=options,
         )
         self._pool = WriterPool(
             self._store.upsert,
@@ -268,8 +266,14 @@ class _Run:
             took_s = time.monotonic() - began
             self._seconds["encode"] += took_s
             window.took(len(block.records), took_s)
-            self._count(prepared)
-            self._submit(prepared, documents)
+            prepared.count(self._totals)
+            self._totals.truncated = truncated_of(self._encoder) - self._truncated_before
+            self._journal.skipped(prepared.skipped)
+            if prepared.refused:
+                self._journal.refused(prepared.refused)
+            began = time.monotonic()
+            self._pool.submit_in_parts(prepared.piece, prepared.nbytes, documents, self._tick)
+            self._seconds["blocked"] += time.monotonic() - began
         return True
 
     def _timed_blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
@@ -287,7 +291,7 @@ class _Run:
             yield block
 
     def _preparation(self) -> Preparation:
-        options, encoder = self._options, self._encoder
+        encoder = self._encoder
         encode = None
         if encoder is not None and self._images is None:
             is_bag = self._documents == "tokens"
@@ -297,30 +301,11 @@ class _Run:
             stamp=self._stamp,
             width=self._width,
             text_key=self._text_key,
-            has_fingerprint=options.has_fingerprint,
-            empty=options.empty,
+            options=self._options,
             stored=self._stored,
-            skip=options.skip,
             images=self._images,
+            thumbnail_px=getattr(self._source, "thumbnail_px", None),
         )
-
-    def _count(self, prepared: Prepared) -> None:
-        totals = self._totals
-        totals.encoded += len(prepared.piece)
-        totals.nonzeros += prepared.piece.rows.nnz
-        totals.existing += prepared.existing
-        totals.unchanged += prepared.unchanged
-        totals.repeated += prepared.repeated
-        totals.empty += prepared.empty
-        totals.truncated = truncated_of(self._encoder) - self._truncated_before
-        self._journal.skipped(prepared.skipped)
-        if prepared.refused:
-            self._journal.refused(prepared.refused)
-
-    def _submit(self, prepared: Prepared, documents: int) -> None:
-        began = time.monotonic()
-        self._pool.submit_in_parts(prepared.piece, prepared.nbytes, documents, self._tick)
-        self._seconds["blocked"] += time.monotonic() - began
 
     def _tick(self) -> None:
         retriers = (self._pool, self._calls, self._flushes)

@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.base import EmptyRows
 from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_id
+from vdr_db.connectors.images import THUMBNAIL_KEY, EncodeImages
 from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
 from vdr_db.errors import InputError, ShapeError
 from vdr_db.ingest.batches import Piece
-from vdr_db.ingest.images import ImageEncoding, image_digest
+from vdr_db.ingest.images import image_digest
+from vdr_db.ingest.options import IngestOptions
 from vdr_db.ingest.quarantine import Refusal
+from vdr_db.ingest.report import Totals
 from vdr_db.ingest.source import Block
 from vdr_db.readers import Record
 from vdr_db.sparse import SparseRows
@@ -68,17 +71,11 @@ def encode_readable(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a block.
+    """What became of a block: the piece to write, and what needs no write.
 
-    Attributes:
-        piece: Rows to write; may be empty.
-        nbytes: Memory the piece takes.
-        skipped: Numbers that are settled without a write.
-        refused: Records that cannot be stored.
-        existing: How many were skipped because the store has their id.
-        unchanged: How many were skipped because the store has the same text and payload.
-        repeated: How many were skipped because their id comes again in the block.
-        empty: Rows without weights.
+    `nbytes` is the memory the piece takes; `skipped` are numbers that are settled without a write,
+    of which `existing`, `unchanged` or `repeated` (their id comes again in the block) are counted
+    apart; `empty` counts rows without weights.
     """
 
     piece: Piece
@@ -90,21 +87,27 @@ class Prepared:
     repeated: int
     empty: int
 
+    def count(self, totals: Totals) -> None:
+        """Adds what became of the block to the running totals, apart from refusals."""
+        totals.encoded += len(self.piece)
+        totals.nonzeros += self.piece.rows.nnz
+        totals.existing += self.existing
+        totals.unchanged += self.unchanged
+        totals.repeated += self.repeated
+        totals.empty += self.empty
+
 
 class Preparation:
     """Turns blocks into pieces.
 
     Args:
-        encode: Texts to rows; may be `None` when every block brings rows.
-        stamp: Identity of the encoder, part of each fingerprint.
-        width: Width of the rows.
-        text_key: Payload field the text is kept in; `None` does not keep it.
-        has_fingerprint: Whether payloads get `_vdr_fp`.
-        empty: What happens to rows without weights.
-        stored: `stored(ids)` → id → payload for those in the store; `None` never asks.
-        skip: `"existing"` leaves out what the store has, `"unchanged"` what it has with the same
-            fingerprint.
-        images: Turns pictures to rows, for blocks of pictures in place of texts.
+        encode: Texts to rows; may be `None` when every block brings rows. stamp: Identity of the
+        encoder, part of each fingerprint. width: Width of the rows. text_key: Payload field the
+        text is kept in; `None` does not keep it. options: Whether payloads get `_vdr_fp`, what
+        happens to rows without weights, what is skipped. stored: `stored(ids)` → id → payload for
+        those in the store; `None` skips nothing. images: Turns images to rows, for blocks of images
+        in place of texts. thumbnail_px: Longest side of their small copies, part of each
+        fingerprint.
     """
 
     def __init__(
@@ -114,20 +117,20 @@ class Preparation:
         stamp: EncoderStamp | None,
         width: int,
         text_key: str | None,
-        has_fingerprint: bool,
-        empty: EmptyRows,
-        stored: Callable[[Sequence[int | str]], dict[int | str, dict[str, Any]]] | None,
-        skip: Literal["existing", "unchanged"] | None,
-        images: ImageEncoding | None = None,
+        options: IngestOptions,
+        stored: Callable[[Sequence[int | str]], dict[int | str, dict[str, Any]]] | None = None,
+        images: EncodeImages | None = None,
+        thumbnail_px: int | None = None,
     ) -> None:
         self._encode = encode
         self._images = images
+        self._thumbnail_px = thumbnail_px
         self._width = width
         self._text_key = text_key
-        self._has_fingerprint = has_fingerprint
-        self._empty = empty
+        self._has_fingerprint = options.has_fingerprint
+        self._empty = options.empty
         self._stored = stored
-        self._skip = skip
+        self._skip = None if stored is None else options.skip
         self._key = json.dumps(comparable_stamp(stamp), sort_keys=True).encode()
 
     def __call__(self, block: Block) -> Prepared:
@@ -208,8 +211,7 @@ class Preparation:
         return payload, len(text)
 
     def _image_payload(self, record: Record, payload: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """The same for a picture; its fingerprint is final when it is encoded."""
-        assert self._images is not None
+        """The same for an image; its fingerprint is final when it is encoded."""
         size = len(json.dumps(payload))
         if self._has_fingerprint:
             # The file is read twice only where that can save encoding it.
@@ -218,9 +220,10 @@ class Preparation:
         return payload, size
 
     def _image_fingerprint(self, payload: dict[str, Any], digest: str) -> str:
-        assert self._images is not None
+        px = self._thumbnail_px
+        content = f"image {digest}" + ("" if px is None else f" with a thumbnail of {px}")
         told = {name: value for name, value in payload.items() if name != FINGERPRINT_FIELD}
-        return self._hashed(json.dumps([self._images.content(digest), told], sort_keys=True))
+        return self._hashed(json.dumps([content, told], sort_keys=True))
 
     def _hashed(self, text: str) -> str:
         # Text, payload and encoder: any of them changed means that the document must be written.
@@ -263,14 +266,19 @@ class Preparation:
 
     def _image_rows(
         self,
-        images: ImageEncoding,
+        images: EncodeImages,
         block: Block,
         chosen: Sequence[int],
         payloads: dict[int, dict[str, Any]],
         sizes: dict[int, int],
     ) -> tuple[SparseRows, list[int], list[Refusal]]:
-        """`_rows` for pictures; completes the payloads with what is known by then."""
-        encoded = images([block.records[i] for i in chosen], self._width)
+        """`_rows` for images; completes the payloads with what is known by then."""
+        encoded = images([Path(block.records[i].source) for i in chosen])
+        if len(encoded.rows) != len(chosen) or encoded.rows.width != self._width:
+            raise ShapeError(
+                f"the encoder must give one row of width {self._width} per image, got "
+                f"{encoded.rows!r} for {len(chosen)} images."
+            )
         places, refused = [], []
         for place, i in enumerate(chosen):
             reason = encoded.refused.get(place)
@@ -282,8 +290,8 @@ class Preparation:
                 # Of the bytes that were encoded; the file may have changed since it was hashed.
                 digest = encoded.digests[place]
                 payloads[i][FINGERPRINT_FIELD] = self._image_fingerprint(payloads[i], digest)
-            for name, small in images.thumbnail(encoded, place).items():
-                payloads[i][name] = small
+            if self._thumbnail_px is not None and (small := encoded.thumbnails[place]):
+                payloads[i][THUMBNAIL_KEY] = small
                 sizes[i] += len(small)
         rows = encoded.rows if not refused else encoded.rows[np.array(places, np.int64)]
         return rows, [chosen[place] for place in places], refused

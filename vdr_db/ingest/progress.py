@@ -26,57 +26,61 @@ class Progress(Protocol):
     """Anything that wants to know how far an ingest is; called from the ingest's own thread."""
 
     def update(self, totals: Totals, *, is_last: bool = False) -> None:
-        """Takes the totals so far. Called often: it must be quick and decide itself what to show.
-
-        Args:
-            totals: The running totals; read them now, they keep changing.
-            is_last: Whether this is the final call.
-        """
-        ...
+        """Takes the totals so far, which keep changing, often: it must be quick."""
 
 
-class LogProgress:
-    """One line to the logger `vdr_db.ingest` every so many seconds.
+class _EverySoOften:
+    """Tells the totals every so many seconds, and at the end."""
 
-    Args:
-        every_s: Seconds between lines.
-    """
-
-    def __init__(self, every_s: float = 30.0) -> None:
+    def __init__(self, every_s: float, *, at_once: bool) -> None:
         self._every_s = every_s
-        self._began = self._last = time.monotonic()
+        self._began = time.monotonic()
+        self._last = self._began - every_s * at_once
 
     def update(self, totals: Totals, *, is_last: bool = False) -> None:
-        """Logs when it is time."""
+        """Tells them when it is time."""
         now = time.monotonic()
-        if now - self._last < self._every_s and not is_last:
-            return
-        self._last = now
-        rate = totals.acknowledged / max(now - self._began, 1e-9)
-        _LOGGER.info("%s, %.0f documents/s", _line(totals), rate)
+        if is_last or now - self._last >= self._every_s:
+            self._last = now
+            self._tell(totals, now - self._began, is_last)
+
+    def _tell(self, totals: Totals, elapsed_s: float, is_last: bool) -> None:
+        raise NotImplementedError
 
 
-class JsonProgress:
-    """One JSON object a line: every total, and `elapsed_s`.
+class LogProgress(_EverySoOften):
+    """One line to the logger `vdr_db.ingest` every `every_s` seconds."""
 
-    Args:
-        stream: Where the lines go; standard error by default.
-        every_s: Seconds between lines.
+    def __init__(self, every_s: float = 30.0) -> None:
+        super().__init__(every_s, at_once=False)
+
+    def _tell(self, totals: Totals, elapsed_s: float, is_last: bool) -> None:
+        _LOGGER.info(
+            "read %d, encoded %d, acknowledged %d, skipped %d, refused %d, retries %d, "
+            "queue %.1f MiB, %.0f documents/s",
+            totals.read,
+            totals.encoded,
+            totals.acknowledged,
+            totals.resumed + totals.existing + totals.unchanged,
+            totals.refused,
+            totals.retries,
+            totals.queued_bytes / 2**20,
+            totals.acknowledged / max(elapsed_s, 1e-9),
+        )
+
+
+class JsonProgress(_EverySoOften):
+    """One JSON object a line every `every_s` seconds: every total, and `elapsed_s`.
+
+    Lines go to `stream`, standard error by default.
     """
 
     def __init__(self, stream: IO[str] | None = None, every_s: float = 1.0) -> None:
+        super().__init__(every_s, at_once=True)
         self._stream = stream
-        self._every_s = every_s
-        self._began = time.monotonic()
-        self._last = -every_s
 
-    def update(self, totals: Totals, *, is_last: bool = False) -> None:
-        """Writes a line when it is time."""
-        elapsed = time.monotonic() - self._began
-        if elapsed - self._last < self._every_s and not is_last:
-            return
-        self._last = elapsed
-        line = {**asdict(totals), "elapsed_s": round(elapsed, 3), "is_last": is_last}
+    def _tell(self, totals: Totals, elapsed_s: float, is_last: bool) -> None:
+        line = {**asdict(totals), "elapsed_s": round(elapsed_s, 3), "is_last": is_last}
         stream = self._stream or sys.stderr
         stream.write(json.dumps(line) + "\n")
         stream.flush()
@@ -127,12 +131,3 @@ def choose_progress(kind: ProgressKind = "auto") -> Progress:
     if kind == "none":
         return _NoProgress()
     raise ConfigError(f"`progress` must be auto, bar, log, json or none, got {kind!r}.")
-
-
-def _line(totals: Totals) -> str:
-    return (
-        f"read {totals.read}, encoded {totals.encoded}, acknowledged {totals.acknowledged}, "
-        f"skipped {totals.resumed + totals.existing + totals.unchanged}, "
-        f"refused {totals.refused}, retries {totals.retries}, "
-        f"queue {totals.queued_bytes / 2**20:.1f} MiB"
-    )

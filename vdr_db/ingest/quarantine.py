@@ -12,29 +12,41 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vdr_db.errors import ConfigError, StoreUnavailable
+from vdr_db.errors import ConfigError, InputError, StoreUnavailable
 
-__all__ = ["Quarantine", "Refusal"]
+__all__ = ["Quarantine", "Refusal", "check_refusals"]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One document that was not stored, and why.
+    """A document that was not stored, and why: one sentence without secrets.
 
-    Attributes:
-        number: Position in reading order, from 0.
-        id: The caller's id.
-        reason: One sentence, without secrets.
-        source: Where the record was read, `"FILE:LINE"`, when known.
+    `number` is its position in reading order, from 0; `source` is `"FILE:LINE"`, when known.
     """
 
     number: int
     id: int | str
     reason: str
     source: str = ""
+
+
+def check_refusals(
+    refused: int, allowed: int | None, read: int, last: Refusal | None = None
+) -> None:
+    """Stops an ingest that refuses more than `allowed` documents, by an `InputError`.
+
+    `None` stands for 100 or 1 % of the documents read, whichever is more.
+    """
+    most = max(100, read // 100) if allowed is None else allowed
+    if refused > most and last is not None:
+        raise InputError(
+            f"{refused} documents were refused, more than the {most} allowed; the last is "
+            f"{last.id!r}{f' ({last.source})' if last.source else ''}: {last.reason}; mend the "
+            "input, or allow more with `max_errors`."
+        )
 
 
 class Quarantine:
@@ -92,20 +104,15 @@ class Quarantine:
     def append(self, refusals: Iterable[Refusal]) -> None:
         """Adds refusals that the file does not hold yet; on disk when this returns.
 
-        Raises:
-            StoreUnavailable: The file cannot be written; none of these lines counts as written.
+        Raises `StoreUnavailable` if it cannot be written; none of these lines counts as written
+        then.
         """
         new = [refusal for refusal in refusals if refusal.number not in self._known]
         if not new:
             return
-        lines = "".join(
-            json.dumps(
-                {"number": one.number, "id": one.id, "reason": one.reason, "source": one.source},
-                ensure_ascii=False,
-            )
-            + "\n"
-            for one in new
-        ).encode("utf-8", "backslashreplace")
+        lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in new).encode(
+            "utf-8", "backslashreplace"
+        )
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:

@@ -30,13 +30,10 @@ _PARTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class Block:
-    """Some records that are not settled yet.
+    """Some records that are not settled yet, with their numbers.
 
-    Attributes:
-        numbers: Number of each record.
-        records: The records; their texts may be empty when `rows` is given.
-        rows: Vectors made earlier, one per record, or `None` when they must be encoded.
-        resumed: Settled records that were passed over on the way to this block.
+    `rows` are vectors made earlier, or `None` when the records must be encoded; `resumed` counts
+    settled records that were passed over on the way here.
     """
 
     numbers: Sequence[int]
@@ -51,14 +48,10 @@ class Block:
 
 @dataclass
 class Window:
-    """How many records are encoded at a time, tuned to take about a second.
+    """How many records are encoded at a time, tuned to take about a second; at most `most`.
 
     A long window lets the encoder sort by length; a short one bounds what a kill repeats and how
     long Ctrl-C waits. Vectors do not depend on it.
-
-    Attributes:
-        documents: Records of the next window.
-        most: Largest such number.
     """
 
     documents: int = 128
@@ -90,12 +83,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Slice:
-    """Part k of n, with k from 0: what one of n independent workers takes.
-
-    Attributes:
-        k: Number of this part, from 0.
-        n: Number of parts.
-    """
+    """Part k of n, with k from 0: what one of n independent workers takes."""
 
     k: int = 0
     n: int = 1

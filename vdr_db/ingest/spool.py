@@ -66,7 +66,7 @@ class SpoolWriter:
 
     Raises:
         ConfigError: The folder holds parts of another input, encoder or policy.
-        StoreUnavailable: The folder cannot be written.
+        StoreUnavailable: The folder cannot be written; methods raise it too.
         MissingExtraError: pyarrow is not installed.
     """
 
@@ -145,11 +145,7 @@ class SpoolWriter:
         return self.folder / f"quarantine-{_stem(self.slice)}.jsonl"
 
     def write(self, piece: Piece) -> None:
-        """Adds rows to the open part.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Adds rows to the open part."""
         if not len(piece):
             return
         try:
@@ -171,11 +167,7 @@ class SpoolWriter:
         return self._open_rows >= self._part_rows
 
     def finish_part(self) -> None:
-        """Makes the open part durable and visible, if there is one.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Makes the open part durable and visible, if there is one."""
         if self._writer is None:
             return
         facts = {
@@ -201,24 +193,14 @@ class SpoolWriter:
         self._writer, self._open_ranges, self._open_rows = None, Ranges(), 0
 
     def complete(self, *, read: int, refused: int) -> None:
-        """Writes the manifest: the slice is whole.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written.
-        """
+        """Writes the manifest: the slice is whole."""
         self.finish_part()
-        parts = []
         try:
-            for name, rows in sorted(self._parts.items()):
-                path = self.folder / name
-                parts.append(
-                    {
-                        "name": name,
-                        "rows": rows,
-                        "bytes": path.stat().st_size,
-                        "sha256": digest(path),
-                    }
-                )
+            parts = [
+                {"name": name, "rows": rows, "bytes": path.stat().st_size, "sha256": digest(path)}
+                for name, rows in sorted(self._parts.items())
+                if (path := self.folder / name)
+            ]
             manifest = {
                 **self._facts,
                 "slice": [self.slice.k, self.slice.n],
@@ -256,16 +238,15 @@ class SpoolWriter:
 
     def _schema(self) -> Any:
         arrow = self._arrow
-        return arrow.schema(
-            [
-                arrow.field("id", arrow.string(), nullable=False),
-                arrow.field("id_is_integer", arrow.bool_(), nullable=False),
-                arrow.field("indices", arrow.list_(arrow.uint32()), nullable=False),
-                arrow.field("values", arrow.list_(arrow.float32()), nullable=False),
-                arrow.field("payload", arrow.string(), nullable=False),
-                arrow.field("source", arrow.string(), nullable=False),
-            ]
-        )
+        kinds = {
+            "id": arrow.string(),
+            "id_is_integer": arrow.bool_(),
+            "indices": arrow.list_(arrow.uint32()),
+            "values": arrow.list_(arrow.float32()),
+            "payload": arrow.string(),
+            "source": arrow.string(),
+        }
+        return arrow.schema([arrow.field(n, kind, nullable=False) for n, kind in kinds.items()])
 
     def _table(self, piece: Piece) -> Any:
         arrow = self._arrow
@@ -291,11 +272,7 @@ class SpoolWriter:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a file.
-
-    Raises:
-        InputError: The file is missing.
-    """
+    """SHA-256 (hex) of a file; an `InputError` if it is missing."""
     try:
         return file_digest(path)
     except FileNotFoundError as error:

@@ -36,15 +36,10 @@ def verify(
 ) -> Verification:
     """Looks whether the store holds what was acknowledged.
 
-    Args:
-        store: The store.
-        sample: Documents with the vectors that were written.
-        least_count: Documents the store must hold if no two records shared an id.
-        width: Width of the rows.
-        call: `call(function, what)` runs a request with retries.
-        refused: Ids that went to the quarantine, for the full check.
-        all_ids: Gives every id of the input anew. Asked only when the count is short, to tell
-            records that share an id from records that are missing.
+    `sample` are documents with the vectors that were written. With fewer than `least_count`
+    documents in the store, `all_ids` gives every id of the input anew, to tell records that share
+    an id from missing ones; `refused` ids went to the quarantine. `call(function, what)` runs a
+    request with retries.
     """
     problems: list[str] = []
     count = int(call(store.count, "counting documents"))

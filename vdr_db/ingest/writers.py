@@ -127,15 +127,10 @@ class WriterPool:
             self.submit(part, nbytes * len(part) // len(piece), tick)
 
     def submit(self, piece: Piece, nbytes: int, tick: Callable[[], None] = lambda: None) -> None:
-        """Hands a piece over; blocks while the queue is full or holds one of its ids.
+        """Hands a piece over; waits while the queue is full or holds one of its ids.
 
-        Args:
-            piece: The rows; not empty, ids distinct.
-            nbytes: Memory the piece takes.
-            tick: Called at least every 0.2 s while blocked; raises to give up.
-
-        Raises:
-            BaseException: What stopped the writers.
+        `tick` is called at least every 0.2 s meanwhile and raises to give up; what stopped the
+        writers is raised too. `nbytes` is the memory the piece takes.
         """
         with self._changed:
             while True:
@@ -152,11 +147,7 @@ class WriterPool:
             self._changed.notify_all()
 
     def drain(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Returns when everything submitted is settled.
-
-        Raises:
-            BaseException: What stopped the writers.
-        """
+        """Returns when everything submitted is settled; raises what stopped the writers."""
         with self._changed:
             while self._unfinished:
                 self._raise_failure()
@@ -218,11 +209,7 @@ class WriterPool:
                 self._changed.notify_all()
 
     def _write_part(self, writer: _Writer, allowance: Allowance, piece: Piece) -> None:
-        """Writes what goes in one request, as often as it takes.
-
-        Raises:
-            RefusedBatch: It must go in smaller parts, or its one document is refused.
-        """
+        """Writes one request; a `RefusedBatch` must go in parts, or is one refused row."""
         while True:
             try:
                 allowance.attempt(partial(self._write_now, writer, piece))

@@ -1,18 +1,6 @@
 """The official client's `VectorStore`, and what is built on it, with vectors of this library.
 
-```python
-from elasticsearch.helpers.vectorstore import VectorStore
-from vdr_db.integrations.elasticsearch import VDREmbeddingService, VDRRetrievalStrategy
-
-store = VectorStore(
-    client,
-    index="articles",
-    retrieval_strategy=VDRRetrievalStrategy(),
-    embedding_service=VDREmbeddingService(encoder),
-)
-store.add_texts(texts, ids=ids)
-store.search(query="who came up with relativity")
-```
+`docs/integrations.md` has an example.
 
 The client's own sparse strategy runs a model inside the cluster and takes no vectors. `VectorStore`
 writes without retries and knows no encoder stamp; `VDRElasticsearch` does both.
@@ -47,12 +35,7 @@ __all__ = ["VDREmbeddingService", "VDRRetrievalStrategy"]
 class VDREmbeddingService(TextSides, EmbeddingService):  # type: ignore[misc]
     """An encoder whose vectors are `{token id in decimal: weight}`, as the fields take them.
 
-    Args:
-        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
-        mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
-
-    Raises:
-        ConfigError: The mode is unknown.
+    Arguments and errors are those of `TextSides`.
     """
 
     def embed_documents(self, texts: list[str]) -> list[dict[str, float]]:
@@ -100,16 +83,11 @@ class VDRRetrievalStrategy(RetrievalStrategy):  # type: ignore[misc]
         num_candidates: int,
         filter: list[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """The body of a search.
+        """The body of a search, which is exact.
 
-        Args:
-            query: Not used; its vector is.
-            query_vector: Token id in decimal → weight, from `VDREmbeddingService.embed_query`.
-            text_field: Not used.
-            vector_field: Name of the vector field.
-            k: Not used; the store asks for that many.
-            num_candidates: Not used: the search is exact.
-            filter: Elasticsearch queries that must be true besides, without a say in the score.
+        It takes the vector (token id in decimal → weight, from `VDREmbeddingService.embed_query`),
+        the name of its field, and as `filter` Elasticsearch queries that must be true besides,
+        without a say in the score; nothing else counts.
 
         Raises:
             ConfigError: There is no vector: the store was made without an embedding service.
@@ -135,12 +113,9 @@ class VDRRetrievalStrategy(RetrievalStrategy):  # type: ignore[misc]
     def es_mappings_settings(
         self, *, text_field: str, vector_field: str, num_dimensions: int | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mappings and settings of a new index.
+        """Mappings and settings of a new index, whose fields have no fixed width.
 
-        Args:
-            text_field: Name of the text field, searchable by BM25 in queries of your own.
-            vector_field: Name of the vector field.
-            num_dimensions: Not used: these fields have no fixed width.
+        The text field is searchable by BM25 in queries of your own.
         """
         fields = {text_field: {"type": "text"}, vector_field: {"type": self.kind}}
         return {"properties": fields}, {}

@@ -1,22 +1,6 @@
 """Haystack: components that make the sparse embedding of a query, and those of documents.
 
-```python
-from haystack_integrations.components.retrievers.qdrant import QdrantSparseEmbeddingRetriever
-from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
-from vdr_db.integrations.haystack import VDRSparseDocumentEmbedder, VDRSparseTextEmbedder
-
-store = QdrantDocumentStore(url="http://localhost:6333", use_sparse_embeddings=True)
-store.write_documents(VDRSparseDocumentEmbedder(model).run(documents)["documents"])
-
-search = Pipeline()
-search.add_component("embedder", VDRSparseTextEmbedder(model))
-search.add_component("retriever", QdrantSparseEmbeddingRetriever(document_store=store))
-search.connect("embedder.sparse_embedding", "retriever.query_sparse_embedding")
-search.run({"embedder": {"text": "who came up with relativity"}})
-```
-
-A saved pipeline with these components is loaded with
-`Pipeline.loads(text, allowed_modules=["vdr_db.integrations.haystack"])`.
+`docs/integrations.md` has an example.
 """
 
 from __future__ import annotations
@@ -72,13 +56,24 @@ class _Loader:
             self._sides = TextSides(self.encoder, mode=self.mode)
         return self._sides
 
-    def _saved(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """The component for a saved pipeline.
+
+        Raises:
+            ConfigError: It was made of an encoder object.
+        """
         if self.model is None:
             raise ConfigError(
                 f"a {type(self).__name__} made of an encoder object cannot be saved; make it with "
                 "`model`, a folder or a name on the hub."
             )
-        return {"model": self.model, "options": self.options, "mode": self.mode}
+        saved: dict[str, Any] = default_to_dict(
+            self, model=self.model, options=self.options, mode=self.mode, **self._own_settings()
+        )
+        return saved
+
+    def _own_settings(self) -> dict[str, Any]:
+        return {}
 
 
 @component
@@ -108,13 +103,7 @@ class VDRSparseTextEmbedder(_Loader):
 
     @component.output_types(sparse_embedding=SparseEmbedding)  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, SparseEmbedding]:
-        """Makes the embedding.
-
-        Args:
-            text: The query.
-
-        Returns:
-            `{"sparse_embedding": ...}`.
+        """Makes the embedding of a query: `{"sparse_embedding": ...}`.
 
         Raises:
             TypeError: Something other than one text came.
@@ -127,30 +116,18 @@ class VDRSparseTextEmbedder(_Loader):
         (embedding,) = _embeddings(self._ready().query_rows([text]))
         return {"sparse_embedding": embedding}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The component for a saved pipeline.
-
-        Raises:
-            ConfigError: It was made of an encoder object.
-        """
-        saved: dict[str, Any] = default_to_dict(self, **self._saved())
-        return saved
-
 
 @component
 class VDRSparseDocumentEmbedder(_Loader):
     """Documents with their sparse embeddings.
 
     Args:
-        model: A folder, or a name on the hub; loaded by `warm_up` or the first `run`.
-        options: More arguments of `SparseEncoder.from_pretrained`, in types that YAML knows.
+        model: As `options`, `encoder` and the errors, see `VDRSparseTextEmbedder`.
+        options: For loading it.
         mode: `"beta"` stores bags of tokens; see `Mode`.
         meta_fields_to_embed: Metadata fields whose values go before the text.
         embedding_separator: What stands between those values and the text.
-        encoder: A ready encoder instead of `model`. Such a component cannot be saved.
-
-    Raises:
-        ConfigError: Not exactly one of `model` and `encoder` is given, or the mode is unknown.
+        encoder: A ready one.
     """
 
     def __init__(
@@ -174,13 +151,9 @@ class VDRSparseDocumentEmbedder(_Loader):
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
-        """Makes the embeddings; documents without a text get those of their metadata, or none.
+        """Makes `{"documents": ...}`, copies with embeddings in the same order.
 
-        Args:
-            documents: What to embed; they are not changed.
-
-        Returns:
-            `{"documents": ...}`, copies with embeddings in the same order.
+        Documents without a text get the embedding of their metadata, or none.
 
         Raises:
             TypeError: Something other than a list of documents came.
@@ -197,19 +170,11 @@ class VDRSparseDocumentEmbedder(_Loader):
         pairs = zip(documents, _embeddings(rows), strict=True)
         return {"documents": [replace(one, sparse_embedding=made) for one, made in pairs]}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The component for a saved pipeline.
-
-        Raises:
-            ConfigError: It was made of an encoder object.
-        """
-        saved: dict[str, Any] = default_to_dict(
-            self,
-            **self._saved(),
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-        )
-        return saved
+    def _own_settings(self) -> dict[str, Any]:
+        return {
+            "meta_fields_to_embed": self.meta_fields_to_embed,
+            "embedding_separator": self.embedding_separator,
+        }
 
     def _text(self, document: Document) -> str:
         values = (document.meta.get(name) for name in self.meta_fields_to_embed)

@@ -1,20 +1,7 @@
 """LangChain: sparse embeddings for its Qdrant store, and a retriever over collections of ours.
 
-```python
-from langchain_qdrant import QdrantVectorStore, RetrievalMode
-from vdr_db.integrations.langchain import VDRRetriever, VDRSparseEmbeddings
-
-store = QdrantVectorStore.from_texts(
-    texts,
-    sparse_embedding=VDRSparseEmbeddings(encoder),
-    retrieval_mode=RetrievalMode.SPARSE,
-    url="http://localhost:6333",
-    collection_name="articles",
-)
-retriever = VDRRetriever(collection=VDRElasticsearch("articles", encoder, url=url, api_key=key))
-```
-
-For LangChain's Elasticsearch store see `vdr_db.integrations.elasticsearch`.
+`docs/integrations.md` has an example; for LangChain's Elasticsearch store see
+`vdr_db.integrations.elasticsearch`.
 """
 
 from __future__ import annotations
@@ -45,14 +32,8 @@ __all__ = ["VDRRetriever", "VDRSparseEmbeddings"]
 class VDRSparseEmbeddings(TextSides, SparseEmbeddings):  # type: ignore[misc]
     """An encoder as the `sparse_embedding` of `langchain_qdrant.QdrantVectorStore`.
 
-    A text without any token has an empty vector, which no search finds.
-
-    Args:
-        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
-        mode: `"alpha"` asks with bags of tokens, `"beta"` stores bags of tokens; see `Mode`.
-
-    Raises:
-        ConfigError: The mode is unknown.
+    A text without any token has an empty vector, which no search finds. Arguments and errors are
+    those of `TextSides`.
     """
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:

@@ -1,17 +1,6 @@
 """LlamaIndex: what its Qdrant store calls to make sparse vectors of documents and queries.
 
-```python
-from llama_index.vector_stores.qdrant import QdrantVectorStore
-from vdr_db.integrations.llamaindex import sparse_doc_fn, sparse_query_fn
-
-store = QdrantVectorStore(
-    "articles",
-    client=client,
-    enable_hybrid=True,
-    sparse_doc_fn=sparse_doc_fn(encoder),
-    sparse_query_fn=sparse_query_fn(encoder),
-)
-```
+`docs/integrations.md` has an example.
 
 The functions themselves need no package of LlamaIndex. The store wants a dense vector of each node
 besides; nodes queried with `VectorStoreQueryMode.SPARSE` are ranked by the sparse one alone.
@@ -50,15 +39,7 @@ def sparse_doc_fn(encoder: AnyEncoder, *, mode: Mode = "full") -> SparseFunction
 
 
 def sparse_query_fn(encoder: AnyEncoder, *, mode: Mode = "full") -> SparseFunction:
-    """The `sparse_query_fn` of `QdrantVectorStore`.
-
-    Args:
-        encoder: Makes vectors of texts; the name or folder of a model is loaded when first needed.
-        mode: `"alpha"` asks with bags of tokens; see `Mode`.
-
-    Raises:
-        ConfigError: The mode is unknown.
-    """
+    """The `sparse_query_fn`; as `sparse_doc_fn`, but `"alpha"` asks with bags of tokens."""
     return partial(_lists, TextSides(encoder, mode=mode).query_rows)
 
 

@@ -1,18 +1,6 @@
 """Ray Data: encode a dataset on many actors, write it into a store from many tasks.
 
-```python
-import ray
-from vdr_db import SparseEncoder
-from vdr_db.integrations.ray import EncodeTexts, SparseDatasink
-
-encoder = SparseEncoder.from_pretrained("naver/splade-v3")
-texts = ray.data.read_json("corpus/")                           # columns id, text, …
-rows = texts.map_batches(
-    EncodeTexts, fn_constructor_args=["naver/splade-v3"],
-    batch_format="pyarrow", batch_size=1024, concurrency=4, num_gpus=1,
-)
-rows.write_datasink(SparseDatasink.qdrant("articles", encoder, url="https://qdrant.example:6333"))
-```
+`docs/ingest.md` has an example.
 
 Writes are upserts under the id of each row, so a task that Ray runs again, or a whole job, changes
 nothing that is there already. Rows of a dataset have no order: of rows that share an id, any may
@@ -203,17 +191,11 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
         columns: Columns | None = None,
         options: IngestOptions | None = None,
     ) -> SparseDatasink:
-        """A sink into Qdrant.
+        """A sink into a collection of Qdrant; `encoder`, `columns`, `options` as in the class.
 
-        Args:
-            collection: Name of the collection.
-            encoder: As in the class.
-            path: Folder for the embedded engine, on the machine that calls `write_datasink`.
-            url: Address of a server that every node can reach.
-            api_key: For `url`.
-            store_options: More arguments of `QdrantStore`.
-            columns: As in the class.
-            options: As in the class.
+        It lies in the folder `path` of the embedded engine, on the machine that calls
+        `write_datasink`, or on a server that every node can reach under `url` with `api_key`.
+        `store_options` are more arguments of `QdrantStore`.
 
         Raises:
             ConfigError: Not exactly one of `path` and `url` is given, or the store would not
@@ -221,17 +203,16 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
         """
         from vdr_db.connectors.qdrant.store import QdrantStore
 
-        more = _sendable(store_options)
         if (path is None) == (url is None) or path == ":memory:":
             raise ConfigError(
                 "exactly one of `path` (a folder; a store in memory would end with the write) and "
                 "`url` is needed."
             )
-        if path is not None:
-            # The actor's working directory may be another one.
-            open_store = partial(QdrantStore, collection, path=os.path.abspath(path), **more)
-        else:
-            open_store = partial(QdrantStore, collection, url=url, api_key=api_key, **more)
+        # The actor's working directory may be another one.
+        place = (
+            {"url": url, "api_key": api_key} if path is None else {"path": os.path.abspath(path)}
+        )
+        open_store = partial(QdrantStore, collection, **place, **_sendable(store_options))
         return cls(open_store, encoder, columns=columns, options=options, is_local=path is not None)
 
     @classmethod
@@ -248,18 +229,11 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
         columns: Columns | None = None,
         options: IngestOptions | None = None,
     ) -> SparseDatasink:
-        """A sink into Elasticsearch.
+        """A sink into an alias of Elasticsearch; `encoder`, `columns`, `options` as in the class.
 
-        Args:
-            index: Name of the alias.
-            encoder: As in the class.
-            url: Address of one node, or of several of one cluster; or
-            cloud_id: name of a hosted deployment.
-            api_key: Key, or (id, key), to authenticate with.
-            basic_auth: (user, password) to authenticate with.
-            store_options: More arguments of `ElasticsearchStore`.
-            columns: As in the class.
-            options: As in the class.
+        It lies at the `url` of one node, or of several of one cluster, or in the hosted deployment
+        `cloud_id`, reached with an `api_key`, a key or (id, key), or `basic_auth`, (user,
+        password). `store_options` are more arguments of `ElasticsearchStore`.
         """
         from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 

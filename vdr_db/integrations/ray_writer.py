@@ -271,10 +271,9 @@ class StoreWriter:
             stamp=self._plan.stamp or self.store.stamp,
             width=self._width,
             text_key=columns.text if has_text and options.keeps_text is not False else None,
-            has_fingerprint=options.has_fingerprint and has_text,  # it is a hash of the text
-            empty=options.empty,
-            stored=None,
-            skip=None,
+            options=replace(  # a fingerprint is a hash of the text
+                options, has_fingerprint=options.has_fingerprint and has_text, skip=None
+            ),
         )
         own = {columns.id, columns.text, columns.indices, columns.values, columns.error}
         kept = columns.payload

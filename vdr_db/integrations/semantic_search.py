@@ -1,13 +1,6 @@
 """The search calls of sentence-transformers' sparse encoders, on the stores of this library.
 
-```python
-from vdr_db.integrations.semantic_search import semantic_search_qdrant
-
-results, seconds, index = semantic_search_qdrant(
-    model.encode_query(queries), model.encode_document(texts), top_k=5, output_index=True
-)
-results[0]  # [{"corpus_id": 17, "score": 21.4}, ...]
-```
+`docs/integrations.md` has an example.
 
 Arguments and results are those of `sentence_transformers.sparse_encoder.search_engines`. What
 happens in between is different: vectors are checked before a server sees them, requests are batched
@@ -20,7 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, TypeAlias
 
 from vdr_db.connectors.base import Store
@@ -74,13 +67,8 @@ def semantic_search_qdrant(
     """
     from vdr_db.connectors.qdrant.store import QdrantStore
 
-    def connect() -> Any:
-        module = require("qdrant_client", "qdrant")
-        has_address = not kwargs.keys().isdisjoint({"url", "host", "location", "path"})
-        return module.QdrantClient(
-            **({} if has_address else {"url": "http://localhost:6333"}), **kwargs
-        )
-
+    if kwargs.keys().isdisjoint({"url", "host", "location", "path"}):
+        kwargs["url"] = "http://localhost:6333"
     return _search(
         query_embeddings,
         corpus_embeddings,
@@ -88,7 +76,7 @@ def semantic_search_qdrant(
         top_k,
         output_index,
         encoder,
-        connect=connect,
+        connect=lambda: require("qdrant_client", "qdrant").QdrantClient(**kwargs),
         open_store=lambda client, name: QdrantStore(name, client=client),
         remove=lambda client, name: client.delete_collection(name),
     )
@@ -104,41 +92,16 @@ def semantic_search_elasticsearch(
     encoder: Encoder | None = None,
     **kwargs: Any,
 ) -> tuple[Results, float] | tuple[Results, float, tuple[Any, str] | Collection]:
-    """Searches a corpus in Elasticsearch.
+    """Searches a corpus in Elasticsearch, as `semantic_search_qdrant` does in Qdrant.
 
     The first two arguments keep their names, but nothing needs to be decoded: pass the vectors.
-
-    Args:
-        query_embeddings_decoded: The queries.
-        corpus_embeddings_decoded: The documents, when there is no `corpus_index`; they are written
-            to a new index.
-        corpus_index: `(client, index name)` of an earlier call or of any index made by this
-            library, or an open `VDRElasticsearch`; a `corpus_id` is the id there. The client may be
-            one of OpenSearch.
-        top_k: Hits wanted for each query; fewer come when fewer share a token with it.
-        output_index: Keep the new index, and return it in the third place.
-        encoder: Makes vectors where texts are given instead.
-        kwargs: Arguments of `Elasticsearch` for the new index; without an address it is the server
-            at localhost:9200.
-
-    Returns:
-        The hits, the seconds that searching took, and the index if it was asked for.
-
-    Raises:
-        ConfigError: There is neither corpus nor index, or texts come without an encoder.
-        TypeError: Vectors come in another form.
-        InputError: Weights are negative or not finite, or queries and corpus differ in width.
-        StoreMismatch: The index was not made by this library, or by another encoder.
-        StoreUnavailable: The server cannot be reached.
+    The client of a `corpus_index` may be one of OpenSearch; `kwargs` are arguments of
+    `Elasticsearch`, and without an address it is the server at localhost:9200.
     """
     from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 
-    def connect() -> Any:
-        module = require("elasticsearch", "elasticsearch")
-        has_address = not kwargs.keys().isdisjoint({"hosts", "cloud_id"})
-        return module.Elasticsearch(
-            **({} if has_address else {"hosts": "http://localhost:9200"}), **kwargs
-        )
+    if kwargs.keys().isdisjoint({"hosts", "cloud_id"}):
+        kwargs["hosts"] = "http://localhost:9200"
 
     def remove(client: Any, name: str) -> None:
         # The name is an alias, and only an index can be deleted.
@@ -152,7 +115,7 @@ def semantic_search_elasticsearch(
         top_k,
         output_index,
         encoder,
-        connect=connect,
+        connect=lambda: require("elasticsearch", "elasticsearch").Elasticsearch(**kwargs),
         open_store=lambda client, name: ElasticsearchStore(name, client=client),
         remove=remove,
     )
@@ -195,11 +158,8 @@ def _search(
 
             def remove_index(_: object, error: BaseException | None, __: object) -> None:
                 """Removes the new index; after a failure as far as it goes."""
-                try:
+                with suppress(Exception) if error else nullcontext():
                     remove(client, name)
-                except Exception:
-                    if error is None:
-                        raise
 
             stack.push(remove_index)
             collection.add_rows(rows, range(len(rows)))

@@ -19,8 +19,8 @@ Until `restore`, calling the inner language model directly gives hidden states, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, cast
 
 import torch
@@ -78,7 +78,7 @@ class _FusedPooling:
         return features
 
 
-class Acceleration:
+class Acceleration(AbstractContextManager["Acceleration", None]):
     """The replaced parts of one model; `restore` puts the original ones back.
 
     As a context manager it restores at the end of the block.
@@ -86,28 +86,16 @@ class Acceleration:
 
     def __init__(self, parts: list[tuple[nn.Linear, nn.Module]], backend: Backend) -> None:
         self._parts = parts
-        self._backend = backend
-
-    def _apply(self) -> None:
-        for projection, pooling in self._parts:
+        for projection, pooling in parts:
             projection.__dict__["forward"] = _PassThrough()
-            pooling.__dict__["forward"] = _FusedPooling(pooling, projection, self._backend)
+            pooling.__dict__["forward"] = _FusedPooling(pooling, projection, backend)
 
     def restore(self) -> None:
         """Puts the original forward methods back; calling it twice does no harm."""
         for part in (module for pair in self._parts for module in pair):
             part.__dict__.pop("forward", None)
 
-    def __enter__(self) -> Acceleration:
-        """The acceleration itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Restores the model."""
         self.restore()
 
@@ -142,9 +130,8 @@ def accelerate(model: Any, *, backend: Backend = "auto", check: bool = True) -> 
             "this model is accelerated already; use the handle of the first call, and its "
             "`restore()` before changing the backend."
         )
-    acceleration = Acceleration(parts, backend)
     before = _probe(model) if check else None
-    acceleration._apply()
+    acceleration = Acceleration(parts, backend)
     if before is None:
         return acceleration
     try:

@@ -9,17 +9,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, model_validator
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.serve.service import Found
 
-__all__ = [
-    "ExplainAnswer",
-    "FacetAnswer",
-    "HitAnswer",
-    "InfoAnswer",
-    "SearchAnswer",
-    "TermAnswer",
-    "WordAnswer",
-    "explain_answer",
-    "search_answer",
-]
+__all__ = ["ExplainAnswer", "InfoAnswer", "SearchAnswer", "explain_answer", "search_answer"]
 
 
 class _Answer(BaseModel):

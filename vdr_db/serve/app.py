@@ -27,15 +27,7 @@ from vdr_db.serve.answers import (
 )
 from vdr_db.serve.facets import Choice, parse_choices
 from vdr_db.serve.guard import Guard, Limits
-from vdr_db.serve.pages import (
-    Asked,
-    error_page,
-    explain_page,
-    home_page,
-    image_page,
-    results_page,
-    style_sheet,
-)
+from vdr_db.serve.pages import Asked, explain_page, page_html, style_sheet
 from vdr_db.serve.service import Found, SearchService
 from vdr_db.version import __version__
 
@@ -146,11 +138,11 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
         query: str = q
         asked = Asked(query, page, tuple(facet), limits, service.images is not None)
         if not query.strip():
-            return home_page(asked, _asked(service.info))
+            return page_html("home", "Search", asked, info=_asked(service.info))
         choices = _choices(facet, service)
         offset = (page - 1) * PAGE
         found = _asked(lambda: service.search(query, limit=PAGE, offset=offset, choices=choices))
-        return results_page(asked, found, size=PAGE)
+        return page_html("results", query, asked, found=found, size=PAGE)
 
     @app.get("/explain", response_class=HTMLResponse, include_in_schema=False)
     def page_explain(
@@ -195,14 +187,14 @@ def _add_uploads(app: FastAPI, service: SearchService, limits: Limits) -> None:
     @app.post("/image", response_class=HTMLResponse, include_in_schema=False)
     def page_image(image: UploadFile) -> str:
         asked = Asked("", 1, (), limits, True)
-        return image_page(asked, found_by(image, 2 * PAGE))
+        return page_html("image", "Image", asked, found=found_by(image, 2 * PAGE))
 
 
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, status: int, reason: str) -> Response:
         if request.url.path.startswith("/api/"):
             return JSONResponse({"detail": reason}, status)
-        return HTMLResponse(error_page(status, reason), status)
+        return HTMLResponse(page_html("error", str(status), None, reason=reason), status)
 
     @app.exception_handler(AnyHTTPException)
     async def refuse(request: Request, error: AnyHTTPException) -> Response:

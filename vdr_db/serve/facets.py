@@ -78,12 +78,7 @@ class FacetCounts:
 
 
 def find_facets(payloads: Iterable[Mapping[str, Any]], *, without: Sequence[str]) -> list[Facet]:
-    """Fields worth a facet, seen from a sample of payloads.
-
-    Args:
-        payloads: The sample.
-        without: Fields at the top that are never facets, such as the text.
-    """
+    """Fields worth a facet, seen from a sample; fields at the top named by `without` are none."""
     seen: dict[tuple[str, ...], Counter[Value]] = {}
     covered: Counter[tuple[str, ...]] = Counter()
     total = 0
@@ -95,13 +90,13 @@ def find_facets(payloads: Iterable[Mapping[str, Any]], *, without: Sequence[str]
             seen.setdefault(path, Counter())[value] += 1
             here.add(path)
         covered.update(here)
-    found = []
-    for path, counts in seen.items():
-        if covered[path] < LEAST_COVERAGE * total or not 2 <= len(counts) <= MOST_VALUES:
-            continue
-        if counts.total() < LEAST_PER_VALUE * len(counts):
-            continue
-        found.append(_facet(path, counts))
+    found = [
+        _facet(path, counts)
+        for path, counts in seen.items()
+        if covered[path] >= LEAST_COVERAGE * total
+        and 2 <= len(counts) <= MOST_VALUES
+        and counts.total() >= LEAST_PER_VALUE * len(counts)
+    ]
     # Few values first: they part a collection best.
     return sorted(found, key=lambda facet: (len(facet.values), facet.key))[:MOST_FACETS]
 
@@ -137,12 +132,7 @@ def parse_choices(given: Sequence[str], facets: Sequence[Facet]) -> list[Choice]
 
 
 def filter_of(choices: Sequence[Choice], *, without: Facet | None = None) -> dict[str, Any] | None:
-    """The filter of choices: any of the values of a facet, and all facets.
-
-    Args:
-        choices: What was chosen.
-        without: A facet whose choices do not count.
-    """
+    """The filter of choices: any of the values of a facet, and all facets but `without`."""
     wanted: dict[str, Any] = {}
     for choice in choices:
         if without is None or choice.facet.key != without.key:
@@ -165,7 +155,7 @@ def count_values(
     counts: Counter[str] = Counter(dict.fromkeys(chosen, 0))
     for payload in payloads:
         # A value a document holds twice is still one document.
-        counts.update({_text(value) for path, value in _leaves(payload) if path == facet.path})
+        counts.update(set(values_of(facet, payload)))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return FacetCounts(facet, [(text, count, text in chosen) for text, count in ordered])
 
@@ -197,14 +187,10 @@ def _leaves(
                 yield from _leaves(value, path)
             continue
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                if 0 < len(item) <= LONGEST_VALUE:
-                    yield path, item
-            elif isinstance(item, (bool, int)):
+            is_short = isinstance(item, str) and 0 < len(item) <= LONGEST_VALUE
+            if is_short or isinstance(item, (bool, int)):
                 yield path, item
 
 
 def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -54,11 +54,9 @@ class Limits:
     upload_bytes: int = 10 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        for name in ("query_characters", "page_size", "depth", "upload_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"the limit `{name}` must be at least 1, got {getattr(self, name)}."
-                )
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"the limit `{name}` must be at least 1, got {value}.")
 
 
 class _TooLargeError(Exception):
@@ -158,12 +156,9 @@ def _fits(length: bytes | None, most: int) -> bool:
 async def _send(send: Send, message: Message) -> None:
     """Passes a message on, with the headers every answer has."""
     if message["type"] == "http.response.start":
-        present = {name.lower() for name, _ in message["headers"]}
-        added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-        message["headers"] = [
-            *message["headers"],
-            *((name, value) for name, value in added if name not in present),
-        ]
+        given = {name.lower() for name, _ in message["headers"]}
+        added = ((name.encode(), value.encode()) for name, value in HEADERS.items())
+        message["headers"] = [*message["headers"], *(one for one in added if one[0] not in given)]
     await send(message)
 
 

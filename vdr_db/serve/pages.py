@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,20 +20,11 @@ from vdr_db.explain.report import explanation_html, match_html
 from vdr_db.explain.report import style_sheet as report_style_sheet
 from vdr_db.serve.facets import FacetCounts, values_of
 from vdr_db.serve.guard import Limits
-from vdr_db.serve.service import Found
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Id
 
-__all__ = [
-    "Asked",
-    "error_page",
-    "explain_page",
-    "home_page",
-    "image_page",
-    "results_page",
-    "style_sheet",
-]
+__all__ = ["Asked", "explain_page", "page_html", "style_sheet"]
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -79,36 +70,17 @@ def style_sheet() -> str:
     return report_style_sheet() + (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
-def home_page(asked: Asked, info: Mapping[str, Any]) -> str:
-    """The page before anything was asked."""
-    return _page("home", "Search", asked, info=info)
-
-
-def results_page(asked: Asked, found: Found, *, size: int) -> str:
-    """A page of hits with facets beside them."""
-    return _page("results", asked.query, asked, found=found, size=size)
-
-
-def image_page(asked: Asked, found: Found) -> str:
-    """The hits of an uploaded image, with what its vector says on top."""
-    return _page("image", "Image", asked, found=found)
-
-
 def explain_page(asked: Asked, shown: Match | Explanation) -> str:
     """Why a hit is a hit, or what a query says."""
     if isinstance(shown, Explanation):
         title, report = "What the query says", explanation_html(shown)
     else:
         title, report = f"Why {shown.id} matches", match_html(shown)
-    return _page("explain", title, asked, report=Markup(report))
+    return page_html("explain", title, asked, report=Markup(report))
 
 
-def error_page(status: int, reason: str) -> str:
-    """A page that says what went wrong."""
-    return _page("error", str(status), None, reason=reason)
-
-
-def _page(name: str, title: str, asked: Asked | None, **values: object) -> str:
+def page_html(name: str, title: str, asked: Asked | None, **values: object) -> str:
+    """The page of a template with the values it needs."""
     return _templates.get_template(f"{name}.html").render(title=title, asked=asked, **values)
 
 

@@ -38,11 +38,7 @@ class Address:
 
 
 def listen(host: str, port: int) -> Address:
-    """Takes a port.
-
-    Args:
-        host: An address or name of this machine.
-        port: 0 for any that is free.
+    """Takes a port of an address or name of this machine; 0 for any that is free.
 
     Raises:
         ConfigError: The port is impossible, taken or forbidden, or the host is not this machine.
@@ -84,10 +80,7 @@ def make_server(app: Any) -> uvicorn.Server:
 def serve(app: Any, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
     """Serves until SIGINT or SIGTERM; requests that are going on are answered first.
 
-    Args:
-        app: The application.
-        address: Where, see `listen`; closed in the end.
-        started: Called just before.
+    The address is closed in the end; `started` is called just before.
 
     Returns:
         Whether it was Ctrl-C (SIGINT) that ended it.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import ntpath
 import posixpath
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
@@ -175,12 +176,11 @@ class SearchService:
             terms = self.collection.explain(row, id)
         return make_match(
             self.encoder,
-            query,
-            row,
+            explain_text(self.encoder, query, side="query", row=row),
             records[0],
             terms,
             text_key=self.collection.text_key,
-            document_is_bag=self.collection.documents == "tokens",
+            follow=self.collection.documents != "tokens",
         )
 
     def _found(
@@ -235,16 +235,10 @@ class SearchService:
         gap = sorted(self.encoder.vocabulary.special_ids)[:1]
         words = matched_words(self.encoder.vocabulary, [*own, *gap, *ids], products)
         found = marks(text, spans, [products.get(id, 0.0) for id in ids])
-        # `index` puts the title in front of the text; it is shown once.
-        skipped = len(title) if title and text.startswith(title) else 0
-        while skipped and skipped < len(text) and text[skipped].isspace():
-            skipped += 1
-        found = [
-            Mark(mark.start - skipped, mark.stop - skipped, mark.share)
-            for mark in found
-            if mark.start >= skipped
-        ]
-        text = text[skipped:]
+        if title and text.startswith(title):
+            # `index` puts the title in front of the text; it is shown once.
+            whole, text = text, text[len(title) :].lstrip()
+            found = _moved(found, len(text) - len(whole), within=len(text))
         shown, inside = snippet(text, found)
         return HitView(
             id=hit.id,
@@ -261,13 +255,7 @@ class SearchService:
 
 
 def snippet(text: str, found: Sequence[Mark], *, length: int = SNIPPET) -> tuple[str, list[Mark]]:
-    """The part of a text with the largest shares, cut at spaces, and the marks in it.
-
-    Args:
-        text: The text.
-        found: Its marks, in order.
-        length: Characters wanted, about.
-    """
+    """The part of a text, about `length` long, with the largest shares, and the marks in it."""
     if len(text) <= length:
         return text, list(found)
     best, start = -1.0, 0
@@ -285,13 +273,14 @@ def snippet(text: str, found: Sequence[Mark], *, length: int = SNIPPET) -> tuple
         space = text.rfind(" ", stop - 30, stop)
         stop = space if space > start else stop
     before, after = "… " if start else "", " …" if stop < len(text) else ""
-    shift = len(before) - start
-    inside = [
-        Mark(mark.start + shift, mark.stop + shift, mark.share)
-        for mark in found
-        if start <= mark.start and mark.stop <= stop
-    ]
+    inside = _moved(_moved(found, -start, within=stop - start), len(before))
     return before + text[start:stop] + after, inside
+
+
+def _moved(found: Sequence[Mark], shift: int, *, within: int = sys.maxsize) -> list[Mark]:
+    """Marks elsewhere in a text, those that then lie in its first `within` characters."""
+    moved = (replace(mark, start=mark.start + shift, stop=mark.stop + shift) for mark in found)
+    return [mark for mark in moved if mark.start >= 0 and mark.stop <= within]
 
 
 def _model_name(model: str) -> str:

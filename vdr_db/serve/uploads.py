@@ -21,10 +21,6 @@ MAX_PIXELS = 50_000_000
 class ImageUploads:
     """An image encoder beside the text encoder of a collection.
 
-    Args:
-        images: The image encoder.
-        texts: The collection's encoder.
-
     Raises:
         ConfigError: They have different vocabularies, so images and texts share no dimension.
     """

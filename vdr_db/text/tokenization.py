@@ -7,10 +7,11 @@ truncation are the business of `vdr_db.encoders.batching`, which needs to know a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["TextTokenizer", "TokenizedTexts"]
+__all__ = ["AnyTokenizer", "TextTokenizer", "TokenizedTexts"]
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 """Any of these makes a folder hold a tokenizer."""
@@ -129,7 +130,7 @@ class TextTokenizer:
         return cls(backend, settings=known, lower_case=lower_case)
 
     @classmethod
-    def of(cls, source: Any, *, lower_case: bool = False) -> TextTokenizer:
+    def of(cls, source: AnyTokenizer, *, lower_case: bool = False) -> TextTokenizer:
         """The tokenizer a caller handed in, as a copy.
 
         Args:
@@ -142,7 +143,7 @@ class TextTokenizer:
         """
         if isinstance(source, TextTokenizer):
             return source
-        if isinstance(source, (str, Path)):
+        if isinstance(source, (str, os.PathLike)):
             return cls.from_folder(Path(source), lower_case=lower_case)
         backend = getattr(source, "backend_tokenizer", source)
         if not isinstance(backend, Tokenizer):
@@ -199,6 +200,17 @@ class TextTokenizer:
             if id is not None:
                 special.add(id)
         return sorted(special)
+
+
+class _FastTokenizer(Protocol):
+    """A fast tokenizer of transformers."""
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer: ...
+
+
+AnyTokenizer: TypeAlias = TextTokenizer | Tokenizer | _FastTokenizer | str | os.PathLike[str]
+"""A tokenizer of this library, of `tokenizers` or of transformers, or the folder of one."""
 
 
 def _lower_first(backend: Tokenizer) -> None:

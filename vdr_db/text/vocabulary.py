@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,15 @@ KINDS: Mapping[str, Callable[[int, str], bool]] = {
 _BYTE_LEVEL_SPACE = "\u0120"
 _SENTENCE_PIECE_SPACE = "\u2581"
 _CONTINUATION = "##"
+
+
+class _Tokens(Protocol):
+    """What a vocabulary is read from; a `TextTokenizer` is one, and tokenizers of transformers."""
+
+    @property
+    def all_special_ids(self) -> Sequence[int]: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 class Vocabulary:
@@ -102,7 +111,7 @@ class Vocabulary:
         self._ids: dict[str, int] | None = None
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, kind: str = "all") -> Vocabulary:
+    def from_tokenizer(cls, tokenizer: _Tokens, kind: str = "all") -> Vocabulary:
         """The vocabulary of a Hugging Face tokenizer.
 
         Args:

@@ -14,7 +14,7 @@ Zhang 2013, Stochastic gradient descent for non-smooth optimization, for the fir
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -26,51 +26,34 @@ class WeightMean:
     """Exponential moving average of weights over the steps of a run."""
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        """Starts from weights as they are.
+        """Starts from weights as they are, which training changes in place.
 
-        Args:
-            tensors: Weights by name, which training changes in place.
-            decay: Share of the earlier mean that a step keeps, in [0, 1): a mean of about the last
-                1 / (1 - decay) steps.
+        A step keeps `decay` of the earlier mean: a mean of about the last 1 / (1 - decay) steps.
         """
         self.tensors, self.decay = dict(tensors), decay
         self.means = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after a step.
-
-        Args:
-            step: Its number, from 1.
-        """
+        """Takes in the weights after a step; steps count from 1."""
         decay = min(self.decay, (step - 1) / (step + 3))
         for name, tensor in self.tensors.items():
             self.means[name].lerp_(tensor, 1 - decay)
 
-    @torch.no_grad()
     def load(self, means: Mapping[str, Tensor]) -> None:
         """Goes on from the means of a checkpoint."""
-        for name, mean in self.means.items():
-            mean.copy_(means[name])
+        _copy(self.means, means)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """Puts the mean in place of the weights while the block runs."""
-        with _replaced(self.tensors, self.means):
-            yield
+        return _replaced(self.tensors, self.means)
 
 
 @contextmanager
 def mixed_weights(
     tensors: Mapping[str, Tensor], first: Mapping[str, Tensor], share: float
 ) -> Iterator[None]:
-    """Puts `share * trained + (1 - share) * first` in place of weights while the block runs.
-
-    Args:
-        tensors: The trained weights, changed and restored in place.
-        first: The weights the run started from, by the same names.
-        share: Of the trained weights; 1 leaves everything alone.
-    """
+    """Puts `share * trained + (1 - share) * first` in place of weights while the block runs."""
     if share == 1:
         yield
         return
@@ -86,11 +69,13 @@ def _replaced(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> It
     """Puts other numbers in place while the block runs."""
     own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     try:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(others[name])
+        _copy(tensors, others)
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(own[name])
+        _copy(tensors, own)
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(others[name])

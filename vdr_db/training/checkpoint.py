@@ -53,13 +53,7 @@ class Position:
 def save_checkpoint(
     output: Path, position: Position, state: dict[str, Any], settings: dict[str, Any]
 ) -> Path:
-    """Writes a checkpoint, then drops the oldest beyond `KEPT`.
-
-    Args:
-        output: Folder of the run.
-        position: Where the run stands.
-        state: State dicts by name.
-        settings: Of the run, to compare on resuming.
+    """Writes position, state dicts by name and settings, then drops the oldest beyond `KEPT`.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -99,12 +93,7 @@ def find_checkpoint(output: Path) -> Path | None:
 def load_checkpoint(
     folder: Path, settings: dict[str, Any], device: torch.device
 ) -> tuple[Position, dict[str, Any]]:
-    """Position and state of a checkpoint.
-
-    Args:
-        folder: Of the checkpoint.
-        settings: Of the run that resumes.
-        device: Where tensors go.
+    """Position and state of a checkpoint, for a run with these settings.
 
     Raises:
         ConfigError: It is damaged, or was made with other settings.
@@ -161,9 +150,14 @@ _GONE = {
     "teachers.mean_length": None,
     "evaluation.split": "test",
     "evaluation.patience": 0,
+    "loss.l1_query": 0.0,
+    "loss.l1_document": 0.0,
     "image.freeze_stem": True,
     "image.text_side": "query",
+    "image.dense_weight": 0.0,
+    "image.dense_start": "",
     "image.dense_temperature": 0.05,
+    "image.teacher": "",
     "image.teacher_weight": 1.0,
 }
 _DEFAULTS: dict[str, object] = _GONE | {

@@ -88,9 +88,7 @@ def _resolved(config: TrainConfig, folder: Path) -> TrainConfig:
     teachers = tuple(dataclasses.replace(item, path=place(item.path)) for item in config.teachers)
     image = config.image
     if image is not None:
-        image = dataclasses.replace(
-            image, start=place(image.start), stem=place(image.stem), teacher=place(image.teacher)
-        )
+        image = dataclasses.replace(image, start=place(image.start), stem=place(image.stem))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, start=place(config.model.start)),
@@ -109,14 +107,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             value = {}
         if not isinstance(value, Mapping):
             raise ConfigError(f"`{where}` must be a section with keys, got {value!r}.")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ConfigError(
-                f"unknown key `{f'{where}.' if where else ''}{unknown[0]}`; "
-                f"expected some of {', '.join(hints)}."
-            )
-        prefix = f"{where}." if where else ""
+        hints, prefix = typing.get_type_hints(kind), f"{where}." if where else ""
+        for key in sorted(set(value) - set(hints)):
+            raise ConfigError(f"unknown key `{prefix}{key}`; expected some of {', '.join(hints)}.")
         return kind(**{key: _build(hints[key], item, prefix + key) for key, item in value.items()})
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

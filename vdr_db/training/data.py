@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -77,14 +78,8 @@ class Batches:
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[list[Example]]:
         """Full batches of one epoch; the rest that does not fill a batch is left out.
 
-        An epoch ends when its sources do. Sources are interleaved example by example.
-
-        Args:
-            number: Of the epoch; each is shuffled differently.
-            skip: Leave out that many batches at the start.
-
-        Yields:
-            `batch_size` examples with exactly `negatives` negatives each.
+        An epoch ends when its sources do. Sources are interleaved example by example. The first
+        `skip` batches are left out. Each example has exactly `negatives` negatives.
 
         Raises:
             InputError: A bad line with `on_bad="raise"`, or not a single full batch.
@@ -92,7 +87,8 @@ class Batches:
         rng = np.random.default_rng([self.seed, number])
         self.skipped = 0
         made = 0
-        for group in self._groups(self._shuffled(self._mixed(rng), rng)):
+        examples = self._shuffled(self._mixed(rng), rng)
+        while group := list(islice(examples, self.batch_size * self.bucket)):
             if self.bucket > 1:
                 group.sort(key=_length)
             batches = [
@@ -161,28 +157,15 @@ class Batches:
         for i in rng.permutation(len(held)):
             yield held[i]
 
-    def _groups(self, examples: Iterator[Example]) -> Iterator[list[Example]]:
-        size = self.batch_size * self.bucket
-        group: list[Example] = []
-        for example in examples:
-            group.append(example)
-            if len(group) == size:
-                yield group
-                group = []
-        if group:
-            yield group
-
     def _sampled(self, example: Example, rng: np.random.Generator) -> Example:
         if self.negatives == len(example.negatives):
             return example
         chosen = rng.choice(len(example.negatives), self.negatives, replace=False)
         scores = example.scores
-        return Example(
-            example.query,
-            example.positives,
-            tuple(example.negatives[i] for i in chosen),
-            None if scores is None else (scores[0], *(scores[1 + i] for i in chosen)),
-            example.source,
+        return replace(
+            example,
+            negatives=tuple(example.negatives[i] for i in chosen),
+            scores=scores and (scores[0], *(scores[1 + i] for i in chosen)),
         )
 
 

@@ -36,9 +36,6 @@ __all__ = [
     "world_size",
 ]
 
-# Gradients travel in pieces of about this many bytes, so that no second copy of all is made.
-_BUCKET_BYTES = 1 << 26
-
 
 def launched_rank() -> int:
     """Number torchrun has given this process, before a process group exists; 0 without torchrun."""
@@ -62,11 +59,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     Args:
         device: nccl for CUDA, gloo for all else.
     """
-    if (
-        "WORLD_SIZE" not in os.environ
-        or int(os.environ["WORLD_SIZE"]) == 1
-        or dist.is_initialized()
-    ):
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -97,34 +90,19 @@ class _Gather(torch.autograd.Function):
         return total[start : start + ctx.counts[rank()]], None
 
 
-def _counts(count: int, device: torch.device) -> list[int]:
-    own = torch.tensor([count], device=device)
-    everyone = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(everyone, own)
-    return [int(item) for item in torch.cat(everyone).tolist()]
-
-
 def gather_dense(local: Tensor) -> Tensor:
-    """Rows of all ranks, in the order of the ranks.
-
-    Args:
-        local: `[n, ...]`, this rank's rows; n may differ between ranks.
-
-    Returns:
-        `[sum of n, ...]`; its gradient reaches every rank's rows.
-    """
+    """Rows `[n, ...]` of all ranks in their order, `[sum of n, ...]`, with a gradient for each."""
     if world_size() == 1:
         return local
-    gathered: Tensor = _Gather.apply(local, _counts(local.shape[0], local.device))
+    own = torch.tensor([local.shape[0]], device=local.device)
+    everyone = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(everyone, own)
+    gathered: Tensor = _Gather.apply(local, torch.cat(everyone).tolist())
     return gathered
 
 
 def gather_rows(local: GatedRows) -> GatedRows:
-    """Sparse rows of all ranks: entries travel, not `[B, V]`.
-
-    Args:
-        local: This rank's rows; number and entries may differ between ranks.
-    """
+    """Sparse rows of all ranks, each any number of them: entries travel, not `[B, V]`."""
     if world_size() == 1:
         return local
     lengths = gather_dense(local.indptr.diff())
@@ -134,22 +112,14 @@ def gather_rows(local: GatedRows) -> GatedRows:
 
 
 def mean_over_ranks(local: Tensor) -> Tensor:
-    """Mean over ranks, with the gradient that keeps `n ranks = one batch` true.
-
-    Args:
-        local: Any shape, the same on all ranks.
-    """
+    """Mean over ranks of a tensor of one shape; its gradient keeps `n ranks = one batch` true."""
     if world_size() == 1:
         return local
     return gather_dense(local[None]).mean(dim=0)
 
 
 def any_over_ranks(local: Tensor) -> Tensor:
-    """Where any rank has True.
-
-    Args:
-        local: bool, the same shape on all ranks.
-    """
+    """Where any rank has True in a bool tensor of one shape."""
     if world_size() == 1:
         return local
     found = local.to(torch.uint8)
@@ -158,11 +128,7 @@ def any_over_ranks(local: Tensor) -> Tensor:
 
 
 def of_first_rank(local: Tensor) -> Tensor:
-    """What rank 0 has.
-
-    Args:
-        local: The same shape, dtype and kind of device on all ranks.
-    """
+    """What rank 0 has, of the same shape, dtype and kind of device as here."""
     if world_size() == 1:
         return local
     found = local.clone()
@@ -171,32 +137,17 @@ def of_first_rank(local: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replaces each gradient by its mean over ranks; a missing one counts as 0.
+    """Replaces each gradient by its mean over ranks, which have the same parameters in one order.
 
-    Args:
-        parameters: The same, in the same order, on all ranks.
+    A missing one counts as 0.
     """
     if world_size() == 1:
         return
-    bucket: list[Tensor] = []
-    size = 0
+    travelling = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-        if size >= _BUCKET_BYTES:
-            _average(bucket)
-            bucket, size = [], 0
-    if bucket:
-        _average(bucket)
-
-
-def _average(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
+        travelling.append((parameter.grad, dist.all_reduce(parameter.grad, async_op=True)))
+    for gradient, work in travelling:
+        work.wait()
+        gradient /= world_size()

@@ -81,14 +81,10 @@ def read_examples(
     format = source.format or _guess(source.path)
     if format not in FORMATS:
         raise ConfigError(f"`format` must be one of {FORMATS}, got {format!r}.")
-    if format == "beir":
-        parse: Callable[[Any, str], Example] = _parse_judged
-        rows: Iterator[tuple[Any, str]] = _judged_queries(source)
-    else:
-        parse, rows = _PARSERS[format], _rows(source.path, format, on_bad)
+    rows = _judged_queries(source) if format == "beir" else _rows(source.path, format, on_bad)
     for row, where in rows:
         try:
-            example = parse(row, where)
+            example = _PARSERS[format](row, where)
         except InputError as error:
             if on_bad is None:
                 raise
@@ -145,21 +141,17 @@ def _parse_pair(cells: list[str], where: str) -> Example:
 
 
 def _parse_dpr(row: Any, where: str) -> Example:
-    fields = _fields(row, where, ("question", "positive_ctxs"))
-
-    def texts(name: str) -> list[Any]:
-        contexts = fields.get(name) or []
-        if not isinstance(contexts, list):
-            raise InputError(f"{where}: {name!r} must be a list, got {type(contexts).__name__}.")
-        return [_context(context, name, where) for context in contexts]
-
-    negatives = texts("hard_negative_ctxs") + texts("negative_ctxs")
-    return _checked(fields["question"], texts("positive_ctxs"), negatives, None, where)
+    lists = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
+    fields = _fields(row, where, ("question", "positive_ctxs"), lists)
+    positives, hard, others = (
+        [_context(context, name, where) for context in fields[name]] for name in lists
+    )
+    return _checked(fields["question"], positives, hard + others, None, where)
 
 
 def _context(context: Any, name: str, where: str) -> str:
-    text = context.get("text") if isinstance(context, dict) else None
-    title = context.get("title") or "" if isinstance(context, dict) else None
+    fields = context if isinstance(context, dict) else {}
+    text, title = fields.get("text"), fields.get("title") or ""
     if not isinstance(text, str) or not isinstance(title, str):
         raise InputError(
             f"{where}: every item of {name!r} must be an object with a `text` (and perhaps a "
@@ -169,12 +161,8 @@ def _context(context: Any, name: str, where: str) -> str:
 
 
 def _parse_scored(row: Any, where: str) -> Example:
-    fields = _fields(row, where, ("query", "positives"))
-    positives, negatives = fields["positives"], fields.get("negatives") or []
-    scores = fields.get("scores")
-    for name, value in (("positives", positives), ("negatives", negatives)):
-        if not isinstance(value, list):
-            raise InputError(f"{where}: {name!r} must be a list, got {type(value).__name__}.")
+    fields = _fields(row, where, ("query", "positives"), ("positives", "negatives"))
+    negatives, scores = fields["negatives"], fields.get("scores")
     if scores is not None:
         wanted = 1 + len(negatives)
         is_list = isinstance(scores, list) and len(scores) == wanted
@@ -184,7 +172,7 @@ def _parse_scored(row: Any, where: str) -> Example:
                 f"and one for each negative, got {str(scores)[:60]}."
             )
         scores = tuple(float(value) for value in scores)
-    return _checked(fields["query"], positives, negatives, scores, where)
+    return _checked(fields["query"], fields["positives"], negatives, scores, where)
 
 
 def _is_number(value: Any) -> bool:
@@ -195,16 +183,23 @@ _PARSERS: dict[str, Callable[[Any, str], Example]] = {
     "pairs": _parse_pair,
     "dpr": _parse_dpr,
     "scored": _parse_scored,
+    "beir": lambda row, where: _checked(row[0], row[1], [], None, where),
 }
 
 
-def _fields(row: Any, where: str, needed: tuple[str, ...]) -> dict[str, Any]:
+def _fields(row: Any, where: str, needed: tuple[str, ...], lists: tuple[str, ...]) -> Any:
+    """The record with an empty list for each list it lacks."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected one JSON object a line, got {type(row).__name__}.")
     for name in needed:
         if name not in row:
             known = ", ".join(map(repr, row)) or "no field"
             raise InputError(f"{where}: the field {name!r} is missing; this record has {known}.")
+    row = {**row, **{name: row.get(name) or [] for name in lists}}
+    for name in lists:
+        if not isinstance(row[name], list):
+            kind = type(row[name]).__name__
+            raise InputError(f"{where}: {name!r} must be a list, got {kind}.")
     return row
 
 
@@ -229,7 +224,7 @@ def _checked(
     return Example(query, tuple(positives), tuple(negatives), scores, where)
 
 
-def _judged_queries(source: Source) -> Iterator[tuple[tuple[str, list[str]], str]]:
+def _judged_queries(source: Source) -> Iterator[tuple[Any, str]]:
     """Judged queries with their documents' texts, the best grade first."""
     folder = BeirFolder(source.path, split=source.split)
     judged = folder.judgements()
@@ -240,7 +235,3 @@ def _judged_queries(source: Source) -> Iterator[tuple[tuple[str, list[str]], str
         best = sorted((-grade, doc) for doc, grade in grades.items() if grade > 0 and doc in texts)
         if best:
             yield (query.text, [texts[doc] for _, doc in best]), query.source
-
-
-def _parse_judged(row: tuple[str, list[str]], where: str) -> Example:
-    return _checked(row[0], row[1], [], None, where)

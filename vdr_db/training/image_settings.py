@@ -44,16 +44,10 @@ class ImageConfig:
         train_text: Whether the text side is trained as well.
         views: Altered copies of every training image that are drawn from beside the image.
         cache: Folder for the states of a frozen stem; empty for `features` in the output folder.
-        teacher: File `.npy` with a row of features for each training pair, in the order of the
-            files, whose distance is added to the loss; empty for none.
         dense: Vectors of the objective `dpr`. `"heads"`: a linear map on the first token's state,
             another on the mean state of the patches. `"matrix"`: rows of the matrix, weighted by
             V(text) + BoW(text), and the mean state; their product is V(text) . V(image) without
             maximum and activation, a cheap warm-up for a second run that has it as `start`.
-        dense_weight: With `objective: vdr`, the weight of a second objective: that of `heads`, on
-            the same states; it keeps what a dense run before has learned.
-        dense_start: File `dense.pt` of an earlier run with such heads, to go on from them; empty
-            for new ones.
         as_one_patch: Give the body the mean state of a frozen stem as the only patch: the cheapest
             warm-up for a second run that sees all patches.
     """
@@ -79,10 +73,7 @@ class ImageConfig:
     views: int = 0
     cache: str = ""
     dense: Literal["heads", "matrix"] = "heads"
-    dense_weight: float = 0.0
-    dense_start: str = ""
     as_one_patch: bool = False
-    teacher: str = ""
 
     def __post_init__(self) -> None:
         """Refuses values that are impossible by themselves."""

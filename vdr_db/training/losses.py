@@ -37,13 +37,12 @@ __all__ = [
     "imitation",
     "info_nce",
     "kl_distillation",
-    "l1",
     "margin_mse",
     "svdr",
     "vdr",
 ]
 
-Symmetry = Literal["none", "mean", "sum", "scaled"]
+Symmetry = Literal["none", "mean"]
 SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
 
 
@@ -55,15 +54,13 @@ def info_nce(
     passage_scores: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Negative log-likelihood of the positives among the others of the batch.
+    """Negative log-likelihood of the positives among the others of the batch, a scalar.
 
         l_q = mean_i -log softmax(scores[i, :] / t)[first + i]
         l_p = mean_i -log softmax(passage_scores[i, :] / t)[first + i]
 
         "none"    l_q
         "mean"    (l_q + l_p) / 2             VDR's code
-        "sum"     l_q + l_p                   its successor's
-        "scaled"  l_q + stop(l_q / l_p) l_p   its successor's option: both halves weigh the same
 
     The softmax of l_p runs over queries only: negatives are never anchors.
 
@@ -75,9 +72,6 @@ def info_nce(
             the transpose of `scores[:, :N]`, which is right on a single rank.
         first: Column of the first row's positive, in both score matrices.
 
-    Returns:
-        A scalar.
-
     Raises:
         ShapeError: A row has no column for its positive.
         ConfigError: `temperature` or `symmetry` is impossible.
@@ -85,8 +79,7 @@ def info_nce(
     Source: Zhou et al. 2024; van den Oord et al. 2018.
     """
     _check_scores(scores, first)
-    if not temperature > 0:
-        raise ConfigError(f"`temperature` must be above 0, got {temperature}.")
+    _check_temperatures(temperature=temperature)
     if symmetry not in SYMMETRIES:
         raise ConfigError(f"`symmetry` must be one of {SYMMETRIES}, got {symmetry!r}.")
     N = scores.shape[0]
@@ -97,24 +90,13 @@ def info_nce(
     if passage_scores is None:
         passage_scores = scores[:, first : first + N].T
     _check_scores(passage_scores, first)
-    passage_loss = F.cross_entropy(passage_scores / temperature, target)
-    if symmetry == "mean":
-        return (query_loss + passage_loss) / 2
-    if symmetry == "sum":
-        return query_loss + passage_loss
-    # A passage loss of 0 has no gradient to scale.
-    factor = (query_loss / passage_loss.clamp_min(torch.finfo(scores.dtype).tiny)).detach()
-    return query_loss + factor * passage_loss
+    return (query_loss + F.cross_entropy(passage_scores / temperature, target)) / 2
 
 
 def vdr(parametric: Tensor, lexical: Tensor) -> Tensor:
-    """VDR's objective: the mean of its two entries into a document.
+    """VDR's objective: the mean of its two entries into a document, each an `info_nce`.
 
         L = 1/2 [ nll(gate(V(q)), V(p)) + nll(BoW(q), V(p)) ]
-
-    Args:
-        parametric: Scalar, `info_nce` of the gated query vectors with the documents' dense ones.
-        lexical: Scalar, `info_nce` of the queries' bags of tokens with the same.
 
     Source: Zhou et al. 2024; its code with `semi=False`.
     """
@@ -129,19 +111,13 @@ def svdr(
         L = 1/4 [ nll(gate(V(q)), V(p)) + nll(V(q), gate(V(p)))
                   + nll(BoW(q), V(p)) + nll(V(q), BoW(p)) ]
 
-    Args:
-        query_gated: Scalar, first term.
-        document_gated: Scalar, second term.
-        query_bag: Scalar, third term.
-        document_bag: Scalar, fourth term.
-
     Source: the code of Zhou et al. 2024 with `semi=True`.
     """
     return (query_gated + document_gated + query_bag + document_bag) / 4
 
 
 def contrastive_mask(bags: Tensor) -> Tensor:
-    """Hands every column that no text of the batch mentions to exactly one row.
+    """Hands every column that no text of the batch mentions to exactly one row, `[R, V]` bool.
 
         M[r, c] = (c mod R == r) and (bags[s, c] == 0 for all s)
 
@@ -150,9 +126,6 @@ def contrastive_mask(bags: Tensor) -> Tensor:
 
     Args:
         bags: `[R, V]`, non-negative; above 0 where a text mentions a column.
-
-    Returns:
-        `[R, V]` bool.
 
     Raises:
         ShapeError: `bags` has no row.
@@ -180,19 +153,6 @@ def flops(weights: Tensor) -> Tensor:
     Source: Paria et al. 2020; Formal et al. 2021.
     """
     return weights.abs().mean(dim=0).square().sum()
-
-
-def l1(weights: Tensor) -> Tensor:
-    """Mean L1 norm of the rows.
-
-        L = 1/B sum_b sum_v |weights[b, v]|
-
-    Args:
-        weights: `[B, V]`, after activation.
-
-    Source: Zamani et al. 2018 (SNRM), https://doi.org/10.1145/3269206.3271800.
-    """
-    return weights.abs().sum(dim=1).mean()
 
 
 def margin_mse(scores: Tensor, teacher: Tensor) -> Tensor:
@@ -237,11 +197,7 @@ def kl_distillation(
     Source: Hinton et al. 2015; Lin et al. 2021.
     """
     _check_candidates(scores, teacher)
-    if not temperature > 0 or not teacher_temperature > 0:
-        raise ConfigError(
-            f"`temperature` and `teacher_temperature` must be above 0, got {temperature} and "
-            f"{teacher_temperature}."
-        )
+    _check_temperatures(temperature=temperature, teacher_temperature=teacher_temperature)
     absent = teacher.isnan()
     # A large negative number, not -inf: 0 * (-inf) would make the gradient NaN.
     low = torch.finfo(scores.dtype).min / 4
@@ -274,6 +230,12 @@ def imitation(vectors: Tensor, teacher: Tensor) -> Tensor:
     size = teacher.square().sum(dim=1)
     error = (vectors - teacher).square().sum(dim=1)
     return (error / size.clamp_min(torch.finfo(size.dtype).tiny)).where(size > 0, 0.0).mean()
+
+
+def _check_temperatures(**temperatures: float) -> None:
+    for name, value in temperatures.items():
+        if not value > 0:
+            raise ConfigError(f"`{name}` must be above 0, got {value}.")
 
 
 def _check_scores(scores: Tensor, first: int) -> None:

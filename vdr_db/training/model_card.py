@@ -18,6 +18,16 @@ from vdr_db.version import __version__
 __all__ = ["write_model_card"]
 
 CARD = "README.md"
+NEW_LINE = "\n"  # Python 3.10 allows no backslash within the braces of an f-string
+_KINDS = (
+    ("SparseEncoder", "A sparse text encoder for `vdr_db`: texts become weights of word pieces."),
+    (
+        "CrossModalEncoder",
+        "A sparse encoder of texts and images for `vdr_db`: both become weights of the same word "
+        "pieces.",
+    ),
+)
+"""Class and first sentence, without images and with them."""
 
 
 def write_model_card(
@@ -43,79 +53,62 @@ def write_model_card(
         The card.
     """
     run = config.run
-    lines = [
-        f"# {folder.name}",
-        "",
-        *_introduction(folder, config),
-        "",
-        "## What it is",
-        "",
-        *_table({**_parts(config), "size": f"{_size(folder) / 1e6:.1f} MB"}),
-        "",
-        "## What it saw",
-        "",
-        "| file | weight |",
-        "|---|---|",
-        *(f"| {Path(item.path).name} | {item.weight:g} |" for item in config.data.train),
-        "",
-        f"Objective `{config.loss.objective}`; teachers: {_teachers(config)}.",
-        "",
-        "## How good it is",
-        "",
-        *_quality(outcome, config, quality),
-        "",
-        "## Make it again",
-        "",
-        "```",
-        command,
-        "```",
-        "",
-        *_table(
-            {
-                "seed": run.seed,
-                "steps": outcome.steps,
-                "queries or pairs a step": run.batch_size * run.accumulate,
-                "time": f"{outcome.seconds / 60:.0f} minutes",
-                "machine": _machine(),
-                "versions": f"vdr_db {__version__}, torch {torch.__version__}, "
-                f"Python {platform.python_version()}",
-            }
-        ),
-        "",
-        "Settings, as JSON:",
-        "",
-        "```json",
-        json.dumps(_portable(config), indent=1),
-        "```",
-    ]
-    for note in notes:
-        lines += ["", note]
+    kind, sentence = _KINDS[config.image is not None]
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    made = {
+        "seed": run.seed,
+        "steps": outcome.steps,
+        "queries or pairs a step": run.batch_size * run.accumulate,
+        "time": f"{outcome.seconds / 60:.0f} minutes",
+        "machine": machine or f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": f"vdr_db {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+    files = [f"| {Path(item.path).name} | {item.weight:g} |" for item in config.data.train]
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    text = f"""# {folder.name}
+
+{sentence}
+
+```python
+from vdr_db import {kind}
+
+encoder = {kind}.from_pretrained("{folder.name}")
+```
+
+## What it is
+
+{_table({**_parts(config), "size": f"{size / 1e6:.1f} MB"})}
+
+## What it saw
+
+| file | weight |
+|---|---|
+{NEW_LINE.join(files)}
+
+Objective `{config.loss.objective}`; teachers: {_teachers(config)}.
+
+## How good it is
+
+{_quality(outcome, config, quality)}
+
+## Make it again
+
+```
+{command}
+```
+
+{_table(made)}
+
+Settings, as JSON:
+
+```json
+{json.dumps(_portable(config), indent=1)}
+```
+"""
     card = folder / CARD
-    card.write_text("\n".join(lines) + "\n", "utf-8")
+    card.write_text(text + "".join(f"\n{note}\n" for note in notes), "utf-8")
     return card
-
-
-def _introduction(folder: Path, config: TrainConfig) -> list[str]:
-    if config.image is not None:
-        return [
-            "A sparse encoder of texts and images for `vdr_db`: both become weights of the same "
-            "word pieces.",
-            "",
-            "```python",
-            "from vdr_db.encoders.cross_modal import CrossModalEncoder",
-            "",
-            f'encoder = CrossModalEncoder.from_pretrained("{folder.name}")',
-            "```",
-        ]
-    return [
-        "A sparse text encoder for `vdr_db`: texts become weights of word pieces.",
-        "",
-        "```python",
-        "from vdr_db import SparseEncoder",
-        "",
-        f'encoder = SparseEncoder.from_pretrained("{folder.name}")',
-        "```",
-    ]
 
 
 def _parts(config: TrainConfig) -> dict[str, Any]:
@@ -143,12 +136,9 @@ def _parts(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _table(rows: Mapping[str, Any]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return NEW_LINE.join(lines)
 
 
 def _teachers(config: TrainConfig) -> str:
@@ -160,10 +150,8 @@ def _teachers(config: TrainConfig) -> str:
 
 
 def _quality(
-    outcome: Outcome,
-    config: TrainConfig,
-    quality: Mapping[str, Mapping[str, float]] | None,
-) -> list[str]:
+    outcome: Outcome, config: TrainConfig, quality: Mapping[str, Mapping[str, float]] | None
+) -> str:
     lines: list[str] = []
     if outcome.first:
         held = Path(config.evaluation.folder).name
@@ -177,13 +165,7 @@ def _quality(
         for collection, row in quality.items():
             cells = (f"{row[name]:.3f}" if name in row else "" for name in names)
             lines.append(f"| {collection} | {' | '.join(cells)} |")
-    return lines or ["Not measured."]
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    return NEW_LINE.join(lines) or "Not measured."
 
 
 def _portable(config: TrainConfig) -> dict[str, Any]:
@@ -199,7 +181,7 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
     if image is None:
         del settings["image"]
         return settings
-    for name in ("start", "stem", "cache", "teacher", "dense_start"):
+    for name in ("start", "stem", "cache"):
         image[name] = _short(image[name])
     return settings
 

@@ -45,11 +45,7 @@ def start_folder(start: str) -> str:
 
 
 def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
-    """The first weights, float32, with k and lengths they will be used with.
-
-    Raises:
-        ConfigError: The checkpoint cannot be loaded as configured.
-    """
+    """The first weights, float32, with k and lengths they will be used with."""
     return SparseEncoder.from_pretrained(
         start_folder(settings.start),
         device=device,
@@ -65,7 +61,7 @@ def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
 
 
 def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
-    """The encoder to train, with one tower or two as configured; see `load_start`.
+    """The encoder to train, with one tower or two as configured.
 
     Raises:
         ConfigError: The checkpoint cannot be loaded as configured.
@@ -83,9 +79,8 @@ def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
 def make_sides(encoder: SparseEncoder, settings: ModelConfig) -> tuple[Side, Side]:
     """Queries and documents as training encodes them.
 
-    Args:
-        encoder: The student.
-        settings: Their maximal lengths in training, and the lexical gate.
+    Raises:
+        ConfigError: A length is beyond the model's positions, or leaves no room for a token.
     """
     query = Side.of(encoder, "query", lexical=settings.lexical)
     document = Side.of(encoder, "document", lexical=settings.lexical)
@@ -103,12 +98,7 @@ def make_sides(encoder: SparseEncoder, settings: ModelConfig) -> tuple[Side, Sid
 
 
 def trainable(encoder: SparseEncoder, *, freeze_embeddings: bool) -> dict[str, nn.Parameter]:
-    """Parameters to train, by name; those of a shared tower once.
-
-    Args:
-        encoder: The student.
-        freeze_embeddings: Leave the word embeddings out.
-    """
+    """Parameters to train, by name; those of a shared tower once."""
     towers = {"document": encoder.document_tower}
     if not encoder.is_shared:
         towers["query"] = encoder.query_tower
@@ -149,11 +139,5 @@ def in_dtype(encoder: SparseEncoder, dtype: torch.dtype) -> SparseEncoder:
 
 
 def save_model(encoder: SparseEncoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the encoder with weights of another dtype, the encoder itself stays as it is.
-
-    Args:
-        encoder: What to save.
-        folder: Where to.
-        dtype: Of the saved weights.
-    """
+    """Writes the encoder with weights of another dtype, the encoder itself stays as it is."""
     (encoder if dtype == encoder.dtype else in_dtype(encoder, dtype)).save_pretrained(folder)

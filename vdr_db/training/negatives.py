@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -68,14 +69,9 @@ class ModelRanker:
     """A sparse encoder through the embedded store."""
 
     def __init__(self, documents: Sequence[str], encoder: SparseEncoder) -> None:
-        """Encodes and stores the documents in a temporary collection.
-
-        Raises:
-            MissingExtraError: The embedded store is not installed.
-        """
+        """Encodes and stores the documents in a temporary collection."""
         from vdr_db.connectors import VDRQdrant
 
-        self._encoder = encoder
         self._store = VDRQdrant("negatives", encoder=encoder, path=":memory:")
         self._store.add_texts(documents, ids=list(range(len(documents))))
 
@@ -83,10 +79,6 @@ class ModelRanker:
         """Hits of the model."""
         found = self._store.search_batch(list(queries), limit=depth)
         return [[(int(hit.id), float(hit.score)) for hit in hits] for hits in found]
-
-    def close(self) -> None:
-        """Drops the collection."""
-        self._store.close()
 
 
 def mine(
@@ -132,28 +124,15 @@ def mine(
         part = examples[start : start + BATCH]
         hits = ranker.rank([item.query for item in part], depth)
         for item, found in zip(part, hits, strict=True):
-            yield _with_negatives(item, found, documents, count, skip, with_scores)
+            ranked = [(documents[i], score) for i, score in found]
+            wrong = [hit for hit in ranked[skip:] if hit[0] not in item.positives][:count]
+            scores = None
+            if with_scores:
+                of_positive = dict(ranked).get(item.positives[0], 0.0)
+                scores = (of_positive, *(score for _, score in wrong))
+            yield replace(item, negatives=tuple(text for text, _ in wrong), scores=scores)
         if progress is not None:
             progress(start + len(part), len(examples))
-
-
-def _with_negatives(
-    example: Example,
-    hits: list[tuple[int, float]],
-    documents: Sequence[str],
-    count: int,
-    skip: int,
-    with_scores: bool,
-) -> Example:
-    right = set(example.positives)
-    wrong = [(documents[i], score) for i, score in hits[skip:] if documents[i] not in right]
-    chosen = wrong[:count]
-    scores = None
-    if with_scores:
-        of_positive = {documents[i]: score for i, score in hits}.get(example.positives[0], 0.0)
-        scores = (of_positive, *(score for _, score in chosen))
-    negatives = tuple(text for text, _ in chosen)
-    return Example(example.query, example.positives, negatives, scores, example.source)
 
 
 def arrange(examples: Sequence[Example], group: int, *, seed: int = 0) -> list[Example]:
@@ -201,13 +180,10 @@ def write_scored(examples: Iterable[Example], path: Path) -> int:
     try:
         with open(path, "w", encoding="utf-8") as file:
             for example in examples:
-                row: dict[str, object] = {
-                    "query": example.query,
-                    "positives": list(example.positives),
-                    "negatives": list(example.negatives),
-                }
-                if example.scores is not None:
-                    row["scores"] = list(example.scores)
+                row = asdict(example)
+                del row["source"]
+                if example.scores is None:
+                    del row["scores"]
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written += 1
     except OSError as error:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdr_db.errors import ConfigError
 from vdr_db.training import losses
 from vdr_db.training.distributed import (
     gather_dense,
@@ -50,12 +49,7 @@ def multiply(left: Rows, right: Rows) -> Tensor:
 
 
 def gather(local: Rows, count: int) -> Rows:
-    """Rows of all ranks, the positives of all first.
-
-    Args:
-        local: This rank's rows.
-        count: How many of them, at the start, are positives, or queries.
-    """
+    """Rows of all ranks, of each the first `count`, its positives or queries, before all others."""
     if world_size() == 1:
         return local
     size = len(local) if isinstance(local, GatedRows) else local.shape[0]
@@ -82,6 +76,15 @@ class TeacherScores:
     documents: GatedRows | None = None
 
 
+_NEEDS: dict[str, tuple[set[Need], set[Need]]] = {
+    "vdr": ({"gated", "bags"}, {"dense"}),
+    "svdr": ({"dense", "gated", "bags"}, {"dense", "gated", "bags"}),
+    "infonce": ({"dense"}, {"dense"}),
+    "dpr": ({"cls"}, {"cls"}),
+}
+"""Which vectors of queries and documents an objective uses."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """Turns vectors into a loss.
@@ -92,52 +95,23 @@ class Objective:
 
     settings: LossConfig
 
-    def __post_init__(self) -> None:
-        """Refuses what the formulas do not allow."""
-        settings = self.settings
-        if settings.contrastive_mask and self.documents_are_gated:
-            raise ConfigError(
-                "`loss.contrastive_mask` needs dense documents; set `loss.gate_documents: false`."
-            )
-        if settings.contrastive_mask and settings.objective not in ("vdr", "svdr"):
-            raise ConfigError(
-                "`loss.contrastive_mask` belongs to the objectives 'vdr' and 'svdr', got "
-                f"{settings.objective!r}."
-            )
-
-    @property
-    def documents_are_gated(self) -> bool:
-        """Whether V(d) means its gated form everywhere."""
-        return self.settings.gate_documents
-
     def query_needs(self) -> set[Need]:
         """Which query vectors the loss uses."""
-        return self._needs("query") | self._copied("query")
+        needs = set(_NEEDS[self.settings.objective][0])
+        if self.settings.objective == "vdr" and not self.settings.bag_weight:
+            needs.discard("bags")
+        return needs | self._copied(needs)
 
     def document_needs(self) -> set[Need]:
         """Which document vectors the loss uses."""
-        return self._needs("document") | self._copied("document")
+        needs = set(_NEEDS[self.settings.objective][1])
+        if self.settings.gate_documents and "dense" in needs:
+            needs = needs - {"dense"} | {"gated"}
+        return needs | self._copied(needs)
 
-    def _copied(self, side: str) -> set[Need]:
+    def _copied(self, needs: set[Need]) -> set[Need]:
         """Imitation looks at all columns where they are there, else at the kept ones."""
-        is_dense = "dense" in self._needs(side)
-        return {"gated"} if self.settings.imitation and not is_dense else set()
-
-    def _needs(self, side: str) -> set[Need]:
-        settings = self.settings
-        needs: set[Need]
-        if settings.objective == "dpr":
-            return {"cls"}
-        if settings.objective == "infonce":
-            return {"gated"} if side == "document" and self.documents_are_gated else {"dense"}
-        if settings.objective == "svdr":
-            needs = {"dense", "gated", "bags"}
-            if side == "document" and self.documents_are_gated:
-                needs.discard("dense")
-            return needs
-        if side == "query":
-            return {"gated", "bags"} if settings.bag_weight else {"gated"}
-        return {"gated"} if self.documents_are_gated else {"dense"}
+        return {"gated"} if self.settings.imitation and "dense" not in needs else set()
 
     def __call__(
         self,
@@ -155,20 +129,18 @@ class Objective:
             documents: This rank's: N positives, then equally many negatives of each query.
             taught: What teachers say, or None.
             listed: `[N, 1 + negatives]`, the data file's teacher scores, NaN where absent, or None.
-            regulariser: Factor of FLOPS and L1, in 0..1.
+            regulariser: Factor of FLOPS, in 0..1.
 
         Returns:
             The loss, a scalar, and its parts by name for the log.
         """
         settings = self.settings
-        N = self._count(queries)
-        first = rank() * N
+        N = len(queries)
         student: Tensor | None = None
         parts: dict[str, Tensor] = {}
 
         def nll(left: Rows, right: Rows, temperature: float, name: str) -> Tensor:
-            everyone = gather(right, N)
-            scores = multiply(left, everyone)
+            scores = multiply(left, gather(right, N))
             passage = None
             if settings.symmetry != "none" and world_size() > 1:
                 passage = multiply(_first_rows(right, N), gather(left, N))
@@ -180,33 +152,38 @@ class Objective:
                 temperature=temperature,
                 symmetry=settings.symmetry,
                 passage_scores=passage,
-                first=first,
+                first=rank() * N,
             )
             return parts[name]
 
-        objective = self._objective(queries, documents, nll)
-        loss = settings.weight * objective
+        loss = settings.weight * self._objective(queries, documents, nll)
         assert student is not None
         taught = taught or TeacherScores()
         if settings.kl and taught.scores is not None:
-            parts["kl"] = losses.kl_distillation(
-                student,
-                taught.scores,
-                temperature=settings.student_temperature,
-                teacher_temperature=settings.teacher_temperature,
-            )
+            parts["kl"] = self._divergence(student, taught.scores)
             loss = loss + settings.kl * parts["kl"]
         if listed is not None and (settings.kl or settings.margin_mse):
-            candidates = student.gather(1, _candidate_columns(N, listed, student.shape[1]))
+            candidates = student.gather(1, _candidate_columns(N, listed))
             loss = loss + self._listed(candidates, listed, parts)
         for name, vectors, rows in (
             ("query_imitation", queries, taught.queries),
             ("document_imitation", documents, taught.documents),
         ):
             if settings.imitation and rows is not None:
-                parts[name] = losses.imitation(_weights(vectors), rows.to_dense())
+                weights = vectors.dense
+                if weights is None:
+                    weights = known(vectors.gated).to_dense()
+                parts[name] = losses.imitation(weights, rows.to_dense())
                 loss = loss + settings.imitation * parts[name]
-        loss = loss + regulariser * self._regularised(queries, documents, parts)
+        penalty = torch.zeros((), device=student.device)
+        for name, vectors, weight in (
+            ("flops_query", queries, settings.flops_query),
+            ("flops_document", documents, settings.flops_document),
+        ):
+            if weight:
+                parts[name] = losses.flops(mean_over_ranks(_column_means(vectors))[None])
+                penalty = penalty + weight * parts[name]
+        loss = loss + regulariser * penalty
         parts["loss"] = loss
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
@@ -218,29 +195,26 @@ class Objective:
         bag_t = settings.bag_temperature or t
         if settings.objective == "dpr":
             return nll(known(queries.cls), known(documents.cls), t, "infonce")
-        document: Rows | None = documents.gated if self.documents_are_gated else documents.dense
+        document: Rows | None = documents.gated if settings.gate_documents else documents.dense
         assert document is not None
         if settings.objective == "infonce":
             return nll(known(queries.dense), document, t, "infonce")
         gated = nll(known(queries.gated), document, t, "parametric")
+        weight = settings.bag_weight
         if settings.objective == "vdr":
-            if not settings.bag_weight:
+            if not weight:
                 return gated
-            bag, masked = self._masked(known(queries.bags), document, self._count(queries))
-            lexical = nll(bag, masked, bag_t, "lexical")
-            return losses.vdr(gated, settings.bag_weight * lexical)
+            lexical = nll(*self._masked(known(queries.bags), document), bag_t, "lexical")
+            return losses.vdr(gated, weight * lexical)
         dense = known(queries.dense)
         mirrored = nll(dense, known(documents.gated), t, "document_gated")
-        bag, masked = self._masked(known(queries.bags), document, self._count(queries))
-        lexical = nll(bag, masked, bag_t, "lexical")
-        bag, query = self._mirror_masked(known(documents.bags), dense)
-        mirrored_bag = nll(query, bag, bag_t, "document_lexical")
-        weight = settings.bag_weight
+        lexical = nll(known(queries.bags), document, bag_t, "lexical")
+        mirrored_bag = nll(dense, known(documents.bags), bag_t, "document_lexical")
         return losses.svdr(gated, mirrored, weight * lexical, weight * mirrored_bag)
 
-    def _masked(self, bags: GatedRows, documents: Rows, count: int) -> tuple[Rows, Rows]:
+    def _masked(self, bags: GatedRows, documents: Rows) -> tuple[Rows, Rows]:
         """Bags with their share of unseen columns, positives without those of their query."""
-        weight = self.settings.contrastive_mask
+        weight, count = self.settings.contrastive_mask, len(bags)
         if not weight:
             return bags, documents
         assert isinstance(documents, Tensor)
@@ -249,20 +223,13 @@ class Objective:
         kept = torch.cat([documents[:count] * ~mask, documents[count:]])
         return bags.to_dense() + weight * mask, kept
 
-    def _mirror_masked(self, bags: GatedRows, queries: Tensor) -> tuple[Rows, Rows]:
-        """The same with the sides exchanged."""
-        weight = self.settings.contrastive_mask
-        if not weight:
-            return bags, queries
-        count = queries.shape[0]
-        places = _positives_first(len(bags), count, bags.columns.device)
-        everyone = gather_rows(bags).to_dense()[places]
-        whole = losses.contrastive_mask(everyone)
-        mask = whole.new_empty(whole.shape)
-        mask[places] = whole
-        local = mask[rank() * len(bags) : (rank() + 1) * len(bags)]
-        positives = whole[rank() * count : (rank() + 1) * count]
-        return bags.to_dense() + weight * local, queries * ~positives
+    def _divergence(self, scores: Tensor, teacher: Tensor) -> Tensor:
+        return losses.kl_distillation(
+            scores,
+            teacher,
+            temperature=self.settings.student_temperature,
+            teacher_temperature=self.settings.teacher_temperature,
+        )
 
     def _listed(self, candidates: Tensor, listed: Tensor, parts: dict[str, Tensor]) -> Tensor:
         settings = self.settings
@@ -272,12 +239,7 @@ class Objective:
             return total
         candidates, listed = candidates[taught], listed[taught]
         if settings.kl:
-            parts["kl_listed"] = losses.kl_distillation(
-                candidates,
-                listed,
-                temperature=settings.student_temperature,
-                teacher_temperature=settings.teacher_temperature,
-            )
+            parts["kl_listed"] = self._divergence(candidates, listed)
             total = total + settings.kl * parts["kl_listed"]
         if settings.margin_mse:
             parts["margin_mse"] = losses.margin_mse(
@@ -285,28 +247,6 @@ class Objective:
             )
             total = total + settings.margin_mse * parts["margin_mse"]
         return total
-
-    def _regularised(
-        self, queries: Vectors, documents: Vectors, parts: dict[str, Tensor]
-    ) -> Tensor:
-        settings = self.settings
-        total = torch.zeros((), device=queries.leaves()[0].device)
-        for name, vectors, weight, of in (
-            ("flops_query", queries, settings.flops_query, losses.flops),
-            ("flops_document", documents, settings.flops_document, losses.flops),
-            ("l1_query", queries, settings.l1_query, losses.l1),
-            ("l1_document", documents, settings.l1_document, losses.l1),
-        ):
-            if weight:
-                parts[name] = of(mean_over_ranks(_column_means(vectors))[None])
-                total = total + weight * parts[name]
-        return total
-
-    @staticmethod
-    def _count(queries: Vectors) -> int:
-        if queries.gated is not None:
-            return len(queries.gated)
-        return queries.leaves()[0].shape[0]
 
 
 def _positives_first(size: int, count: int, device: torch.device) -> Tensor:
@@ -322,20 +262,13 @@ def _first_rows(rows: Rows, count: int) -> Rows:
     return GatedRows(rows.indptr[: count + 1], rows.columns[:end], rows.weights[:end], rows.width)
 
 
-def _candidate_columns(count: int, listed: Tensor, columns: int) -> Tensor:
+def _candidate_columns(count: int, listed: Tensor) -> Tensor:
     """`[N, C]`: where each query's own candidates stand among the documents of all ranks."""
     negatives = listed.shape[1] - 1
     queries = torch.arange(count, device=listed.device) + rank() * count
     after = count * world_size() + queries[:, None] * negatives
     own = after + torch.arange(negatives, device=listed.device)
     return torch.cat([queries[:, None], own], dim=1)
-
-
-def _weights(vectors: Vectors) -> Tensor:
-    """`[B, V]`: all weights, or the kept ones and zeros."""
-    if vectors.dense is not None:
-        return vectors.dense
-    return known(vectors.gated).to_dense()
 
 
 def _column_means(vectors: Vectors) -> Tensor:

@@ -15,11 +15,7 @@ DOTS_PER_INCH = 120
 
 
 def plot_run(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss above and held-out nDCG@10 below, over steps.
-
-    Args:
-        rows: Of the run's log.
-        path: Of the file; its ending says the kind.
+    """Draws loss above and held-out nDCG@10 below, over the steps of a run's log.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

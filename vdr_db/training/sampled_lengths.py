@@ -27,13 +27,7 @@ __all__ = ["draw_columns", "scaled_to_unit"]
 
 
 def draw_columns(width: int, size: int, device: torch.device) -> Tensor:
-    """`min(size, width)` different columns, int64.
-
-    Args:
-        width: V.
-        size: n.
-        device: Of the result; the draw is the CPU generator's, the same on every device.
-    """
+    """`min(size, width)` different columns, int64; the CPU draws, the same for every device."""
     return torch.randperm(width)[:size].to(device)
 
 

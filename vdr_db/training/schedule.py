@@ -18,12 +18,7 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: Schedu
 
     Warm-up grows as (step + 1) / warmup, so that no step is wasted at 0. Afterwards, with x running
     from 0 to 1 over the rest: linear 1 - x, cosine (1 + cos(pi x)) / 2.
-
-    Args:
-        step: From 0.
-        total: Steps of the run.
-        warmup: Steps of growth.
-        schedule: Shape after the growth.
+    Steps count from 0.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -38,13 +33,8 @@ def make_optimiser(
 ) -> torch.optim.AdamW:
     """AdamW with a group each for embeddings, other matrices, and biases and norms.
 
-    Args:
-        parameters: Names and parameters; those of the word embeddings end in `word.weight`, an
-            image head's own in `image.head.projection`.
-        settings: Learning rates, decay, betas.
-
-    Returns:
-        The optimiser; each group keeps its highest learning rate as `peak`.
+    Names of word embeddings end in `word.weight`, an image head's own in `image.head.projection`.
+    Each group keeps its highest learning rate as `peak`.
     """
     groups: dict[str, list[nn.Parameter]] = {"word": [], "matrix": [], "vector": []}
     for name, parameter in parameters:

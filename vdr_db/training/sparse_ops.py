@@ -113,10 +113,6 @@ def weigh(logits: Tensor, activation: Activation) -> Tensor:
 
     With y the weight, the slope is min(y, 1) for elu1p, exp(-y) for log1p_relu where y > 0, and
     exp(-expm1(y)) exp(-y) for double_log1p_relu where y > 0.
-
-    Args:
-        logits: Any shape, float.
-        activation: One of `vdr_db.kernels.ACTIVATIONS`.
     """
     if activation == "none":
         return logits
@@ -127,15 +123,10 @@ def weigh(logits: Tensor, activation: Activation) -> Tensor:
 def gate(
     logits: Tensor, k: int | None, *, lexical: tuple[Tensor, Tensor] | None = None
 ) -> Selection:
-    """Which columns a gated side keeps: the k largest of each row, joined with the given ones.
+    """Which columns a gated side keeps of `[B, V]`: the k largest of a row, and the given ones.
 
-    Args:
-        logits: `[B, V]`, pooled, without gradient.
-        k: Columns of each row; None for all.
-        lexical: (indptr `[B + 1]`, columns `[n]`) of the texts' own tokens, or None.
-
-    Returns:
-        A selection whose weights are the logits kept, activation aside.
+    `lexical` is (indptr `[B + 1]`, columns `[n]`) of the texts' own tokens. The weights of the
+    selection are the logits kept, activation aside.
     """
     # elu1p is positive everywhere, so nothing but the selection drops a column.
     return select_topk(logits, k, activation="elu1p", lexical=lexical)

@@ -56,11 +56,7 @@ class Task(Protocol[E, B]):
 
     @abstractmethod
     def load(self, output: Path, device: torch.device) -> None:
-        """Loads model and data.
-
-        Args:
-            output: Folder of the run.
-            device: Where to train.
+        """Loads model and data, to train on `device` in the run's folder `output`.
 
         Raises:
             ConfigError: Settings that cannot work.
@@ -84,7 +80,7 @@ class Task(Protocol[E, B]):
         Args:
             batch: What to learn from.
             scaler: Of the loss in float16.
-            regulariser: Factor of FLOPS and L1, in 0..1.
+            regulariser: Factor of FLOPS, in 0..1.
             share: Of this batch in the step's loss.
 
         Returns:
@@ -116,11 +112,9 @@ class Task(Protocol[E, B]):
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draws from a seed within the block; None leaves the generators alone.
+    """Draws from a seed within the block, on CPU and device, which go on afterwards as before.
 
-    Args:
-        seed: Of the CPU's generator and the device's, which go on afterwards as before.
-        device: Where the block computes.
+    None leaves the generators alone.
     """
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(own, enabled=seed is not None):
@@ -130,15 +124,10 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def share_of_rank(examples: Sequence[E], *, rank: int, world_size: int) -> Sequence[E]:
-    """A rank's examples of a global batch.
-
-    Args:
-        examples: Of all ranks.
-        rank: Of a process.
-        world_size: Number of ranks; divides the number of examples.
+    """A rank's examples out of those of all ranks.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The number of ranks does not divide that of examples.
     """
     if len(examples) % world_size:
         raise ConfigError(

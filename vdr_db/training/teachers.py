@@ -27,7 +27,6 @@ from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.sparse import SparseRows
-from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.training.models import start_folder
 from vdr_db.training.objective import Rows
 from vdr_db.training.settings import ModelConfig, TrainConfig
@@ -81,12 +80,7 @@ class EncoderTeacher(Teacher):
     """A frozen sparse encoder."""
 
     def __init__(self, encoder: SparseEncoder, weight: float) -> None:
-        """Takes the encoder over; it is run in evaluation mode.
-
-        Args:
-            encoder: Makes the vectors.
-            weight: Of its scores.
-        """
+        """Takes the encoder over; it is run in evaluation mode."""
         self.encoder, self.weight, self.device = encoder, weight, encoder.device
         encoder.truncated = 1  # texts are cut on purpose here; an encoder warns at its first cut
 
@@ -113,13 +107,7 @@ class DenseTeacher(Teacher):
     """A frozen sentence encoder: the mean of the last hidden states, with L2 norm 1."""
 
     def __init__(self, folder: str, weight: float, device: torch.device, max_length: int) -> None:
-        """Loads it with transformers.
-
-        Args:
-            folder: Folder or hub id.
-            weight: Of its scores.
-            device: Where it runs.
-            max_length: Most tokens of a text, special tokens included.
+        """Loads a folder or hub id with transformers; special tokens count in `max_length`.
 
         Raises:
             ConfigError: It cannot be loaded.
@@ -152,9 +140,8 @@ class DenseTeacher(Teacher):
             mask = batch["attention_mask"][..., None]
             hidden = self.model(**batch).last_hidden_state
             rows.append(((hidden * mask).sum(dim=1) / mask.sum(dim=1)).float())
-        place = torch.empty(len(order), dtype=torch.int64)
-        place[torch.tensor(order)] = torch.arange(len(order))
-        return torch.nn.functional.normalize(torch.cat(rows), dim=1)[place.to(self.device)]
+        place = torch.tensor(order, device=self.device).argsort()
+        return torch.nn.functional.normalize(torch.cat(rows), dim=1)[place]
 
 
 class Bm25Teacher(Teacher):
@@ -168,13 +155,9 @@ class Bm25Teacher(Teacher):
     def __init__(
         self, student: SparseEncoder, texts: Iterable[str], weight: float, max_length: int
     ) -> None:
-        """Counts document frequencies.
+        """Counts in how many texts each of the student's tokens is, for rows on its device.
 
-        Args:
-            student: Whose tokens are counted, and whose device gets the rows.
-            texts: Documents to count in.
-            weight: Of its scores.
-            max_length: Tokens of a document that count, so that teacher and student see one text.
+        Of a document `max_length` tokens count, so that teacher and student see one text.
 
         Raises:
             ConfigError: There is no document.
@@ -205,13 +188,12 @@ class Bm25Teacher(Teacher):
         return self._as_tensors(weighted)
 
     def _counts(self, texts: Sequence[str]) -> SparseRows:
-        tokens: TokenizedTexts = self.tokenizer.encode(texts)
+        tokens = self.tokenizer.encode(texts)
         lengths = tokens.lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)
         place = np.arange(len(owner)) - tokens.cu_seqlens[owner]
-        kept = place < self.max_length
-        special = np.isin(tokens.input_ids, self.tokenizer.all_special_ids)
-        kept &= ~special
+        is_special = np.isin(tokens.input_ids, self.tokenizer.all_special_ids)
+        kept = (place < self.max_length) & ~is_special
         keys: npt.NDArray[np.int64] = owner[kept] * np.int64(self.width) + tokens.input_ids[kept]
         unique, counts = np.unique(keys, return_counts=True)
         indptr = np.zeros(len(lengths) + 1, np.int64)
@@ -225,11 +207,7 @@ def load_teacher(
 ) -> SparseEncoder:
     """The encoder of a teacher, whose vectors keep `TEACHER_K` and `TEACHER_QUERY_K` columns.
 
-    Args:
-        path: Folder, hub id or a name of `vdr_db.checkpoints.assets`.
-        activation: None for the checkpoint's.
-        config: Of the student, whose texts are cut alike.
-        device: Where it runs.
+    Its texts are cut like those of the student of `config`.
     """
     return SparseEncoder.from_pretrained(
         start_folder(path),
@@ -246,13 +224,7 @@ def load_teacher(
 def make_teachers(
     config: TrainConfig, student: SparseEncoder, documents: Callable[[], Iterable[str]]
 ) -> list[Teacher]:
-    """Teachers as configured.
-
-    Args:
-        config: Its teachers, and how long the student's texts are.
-        student: Whose tokenizer BM25 uses.
-        documents: Reads the training documents, which a BM25 teacher needs.
-    """
+    """Teachers as configured; BM25 takes the student's tokenizer and the training documents."""
     model, device = config.model, student.device
     teachers: list[Teacher] = []
     for item in config.teachers:

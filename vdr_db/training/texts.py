@@ -89,15 +89,7 @@ class TextTask(Task[Example, TokenBatch]):
     """
 
     def __init__(self, config: TrainConfig, *, teachers: TeacherMaker = make_teachers) -> None:
-        """Takes the settings.
-
-        Args:
-            config: All settings.
-            teachers: Makes those that are imitated; the default makes the configured ones.
-
-        Raises:
-            ConfigError: An objective that the formulas do not allow.
-        """
+        """Takes all settings, and what makes the teachers: usually the configured ones."""
         self.config, self._make_teachers = config, teachers
         self.objective = Objective(config.loss)
 
@@ -172,23 +164,20 @@ class TextTask(Task[Example, TokenBatch]):
         parts = loss(Vectors.concat(leaves[:split]), Vectors.concat(leaves[split:]))
         for job, seed, leaf in zip(jobs, seeds, leaves, strict=True):
             again = self._encode(job, seed).leaves()
-            pairs = [
-                (tensor, stored.grad)
-                for tensor, stored in zip(again, leaf.leaves(), strict=True)
-                if stored.grad is not None
-            ]
-            torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+            gradients = [stored.grad for stored in leaf.leaves()]
+            used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+            torch.autograd.backward([again[i] for i in used], [gradients[i] for i in used])
         return parts
 
     def _jobs(
         self, side: Side, texts: TokenizedTexts, needs: set[Need], rows: GatedRows | None
     ) -> list[_Job]:
         """Texts of a side in chunks, with the columns that they keep in any case."""
-        count = len(texts.lengths)
-        size = self.config.run.chunk or count
+        numbers = np.arange(len(texts.lengths))
+        size = self.config.run.chunk or len(numbers)
         jobs = []
-        for start in range(0, count, size):
-            chosen = np.arange(start, min(start + size, count))
+        for start in range(0, len(numbers), size):
+            chosen = numbers[start : start + size]
             also = None if rows is None else rows.reordered(torch.from_numpy(chosen))
             jobs.append(_Job(side, texts, chosen, needs, also))
         return jobs

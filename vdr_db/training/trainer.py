@@ -177,8 +177,7 @@ class Trainer(Generic[E, B]):
         run = self.config.run
         if run.steps:
             return run.steps
-        batches = sum(1 for _ in self.task.data.epoch(0))
-        return max(1, run.epochs * batches // run.accumulate)
+        return max(1, run.epochs * sum(1 for _ in self.task.data.epoch(0)) // run.accumulate)
 
     def _resume(self) -> Position:
         folder = find_checkpoint(self.output)
@@ -197,11 +196,9 @@ class Trainer(Generic[E, B]):
     def _first_measurements(self, position: Position) -> dict[str, float]:
         if not self.task.is_measured or rank() != 0:
             return {}
-        known = [
-            row for row in read_log(self.output / LOG_FILE) if row["step"] == 0 and "ndcg@10" in row
-        ]
-        if position.step and known:
-            return {name: value for name, value in known[0].items() if name != "step"}
+        for row in read_log(self.output / LOG_FILE) if position.step else ():
+            if row.pop("step") == 0 and "ndcg@10" in row:
+                return row
         with self._as_written():
             measured = self.task.measure()
         with RunLog(self.output, step=position.step) as log:

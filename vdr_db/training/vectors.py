@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdr_db.encoders.batching import Frame, PackedBatch, pack
+from vdr_db.encoders.batching import Frame, pack
 from vdr_db.encoders.text import SparseEncoder
-from vdr_db.kernels import Activation, gather_kept, project_pool
+from vdr_db.kernels import Activation, Pooled, gather_kept, project_pool
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.text import Tower
 from vdr_db.training.sampled_lengths import draw_columns, scaled_to_unit
@@ -27,7 +27,17 @@ __all__ = ["Need", "Side", "Vectors", "known"]
 
 Need = Literal["dense", "gated", "bags", "cls"]
 _Row = TypeVar("_Row", GatedRows, Tensor)
-_Given = tuple[Tensor, Tensor, Tensor, Tensor | None]  # hidden, bounds, weight, bias
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the kernels take of a batch: `[T, H]`, `[B + 1]`, `[V, H]`, `[V]`, longest text."""
+
+    hidden: Tensor
+    bounds: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    longest: int | None
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class Vectors:
     gated: GatedRows | None = None
     bags: GatedRows | None = None
     cls: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B."""
+        return self.leaves()[0].shape[0] if self.gated is None else len(self.gated)
 
     def leaves(self) -> list[Tensor]:
         """The tensors that carry a gradient, in one order."""
@@ -107,13 +121,7 @@ class Side:
     def of(
         cls, encoder: SparseEncoder, side: Literal["query", "document"], *, lexical: bool
     ) -> Side:
-        """A side as the encoder has it set up.
-
-        Args:
-            encoder: Its tower, maximal length and k are used.
-            side: Which side.
-            lexical: Whether gated rows keep the text's own columns.
-        """
+        """A side as the encoder has it set up: its tower, maximal length and k."""
         is_query = side == "query"
         tower = encoder.query_tower if is_query else encoder.document_tower
         entry = encoder.query_entry if is_query else encoder.document_entry
@@ -147,45 +155,34 @@ class Side:
         device = self.encoder.device
         place = {int(text): row for row, text in enumerate(batch.texts)}
         rows = torch.tensor([place[int(text)] for text in chosen], device=device)
-        hidden, starts, bounds = self._hidden(batch, device)
-        # of the batch, not of the frame: rows that only fill up may be longer than a short frame
-        longest = max((run.length for run in batch.runs), default=None)
-        cls = hidden[starts[rows]].float() if "cls" in needs else None
-        dense = gated = None
-        if "dense" in needs:
-            dense, gated = self._dense(hidden, bounds, longest, rows, kept, needs)
-        elif "gated" in needs:
-            gated = self._gated(hidden, bounds, longest, rows, kept, unit_sample)
-        return Vectors(dense, gated, bags if "bags" in needs else None, cls)
-
-    def _hidden(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Body output `[T, H]`, first token of each text `[B]`, and the texts' bounds."""
         bounds = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
         hidden = self.tower.body(
             torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
             torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
             batch.runs,
         )
-        return hidden, bounds[:-1].long(), bounds
-
-    def _matrix(self) -> tuple[Tensor, Tensor | None]:
-        head = self.tower.head
-        return head.matrix(self.tower.body.embeddings.word.weight), head.bias_rows()
+        cls = hidden[bounds[:-1].long()[rows]].float() if "cls" in needs else None
+        dense = gated = None
+        if needs & {"dense", "gated"}:
+            head = self.tower.head
+            given = _Given(
+                _widened(head.transform(hidden)),
+                bounds,
+                head.matrix(self.tower.body.embeddings.word.weight),
+                head.bias_rows(),
+                # of the batch, not of the frame: rows that only fill up may be longer
+                max((run.length for run in batch.runs), default=None),
+            )
+            if "dense" in needs:
+                dense, gated = self._dense(given, rows, kept, needs)
+            else:
+                gated = self._gated(given, rows, kept, unit_sample)
+        return Vectors(dense, gated, bags if "bags" in needs else None, cls)
 
     def _dense(
-        self,
-        hidden: Tensor,
-        bounds: Tensor,
-        longest: int | None,
-        rows: Tensor,
-        forced: GatedRows | None,
-        needs: set[Need],
+        self, given: _Given, rows: Tensor, forced: GatedRows | None, needs: set[Need]
     ) -> tuple[Tensor, GatedRows | None]:
-        hidden = _widened(self.tower.head.transform(hidden))
-        weight, bias = self._matrix()
-        logits = project_pool(
-            hidden, bounds, weight, bias, max_length=longest, backend=self.encoder.backend
-        ).logits[rows]
+        logits = self._pooled(given).logits[rows]
         dense = weigh(logits, self.activation)
         if "gated" not in needs:
             return dense, None
@@ -193,42 +190,30 @@ class Side:
         return dense, replace(kept, weights=dense[kept.rows, kept.columns])
 
     def _gated(
-        self,
-        hidden: Tensor,
-        bounds: Tensor,
-        longest: int | None,
-        rows: Tensor,
-        forced: GatedRows | None,
-        unit_sample: int,
+        self, given: _Given, rows: Tensor, forced: GatedRows | None, unit_sample: int
     ) -> GatedRows:
-        hidden = _widened(self.tower.head.transform(hidden))
-        weight, bias = self._matrix()
-        has_positions = _gives_positions(hidden.device)
+        has_positions = _gives_positions(given.hidden.device)
         pick = self._picked_with_positions if has_positions else self._picked_by_tokens
-        picked, logits = pick((hidden, bounds, weight, bias), longest, rows, forced)
+        picked, logits = pick(given, rows, forced)
         kept = replace(picked, weights=weigh(picked.weights, self.activation))
         if not unit_sample:
             return kept
         columns = draw_columns(logits.shape[1], unit_sample, logits.device)
-        drawn = project_pool(
-            *(hidden, bounds, weight[columns]),
-            None if bias is None else bias[columns],
-            max_length=longest,
-            backend=self.encoder.backend,
-        ).logits[rows]
+        bias = None if given.bias is None else given.bias[columns]
+        some = replace(given, weight=given.weight[columns], bias=bias)
+        drawn = self._pooled(some).logits[rows]
         weights = weigh(logits, self.activation)
         return scaled_to_unit(kept, weights, weigh(drawn, self.activation), columns)
 
     def _picked_with_positions(
-        self, given: _Given, longest: int | None, rows: Tensor, forced: GatedRows | None
+        self, given: _Given, rows: Tensor, forced: GatedRows | None
     ) -> tuple[GatedRows, Tensor]:
         """Logits of kept entries, and of all `[B, V]` without gradient, by the kernels alone.
 
         Their gradient sums the entries of a token or column in one place: no atomics.
         """
-        backend = self.encoder.backend
         with torch.no_grad():
-            pooled = project_pool(*given, return_argmax=True, max_length=longest, backend=backend)
+            pooled = self._pooled(given, return_argmax=True)
             # Positions belong to texts in packed order.
             place = torch.empty_like(rows)
             place[rows] = torch.arange(len(rows), device=rows.device)
@@ -237,22 +222,32 @@ class Side:
             # What only fills up a batch comes last and keeps nothing.
             filling = kept.indptr[-1:].expand(pooled.logits.shape[0] - len(rows))
             indptr = torch.cat([kept.indptr, filling])
-        values = gather_kept(pooled, indptr, kept.columns, *given, backend=backend)
+        values = gather_kept(
+            *(pooled, indptr, kept.columns, given.hidden, given.bounds, given.weight, given.bias),
+            backend=self.encoder.backend,
+        )
         return replace(kept, weights=values).reordered(rows), pooled.logits[rows]
 
     def _picked_by_tokens(
-        self, given: _Given, longest: int | None, rows: Tensor, forced: GatedRows | None
+        self, given: _Given, rows: Tensor, forced: GatedRows | None
     ) -> tuple[GatedRows, Tensor]:
         """The same where positions of all V columns would cost as much as the maxima."""
-        hidden, bounds, weight, bias = given
+        hidden, weight = given.hidden, given.weight
         with torch.no_grad():
-            logits = project_pool(*given, max_length=longest, backend=self.encoder.backend).logits
-            logits = logits[rows]
+            logits = self._pooled(given).logits[rows]
             kept = self._select(logits, forced)
-            spans = torch.stack([bounds[:-1], bounds[1:]], dim=1).long()[rows]
+            spans = torch.stack([given.bounds[:-1], given.bounds[1:]], dim=1).long()[rows]
             tokens = winning_tokens(hidden, spans, weight, kept.indptr, kept.columns)
-        picked = pick_logits(hidden, weight, bias, tokens, kept.columns)
+        picked = pick_logits(hidden, weight, given.bias, tokens, kept.columns)
         return replace(kept, weights=picked), logits
+
+    def _pooled(self, given: _Given, *, return_argmax: bool = False) -> Pooled:
+        return project_pool(
+            *(given.hidden, given.bounds, given.weight, given.bias),
+            return_argmax=return_argmax,
+            max_length=given.longest,
+            backend=self.encoder.backend,
+        )
 
     def _select(self, logits: Tensor, forced: GatedRows | None) -> GatedRows:
         lexical = None if forced is None else (forced.indptr, forced.columns)

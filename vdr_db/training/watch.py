@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -35,12 +34,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        """Opens the log.
-
-        Args:
-            folder: Of the run.
-            step: Steps already done.
-        """
+        """Opens the log of a run's folder, after `step` steps."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG_FILE
         kept = [row for row in read_log(self.path) if row["step"] <= step]
@@ -62,12 +56,7 @@ class RunLog:
         """The log itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Closes the files."""
         self._file.close()
         if self._board is not None:
@@ -115,21 +104,16 @@ class HeldOut:
         """
         reader = BeirFolder(settings.folder)
         graded = reader.judgements()
-        queries = [
-            record
-            for record in reader.queries()
-            if any(grade > 0 for grade in graded.get(str(record.id), {}).values())
-        ]
+        right = {
+            query: {document for document, grade in grades.items() if grade > 0}
+            for query, grades in graded.items()
+        }
+        queries = [record for record in reader.queries() if right.get(str(record.id))]
         queries = queries[: settings.queries or None]
         self.query_ids = [str(record.id) for record in queries]
         self.queries = [record.text for record in queries]
         self.judgements = {query: graded[query] for query in self.query_ids}
-        relevant = {
-            document
-            for grades in self.judgements.values()
-            for document, grade in grades.items()
-            if grade > 0
-        }
+        relevant = set[str]().union(*(right[query] for query in self.query_ids))
         room = (settings.documents or np.inf) - len(relevant)
         self.document_ids: list[str] = []
         self.documents: list[str] = []

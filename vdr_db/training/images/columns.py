@@ -41,15 +41,7 @@ class ColumnSample:
 
 
 def sample_columns(texts: Vectors, size: int) -> tuple[Vectors, ColumnSample]:
-    """The columns of a batch, and its texts over these columns.
-
-    Args:
-        texts: Gated rows and perhaps bags over all columns.
-        size: n, how many to draw; all of them where there are fewer.
-
-    Returns:
-        The same rows with columns numbered from 0 to S - 1, and which columns these are.
-    """
+    """Gated rows and bags of a batch over its S columns, and which these are; n is `size`."""
     rows = [one for one in (texts.gated, texts.bags) if one is not None]
     width, device = rows[0].width, rows[0].columns.device
     is_kept = torch.zeros(width, dtype=torch.bool, device=device)

@@ -56,10 +56,10 @@ class ImageExample:
 
 
 def read_pairs(path: Path, *, on_bad: Callable[[InputError], None] | None = None) -> list[Pair]:
-    """All pairs of a file, in its order.
+    """All pairs of a `.jsonl` or `.jsonl.gz`, in its order.
 
     Args:
-        path: A `.jsonl` or `.jsonl.gz`.
+        path: The file.
         on_bad: Called with the error of each bad line, which is then left out; None raises it.
 
     Raises:
@@ -144,12 +144,7 @@ class PairBatches:
             )
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[list[ImageExample]]:
-        """Full batches of one epoch; the rest that does not fill a batch is left out.
-
-        Args:
-            number: Of the epoch; each is shuffled differently.
-            skip: Leave out that many batches at the start.
-        """
+        """Full batches of one epoch, without the first `skip` and what does not fill a batch."""
         rng = np.random.default_rng([self.seed, number])
         times = [math.floor(w) + int(rng.random() < w % 1.0) for w in self._weights]
         order = rng.permutation(np.repeat(np.arange(len(self.pairs)), times))
@@ -161,11 +156,9 @@ class PairBatches:
             waiting.append(place)
             for early in list(waiting):
                 key = _key(self.pairs[order[early]])
-                if key not in batch:
+                if key not in batch and len(batch) < self.batch_size:
                     batch[key] = early
                     waiting.remove(early)
-                if len(batch) == self.batch_size:
-                    break
             if len(batch) < self.batch_size:
                 continue
             made += 1

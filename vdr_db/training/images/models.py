@@ -38,12 +38,7 @@ SMALLEST_DEVIATION = 1e-3
 
 
 def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> CrossModalEncoder:
-    """The encoders to train, float32.
-
-    Args:
-        config: Its sections `model` and the seed count.
-        image: The image side.
-        device: Where to train.
+    """The encoders to train, float32, by the settings of texts, images and seed.
 
     Raises:
         ConfigError: A checkpoint cannot be loaded as configured, or the two do not fit together.
@@ -182,25 +177,18 @@ def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool)
 
 
 def channel_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of the stem, over images.
+    """Mean and standard deviation `[C]` of each channel of the stem, out of `[B, P, C]`.
 
-    Args:
-        states: `[B, P, C]` of some images.
-
-    Returns:
-        Both `[C]`; the deviation is that of the images' mean states.
+    The deviation is that of the images' mean states.
     """
     means = states.mean(dim=1)
     return means.mean(dim=0), means.std(dim=0).clamp_min(SMALLEST_DEVIATION)
 
 
 def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
-    """Makes a new body see standardised channels: its first map takes the scaling over.
+    """Makes a new body see standardised channels: its random first map takes the scaling over.
 
-    Args:
-        body: Its first map has random weights.
-        mean: `[C]`.
-        deviation: `[C]`.
+    `mean` and `deviation` are `[C]`.
     """
     with torch.no_grad():
         narrow = body.narrow
@@ -212,13 +200,7 @@ def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
 def trainable_pair(
     encoder: CrossModalEncoder, config: TrainConfig, image: ImageConfig
 ) -> dict[str, nn.Parameter]:
-    """Parameters to train, by name; all others are frozen.
-
-    Args:
-        encoder: Both sides.
-        config: Says which of them.
-        image: The image side's part of it.
-    """
+    """Parameters to train, by name; all others are frozen."""
     parameters: dict[str, nn.Parameter] = {}
 
     def add(name: str, parameter: nn.Parameter, *, frozen: bool) -> None:
@@ -241,13 +223,7 @@ def trainable_pair(
 
 
 def save_pair(encoder: CrossModalEncoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes both encoders with weights of another dtype; the encoders stay as they are.
-
-    Args:
-        encoder: What to save.
-        folder: Where to.
-        dtype: Of the saved weights.
-    """
+    """Writes both encoders with weights of another dtype; the encoders stay as they are."""
     image = copy.copy(encoder.image)
     image.tower = copy.deepcopy(encoder.image.tower).to(dtype)
     text = in_dtype(encoder.text, dtype)

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdr_db.errors import ConfigError, InputError
+from vdr_db.errors import ConfigError
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.images.columns import sample_columns
 from vdr_db.training.images.data import ImageExample, Pair, PairBatches, read_pairs
@@ -31,15 +29,13 @@ from vdr_db.training.images.views import PairImages, StemStates
 from vdr_db.training.images.watch import HeldOutPairs
 from vdr_db.training.models import DTYPES, MODEL_FOLDER, set_dropout
 from vdr_db.training.objective import Objective
-from vdr_db.training.settings import LossConfig, TrainConfig
+from vdr_db.training.settings import TrainConfig
 from vdr_db.training.task import Task
 
-__all__ = ["DENSE_FILE", "ImageBatch", "ImageTask", "feature_distance"]
+__all__ = ["DENSE_FILE", "ImageBatch", "ImageTask"]
 
 STATES_FOLDER = "features"
 DENSE_FILE = "dense.pt"
-DENSE_TEMPERATURE = 0.05
-"""Of dense vectors beside sparse ones."""
 SAMPLE = 1024
 """Images that the statistics of the stem's channels are taken from: the first ones."""
 
@@ -51,27 +47,10 @@ class ImageBatch:
     Attributes:
         texts: N texts.
         inputs: `[N, ...]`, their images as the image side takes them.
-        features: `[N, F]`, the teacher's features of the images, or None.
     """
 
     texts: list[str]
     inputs: Tensor
-    features: Tensor | None
-
-
-def feature_distance(features: Tensor, teacher: Tensor) -> Tensor:
-    """One less the mean cosine between a student's and a teacher's features.
-
-        L = 1 - mean_b (s_b . t_b) / (|s_b| |t_b|)
-
-    Args:
-        features: `[B, F]`, float.
-        teacher: `[B, F]`, float.
-
-    Source: after Romero et al. 2015 (FitNets), https://arxiv.org/abs/1412.6550, with the cosine for
-    the squared distance, so that the scale of the features does not matter.
-    """
-    return 1 - torch.cosine_similarity(features, teacher, dim=1).mean()
 
 
 class ImageTask(Task[ImageExample, ImageBatch]):
@@ -92,23 +71,12 @@ class ImageTask(Task[ImageExample, ImageBatch]):
             on_states: Called with files of stem states done and in all, while they are computed.
 
         Raises:
-            ConfigError: There is no section `image`, or the formulas do not allow the objective.
+            ConfigError: There is no section `image`.
         """
         if config.image is None:
             raise ConfigError("training on images needs a section `image`, got none; add it.")
         self.config, self.image, self._on_states = config, config.image, on_states
         self.objective = Objective(config.loss)
-        self._needs = self.objective.query_needs()
-        self._beside: Objective | None = None
-        if self.image.dense_weight:
-            self._beside = Objective(
-                LossConfig(
-                    objective="dpr",
-                    temperature=DENSE_TEMPERATURE,
-                    symmetry=config.loss.symmetry,
-                )
-            )
-            self._needs |= self._beside.query_needs()
 
     def load(self, output: Path, device: torch.device) -> None:
         """Loads both encoders, states of images and the held-out part."""
@@ -125,7 +93,6 @@ class ImageTask(Task[ImageExample, ImageBatch]):
         set_dropout(self.encoder.text, config.run.dropout)
         self.parameters = trainable_pair(self.encoder, config, image)
         self._images = self._images_of(self.data.pairs, views=image.views)
-        self._features = self._teacher_features(len(self.data.pairs))
         self._make_sides(device)
         self._held_out = None
         if self.is_measured:
@@ -135,39 +102,17 @@ class ImageTask(Task[ImageExample, ImageBatch]):
 
     def _make_sides(self, device: torch.device) -> None:
         """Both sides, and what only training puts on them."""
-        config, image = self.config, self.image
-        width = self.encoder.image.tower.body.hidden_size
+        encoder, image = self.encoder, self.image
         dense = None
-        is_dense = config.loss.objective == "dpr"
-        if image.dense_weight or (is_dense and image.dense == "heads"):
-            text_width = self.encoder.text.document_tower.body.config.hidden_size
-            dense = DenseHeads(text_width, width, seed=config.run.seed).to(device)
-            if image.dense_start:
-                dense.load(Path(image.dense_start))
+        is_dense = self.config.loss.objective == "dpr"
+        if is_dense and image.dense == "heads":
+            text_width = encoder.text.document_tower.body.config.hidden_size
+            image_width = encoder.image.tower.body.hidden_size
+            dense = DenseHeads(text_width, image_width, seed=self.config.run.seed).to(device)
             self.parameters |= {f"dense.{name}": p for name, p in dense.named_parameters()}
-        self._mimic: nn.Parameter | None = None
-        if self._features is not None:
-            zeros = torch.zeros(self._features.shape[1], width, device=device)
-            generator = torch.Generator().manual_seed(config.run.seed)
-            drawn = torch.randn(zeros.shape, generator=generator) * width**-0.5
-            self._mimic = nn.Parameter(zeros + drawn.to(device))
-            self.parameters["mimic"] = self._mimic
-        self.texts = TextSide(
-            self.encoder,
-            is_frozen=not image.train_text,
-            dense=dense,
-            unit_sample=image.sampled_columns,
-        )
-        self.side = ImageSide(
-            self.encoder,
-            dropout=image.dropout,
-            patch_dropout=image.patch_dropout,
-            dense=dense,
-            is_sparse=not is_dense,
-            by_matrix=is_dense and image.dense == "matrix",
-            as_one_patch=image.as_one_patch,
-            centre=self._centred(device) if has_stem_states(self.encoder) else None,
-        )
+        self.texts = TextSide(encoder, image, dense)
+        centre = self._centred(device) if has_stem_states(encoder) else None
+        self.side = ImageSide(encoder, image, dense=dense, is_sparse=not is_dense, centre=centre)
 
     def _centred(self, device: torch.device) -> Tensor:
         """Mean of the stem's channels, `[C]`; a new body is made to see them standardised."""
@@ -180,9 +125,8 @@ class ImageTask(Task[ImageExample, ImageBatch]):
         return mean
 
     def _images_of(self, pairs: Sequence[Pair], *, views: int) -> PairImages:
-        preprocessing = self.encoder.image.preprocessing
+        preprocessing, seed = self.encoder.image.preprocessing, self.config.run.seed
         body = self.encoder.image.tower.body
-        seed = self.config.run.seed
         if not isinstance(body, HybridBody):
             return PairImages(pairs, preprocessing, seed=seed)
         return StemStates(
@@ -195,35 +139,14 @@ class ImageTask(Task[ImageExample, ImageBatch]):
             progress=self._on_states,
         )
 
-    def _teacher_features(self, pairs: int) -> npt.NDArray[np.float32] | None:
-        file = self.image.teacher
-        if not file:
-            return None
-        try:
-            features: npt.NDArray[np.float32] = np.load(file, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file} must be a .npy file with the teacher's features: {error}."
-            ) from error
-        if features.ndim != 2 or len(features) != pairs:
-            raise InputError(
-                f"{file} must hold a row of features for each of the {pairs} training pairs, got "
-                f"an array of shape {list(features.shape)}."
-            )
-        return features
-
     def state(self) -> dict[str, Tensor]:
         """What is trained; the rest is as it was loaded."""
         return {name: parameter.data for name, parameter in self.parameters.items()}
 
     def batch(self, examples: Sequence[ImageExample]) -> ImageBatch:
-        """Texts, their images read, and the teacher's features of these."""
-        numbers = [example.number for example in examples]
-        features = None
-        if self._features is not None:
-            features = torch.from_numpy(np.array(self._features[numbers], np.float32))
-        inputs = self._images.take(numbers, [example.view for example in examples])
-        return ImageBatch([example.text for example in examples], inputs, features)
+        """Texts, and their images read."""
+        inputs = self._images.take([one.number for one in examples], [one.view for one in examples])
+        return ImageBatch([one.text for one in examples], inputs)
 
     def learn(
         self, batch: ImageBatch, scaler: torch.amp.GradScaler, *, regulariser: float, share: float
@@ -231,21 +154,12 @@ class ImageTask(Task[ImageExample, ImageBatch]):
         """Adds the gradient of one batch."""
         device, precision = self.encoder.image.device, self.config.run.precision
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-            texts = self.texts.encode(batch.texts, self._needs)
+            texts = self.texts.encode(batch.texts, self.objective.query_needs())
             sample = None
             if self.image.sampled_columns and texts.gated is not None:
                 texts, sample = sample_columns(texts, self.image.sampled_columns)
-            images, means = self.side.encode(batch.inputs, sample)
+            images = self.side.encode(batch.inputs, sample)
         loss, parts = self.objective(texts, images, regulariser=regulariser)
-        if self._beside is not None:
-            dense, of_dense = self._beside(texts, images)
-            loss = loss + self.image.dense_weight * dense
-            parts["dense"] = of_dense["loss"]
-        if self._mimic is not None and batch.features is not None:
-            distance = feature_distance(means @ self._mimic.T, batch.features.to(device))
-            loss = loss + distance
-            parts["teacher"] = float(distance.detach())
-        parts["loss"] = float(loss.detach())
         scaler.scale(loss * share).backward()
         return parts
 

@@ -15,10 +15,8 @@ Models From Natural Language Supervision", ICML 2021, for the dense ones.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,9 +25,9 @@ from torch import Tensor, nn
 
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.selection import SMALLEST_NORM
-from vdr_db.errors import ConfigError
 from vdr_db.kernels import project_pool
 from vdr_db.towers.image_hybrid import HybridBody
+from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.columns import ColumnSample
 from vdr_db.training.sparse_ops import GatedRows, weigh
 from vdr_db.training.vectors import Need, Side, Vectors, known
@@ -45,74 +43,41 @@ class DenseHeads(nn.Module):
         image: Of the mean state of the patches.
     """
 
+    text: nn.Parameter
+    image: nn.Parameter
+
     def __init__(self, text_size: int, image_size: int, *, seed: int) -> None:
         """Makes two maps to `text_size` numbers, the same for the same seed."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.text = nn.Parameter(_rotation(text_size, text_size, generator))
-        self.image = nn.Parameter(_rotation(text_size, image_size, generator))
-
-    def load(self, file: Path) -> None:
-        """Takes the maps of an earlier run.
-
-        Args:
-            file: Its `dense.pt`.
-
-        Raises:
-            ConfigError: There is no such file, or its maps have other shapes.
-        """
-        try:
-            found = torch.load(file, weights_only=True, map_location="cpu")
-            for name, parameter in self.named_parameters():
-                if found[name].shape != parameter.shape:
-                    raise ConfigError(
-                        f"`{name}` of {file} must be {list(parameter.shape)}, as these encoders "
-                        f"want it, got {list(found[name].shape)}; take a run of the same sizes."
-                    )
-                parameter.data.copy_(found[name])
-        except (OSError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
-            raise ConfigError(
-                f"`image.dense_start` must be the `dense.pt` of a run, got {file}: {error}."
-            ) from error
-
-
-def _rotation(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    drawn: Tensor = torch.randn(rows, columns, generator=generator) * columns**-0.5
-    return drawn
+        for name, size in (("text", text_size), ("image", image_size)):
+            drawn = torch.randn(text_size, size, generator=generator) * size**-0.5
+            self.register_parameter(name, nn.Parameter(drawn))
 
 
 class TextSide:
     """Texts as vectors of length 1; those of a frozen encoder are computed once."""
 
     def __init__(
-        self,
-        encoder: CrossModalEncoder,
-        *,
-        is_frozen: bool,
-        dense: DenseHeads | None = None,
-        unit_sample: int = 0,
+        self, encoder: CrossModalEncoder, settings: ImageConfig, dense: DenseHeads | None = None
     ) -> None:
-        """Takes the text side of an encoder.
+        """Takes the text side of an encoder, its queries' maximal length and k.
 
         Args:
-            encoder: Its queries' maximal length and k are used.
-            is_frozen: Whether vectors of a text never change.
+            encoder: Both sides.
+            settings: `train_text` says whether vectors of a text change, `sampled_columns` from how
+                many columns the gradient of a text's length is estimated.
             dense: Of dense vectors; None without.
-            unit_sample: Columns to estimate the gradient of a text's length from; 0 takes all.
         """
-        self.unit_sample = 0 if is_frozen else unit_sample
+        is_frozen = not settings.train_text
+        self.unit_sample = 0 if is_frozen else settings.sampled_columns
         self.side = Side.of(encoder.text, "query", lexical=True)
         self.is_frozen, self.dense = is_frozen and dense is None, dense
         self.matrix = encoder.image.tower.head.projection
         self._texts: dict[str, tuple[GatedRows, GatedRows]] = {}
 
     def encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
-        """Vectors of texts: gated rows and bags of tokens, `cls`, or all of them.
-
-        Args:
-            texts: B texts.
-            needs: `cls` for dense vectors, gated rows and perhaps bags for sparse ones.
-        """
+        """Vectors of texts: `cls` for dense ones, gated rows and perhaps bags for sparse ones."""
         if needs == {"cls"} and self.dense is None:
             found = self.encode(texts, {"gated", "bags"})
             both = GatedRows.concat([known(found.gated), known(found.bags)])
@@ -168,57 +133,45 @@ class ImageSide:
     def __init__(
         self,
         encoder: CrossModalEncoder,
+        settings: ImageConfig,
         *,
-        dropout: float = 0.0,
-        patch_dropout: float = 0.0,
         dense: DenseHeads | None = None,
         is_sparse: bool = True,
-        by_matrix: bool = False,
-        as_one_patch: bool = False,
         centre: Tensor | None = None,
     ) -> None:
         """Takes the image side of an encoder.
 
         Args:
-            encoder: The encoder.
-            dropout: Of channels of such states, in training.
-            patch_dropout: Of patches that are left out of a mean, in training.
-            dense: Of dense vectors; None without.
-            is_sparse: Whether sparse vectors are made, beside dense ones or alone.
-            by_matrix: Whether dense vectors are mean states, to compare with rows of the matrix.
-            as_one_patch: Whether the body sees the mean of such states only.
+            encoder: Both sides.
+            settings: `dropout`, `patch_dropout` and `as_one_patch` of a stem's states.
+            dense: Of dense vectors; None takes mean states, to compare with rows of the matrix.
+            is_sparse: Whether vectors are sparse ones.
             centre: `[C]`, what channels that are dropped are set to; None for 0.
         """
-        self.encoder, self.by_matrix = encoder.image, by_matrix
-        self.as_one_patch, self.centre = as_one_patch, centre
-        self.dense, self.is_sparse = dense, is_sparse
-        self.dropout, self.patch_dropout = dropout, patch_dropout
+        self.encoder, self.settings = encoder.image, settings
+        self.dense, self.is_sparse, self.centre = dense, is_sparse, centre
 
-    def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> tuple[Vectors, Tensor]:
-        """Vectors of images, and what a teacher of features looks at.
+    def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> Vectors:
+        """Vectors of images.
 
         Args:
             inputs: `[B, 3, S, S]` pixels, or `[B, P, C]` states of a hybrid's stem.
             sample: Columns to compute; None for all.
 
         Returns:
-            `dense` `[B, V]`, or `[B, S]` of the sample, `cls` `[B, H]`, or both; and the mean state
-            of the patches, `[B, H]`.
+            `dense` `[B, V]`, or `[B, S]` of the sample; or `cls` `[B, H]`.
         """
         states = self.states(inputs)
-        means = states.mean(dim=1)
-        cls = None
-        if self.dense is not None:
-            cls = F.normalize(means @ self.dense.image.T, dim=1)
-        elif self.by_matrix:
-            cls = F.normalize(means, dim=1)
         if not self.is_sparse:
-            return Vectors(cls=cls), means
+            means = states.mean(dim=1)
+            if self.dense is not None:
+                means = means @ self.dense.image.T
+            return Vectors(cls=F.normalize(means, dim=1))
         logits = self.logits(states, None if sample is None else sample.columns)
         weights = weigh(logits, self.encoder.activation)
         counted = weights if sample is None else weights * sample.counts.sqrt()
         norms = torch.linalg.vector_norm(counted, dim=1, keepdim=True)
-        return Vectors(dense=weights / norms.clamp_min(SMALLEST_NORM), cls=cls), means
+        return Vectors(dense=weights / norms.clamp_min(SMALLEST_NORM))
 
     def states(self, inputs: Tensor) -> Tensor:
         """States of patches as the matrix wants them, `[B, P, H]`."""
@@ -226,7 +179,7 @@ class ImageSide:
         inputs = inputs.to(self.encoder.device)
         if not isinstance(tower.body, HybridBody):
             return tower.head.norm(tower.body(inputs))  # type: ignore[no-any-return]
-        if self.as_one_patch:
+        if self.settings.as_one_patch:
             inputs = self._mean(inputs)
         return tower.head.norm(  # type: ignore[no-any-return]
             tower.body.contextualise(self._dropped(inputs))
@@ -237,10 +190,11 @@ class ImageSide:
 
         Each step so sees another part of an image, at no cost: a stem's states can be kept.
         """
-        if not self.patch_dropout or not self.encoder.tower.training:
+        share = self.settings.patch_dropout
+        if not share or not self.encoder.tower.training:
             return states.mean(dim=1, keepdim=True)
         drawn = torch.rand(states.shape[:2], device=states.device)
-        is_kept = (drawn >= self.patch_dropout) | (drawn == drawn.amax(dim=1, keepdim=True))
+        is_kept = (drawn >= share) | (drawn == drawn.amax(dim=1, keepdim=True))
         shares = is_kept / is_kept.sum(dim=1, keepdim=True)
         return shares[:, None].to(states.dtype) @ states
 
@@ -249,20 +203,16 @@ class ImageSide:
 
         Patches resemble each other: what is dropped in one alone, its neighbours still tell.
         """
-        if not self.dropout or not self.encoder.tower.training:
+        share = self.settings.dropout
+        if not share or not self.encoder.tower.training:
             return states
-        kept = F.dropout(states.new_ones(states.shape[0], 1, states.shape[2]), self.dropout)
+        kept = F.dropout(states.new_ones(states.shape[0], 1, states.shape[2]), share)
         if self.centre is None:
             return states * kept
         return self.centre + (states - self.centre) * kept
 
     def logits(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Largest score of each column over the patches, float32.
-
-        Args:
-            states: `[B, P, H]`.
-            columns: `[S]` int64, which columns; None for all V.
-        """
+        """Largest score over the patches of `[B, P, H]`, float32 `[B, V]`, or `[B, S]` of some."""
         count, patches = states.shape[:2]
         bounds = torch.arange(count + 1, dtype=torch.int32, device=states.device) * patches
         packed = states.float().flatten(0, 1)

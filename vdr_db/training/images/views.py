@@ -86,11 +86,7 @@ class PairImages:
         self.pairs, self.preprocessing, self.seed = pairs, preprocessing, seed
 
     def take(self, numbers: Sequence[int], views: Sequence[int]) -> Tensor:
-        """Input of a body.
-
-        Args:
-            numbers: `[B]`, of pairs.
-            views: `[B]`, which copy of each; 0 is the image itself.
+        """Input of a body for B pairs and which copy of each, 0 for the image itself.
 
         Returns:
             `[B, 3, S, S]` float32.
@@ -150,16 +146,9 @@ class StemStates(PairImages):
         views: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Computes what is not there yet.
+        """Computes what is not there yet, for each image and `views` altered copies of it.
 
-        Args:
-            pairs: Whose images.
-            preprocessing: How they become pixels.
-            seed: Of the altered copies.
-            body: Whose stem, with weights.
-            folder: Of the files.
-            views: Altered copies of each image.
-            progress: Called with files done and files in all.
+        `progress` is called with files done and files in all.
 
         Raises:
             InputError: An image cannot be read; the message names the line of its pair.
@@ -184,15 +173,7 @@ class StemStates(PairImages):
             ) from error
 
     def take(self, numbers: Sequence[int], views: Sequence[int]) -> Tensor:
-        """Input of `HybridBody.contextualise`.
-
-        Args:
-            numbers: `[B]`, of pairs.
-            views: `[B]`, which copy of each; 0 is the image itself.
-
-        Returns:
-            `[B, P, C]` float32.
-        """
+        """Input of `HybridBody.contextualise`, `[B, P, C]` float32."""
         states = [
             self._shards[number - number % SHARD, view][number % SHARD]
             for number, view in zip(numbers, views, strict=True)

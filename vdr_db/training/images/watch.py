@@ -81,7 +81,7 @@ class HeldOutPairs:
         """Recalls of the dense baseline's vectors."""
         with torch.no_grad():
             parts = [texts.encode(self.texts[i : i + BATCH], {"cls"}).cls for i in self._starts()]
-            images = [side.encode(inputs)[0].cls for inputs in self._inputs()]
+            images = [side.encode(inputs).cls for inputs in self._inputs()]
         left = torch.cat([part for part in parts if part is not None])
         right = torch.cat([part for part in images if part is not None])
         return recalls((left @ right.T).double().cpu().numpy())
