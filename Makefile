@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Installed first and alone: left to pip's resolver, another package may bring another build.
+# Of the tests alone. Installed first: left to pip's resolver, another package may bring another build.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 # Test files that run at the same time.
@@ -19,18 +19,18 @@ JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77"
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@
 
 $(VENV)/ready-demo: $(VENV)/ready-base
-	$(BIN)/python -m pip install --quiet --editable '.[encode,qdrant,cli]' \
-		--config-settings editable_mode=strict
+	$(BIN)/python -m pip install --quiet --editable '.[cli]' --config-settings editable_mode=strict
 	touch $@
 
 SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/*/*/*.py vdr_db/data/* vdr_db/models/*/* \
 	kernels/*.py kernels/*/*.py connectors/*.py connectors/*/*.py)
 $(VENV)/ready-test: $(VENV)/ready-base $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[encode,qdrant,elasticsearch,parquet,train,cli,bench]' \
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet \
+		--editable '.[gpu,export,qdrant,elasticsearch,parquet,train,images,cli,bench]' \
 		--group test --group lint --config-settings editable_mode=strict
 	touch $@
 

@@ -7,6 +7,7 @@ gives queries and judgements (see `data/debian_sample.LICENSE.md`).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tarfile
 import tempfile
 import time
@@ -19,7 +20,6 @@ from vdr_db.cli.exits import DONE
 from vdr_db.cli.options import DEFAULT_COLLECTION, DEFAULT_MODEL, add_model_options
 from vdr_db.cli.show import say, show_hits, show_json, show_quality, show_text
 from vdr_db.cli.stores import is_url, load_model, place_of
-from vdr_db.errors import require
 
 __all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
 
@@ -69,8 +69,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     from vdr_db.evaluation.quality import TestCollection, evaluate_bm25, evaluate_model
     from vdr_db.explain.hits import find_hits
 
-    for module in ("rich", "bm25s", "Stemmer"):
-        require(module, "cli")
+    has_bm25 = all(importlib.util.find_spec(name) for name in ("bm25s", "Stemmer"))
     start = time.perf_counter()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdr-db-demo-")))
@@ -81,7 +80,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         store = arguments.store or str(scratch / "store")
         name = SERVER_COLLECTION if is_url(store) else DEFAULT_COLLECTION
         packages = stack.enter_context(VDRQdrant(name, encoder, **place_of(store)))
-        measured = [evaluate_model(sample, encoder, store=packages), evaluate_bm25(sample)]
+        measured = [evaluate_model(sample, encoder, store=packages)]
+        if has_bm25:
+            measured.append(evaluate_bm25(sample))
         for query in arguments.queries or QUERIES:
             asked = time.perf_counter()
             hits = find_hits(packages, encoder, query, limit=HITS)
@@ -97,6 +98,8 @@ def run_command(arguments: argparse.Namespace) -> int:
                 show_json({"collection": sample.name, **asdict(quality)})
         else:
             show_quality(sample, measured)
+            if not has_bm25:
+                say("BM25 is left out; pip install 'vdr-db[cli]' measures it beside the model")
             show_text(_closing_words(arguments.store, time.perf_counter() - start))
     return DONE
 
