@@ -1,5 +1,17 @@
 """The errors this library raises on purpose.
 
+```
+VdrError
+├── ShapeError(ValueError)          sizes or dtypes of arrays or tensors disagree
+├── ConfigError(ValueError)         an option, or a saved file, is impossible
+├── InputError(ValueError)          the data handed in cannot be used
+├── MissingExtraError(ImportError)  an optional package is not installed
+└── StoreError                      a store did not do what it was asked
+    ├── StoreUnavailable            it cannot be reached or written now; a retry may help
+    ├── StoreMismatch               it holds something else than what was opened
+    └── RejectedRows                it refused some rows; the others are written
+```
+
 Every message says what was expected, what came, and what to do. A caller who wants them all writes
 `except VdrError`. One mistake gets Python's own error: a single `str` where a sequence of texts is
 expected is a `TypeError`.
@@ -92,10 +104,17 @@ class RejectedRows(StoreError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional package that the extra of this name installs.
+    """Imports an optional package.
+
+    Args:
+        module: Name to import, for example `"qdrant_edge"`.
+        extra: The extra of this library that installs it.
+
+    Returns:
+        The imported module.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: The package is not installed.
     """
     try:
         return importlib.import_module(module)
