@@ -126,7 +126,6 @@ def test_the_command_line_works_in_the_base_install(bare_python, tmp_path):
 WITHOUT_TORCH = [
     "tests/test_sparse.py",
     "tests/test_readers.py",
-    "tests/test_vocabulary.py",
     "tests/test_errors.py",
     "tests/test_batching.py",
     "tests/connectors/test_filters.py",
