@@ -74,7 +74,7 @@ def main() -> None:
             samples = {"size (MB)": [size], "processor time (s)": [seconds]}
             rows += rows_of("install", "pip", name, "", samples)
     if arguments.out:
-        write_csv(rows, arguments.out)
+        write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":
