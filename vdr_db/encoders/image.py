@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.checkpoints.tokenizers import tokenizer_of
 from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
@@ -238,7 +239,7 @@ class ImageEncoder(Encoder):
         from vdr_db.towers.image_body import TransformersBody
 
         body = TransformersBody(model)
-        words = TextTokenizer.of(tokenizer)
+        words = tokenizer_of(tokenizer)
         columns = Vocabulary.from_tokenizer(words, vocabulary)
         width = body.hidden_size
         head = ImageHead(width, columns.columns)

@@ -327,10 +327,10 @@ class SparseEncoder(Encoder):
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self.tokenizer.encode(checked_texts(texts))
+        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
         self._count_truncated(tokens.lengths, frame, stacklevel=3)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own)
+        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
     def token_ids(self, text: str) -> list[int]:
@@ -348,6 +348,7 @@ class SparseEncoder(Encoder):
             first_position=config.first_position,
             counts_from_pad=config.first_position > 0,
             max_length=entry.max_length or config.max_length,
+            cuts_left=self.tokenizer.cuts_left,
         )
 
     def item(self, side: Side, text: str) -> TextItem:
@@ -376,13 +377,15 @@ class SparseEncoder(Encoder):
         tower, entry = self._side(side)
         frame = self.frame(side)
         raw = checked_texts(texts)
-        tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
+        tokens = own = self.tokenizer.encode(raw)
+        if entry.prompt:
+            tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
         self._count_truncated(tokens.lengths, frame, stacklevel=4)
         batches, empty = plan_texts(
             tokens.lengths,
             frame,
             self.compatibility,
-            prompt=len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0,
+            is_empty=own.lengths == 0,
             tokens=checked_budget(token_budget, self.device.type),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
         )
@@ -431,7 +434,7 @@ class SparseEncoder(Encoder):
     ) -> SparseRows | None:
         if not self.lexical:
             return None
-        cut = tokens.cut(batch.texts, frame.own)
+        cut = tokens.cut(batch.texts, frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
     def _count_truncated(

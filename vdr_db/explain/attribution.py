@@ -225,7 +225,8 @@ def _positions(
     """Names and places of everything the model reads."""
     frame = encoder.frame(side)
     own, spans = token_spans(encoder, prompt + text)
-    own, spans = own[: frame.own], spans[: frame.own]
+    kept = slice(-frame.own, None) if frame.cuts_left else slice(frame.own)
+    own, spans = own[kept], spans[kept]
     shift = len(prompt)
     moved = [(a - shift, b - shift) if a >= shift else NOWHERE for a, b in spans]
     token = encoder.vocabulary.token
