@@ -125,7 +125,7 @@ BODY = Keys(
 )
 """config.json of BERT, DistilBERT and RoBERTa, whose bodies are computed here."""
 
-_ARGUMENTS = ({}, None)
+_ARGUMENTS: tuple[Any, ...] = ({}, None)
 TRANSFORMER = Keys(
     taken=_words("""
         max_seq_length do_lower_case transformer_task query_length document_length

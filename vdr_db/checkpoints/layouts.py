@@ -7,18 +7,20 @@ A reader turns the JSON files of a folder into one `Plan`; `text` builds any pla
 |-----------------------|---------------------------------------------|-----------------------|
 | vdr_db                | `vdr_db.json`                               | as saved              |
 | vdr_db, cross-modal   | `vdr_db_cross_modal.json`                   | of its text side      |
-| sentence-transformers | `modules.json`                              | `mlm`, by its pooling |
+| sentence-transformers | `modules.json`                              | by its modules        |
 | VDR upstream          | `encoder_q` or `encoder_p` in `config.json` | `vdr`, `elu1p`        |
 | Hugging Face          | any other `config.json`                     | `mlm`, `log1p_relu`   |
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import Entry, Layout, Plan, TowerPlan, model_max_length
+from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR, tower_plan
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import find_family
@@ -80,15 +82,21 @@ def _read_own(folder: Path) -> Plan:
         return Plan(
             folder=folder,
             layout="vdr_db",
-            family=find_family(config),
             head=saved["head"],
             activation=saved["activation"],
             vocabulary=saved["vocabulary"],
-            document=TowerPlan(config, document["body"], document["head"]),
+            document=TowerPlan(
+                config, document["body"], document["head"], family=find_family(config)
+            ),
             query=(
                 None
                 if saved["shared"]
-                else TowerPlan(query["config"], query["body"], query["head"])
+                else TowerPlan(
+                    query["config"],
+                    query["body"],
+                    query["head"],
+                    family=find_family(query["config"]),
+                )
             ),
             document_entry=Entry(document["max_length"], document["k"], document["prompt"]),
             query_entry=Entry(query["max_length"], query["k"], query["prompt"]),
@@ -102,98 +110,48 @@ def _read_own(folder: Path) -> Plan:
         ) from error
 
 
-# sentence-transformers sparse encoders
-
-_ST_POOLING = "SpladePooling"
-_ST_TRANSFORMERS = ("MLMTransformer", "Transformer")
-_ST_CONFIGS = tuple(
-    f"sentence_{family}_config.json"
-    for family in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
-)
-# Its pooling always takes log1p after the named activation.
-_ST_ACTIVATIONS = {"relu": "log1p_relu", "log1p_relu": "double_log1p_relu"}
-
-
-def _read_sentence_transformers(folder: Path) -> Plan:
-    file = folder / "modules.json"
-    try:
-        modules = json.loads(file.read_text("utf-8"))
-        classes = [module["type"].rsplit(".", 1)[-1] for module in modules]
-        paths = [folder / module["path"] for module in modules]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{file} must list modules with `type` and `path`: {error!r}; fetch it again."
-        ) from error
-    if len(classes) != 2 or classes[0] not in _ST_TRANSFORMERS or classes[1] != _ST_POOLING:
-        raise ConfigError(
-            f"{file} must name a masked language model and {_ST_POOLING}, got {classes}; "
-            "other kinds of sentence-transformers models are not supported."
-        )
-    inner = next((settings_of(paths[0] / n) for n in _ST_CONFIGS if (paths[0] / n).is_file()), {})
-    pooling = settings_of(paths[1] / "config.json")
-    outer_file = folder / "config_sentence_transformers.json"
-    outer = settings_of(outer_file) if outer_file.is_file() else {}
-    task = inner.get("transformer_task", "fill-mask")
-    if task != "fill-mask":
-        raise ConfigError(
-            f"the transformer in {folder} must be for 'fill-mask', got {task!r}; a model that "
-            "makes dense vectors has no sparse ones."
-        )
-    strategy = pooling.get("pooling_strategy", "max")
-    if strategy != "max":
-        raise ConfigError(
-            f"`pooling_strategy` in {paths[1] / 'config.json'} must be 'max', got {strategy!r}; "
-            "vectors summed over tokens are not supported."
-        )
-    named = pooling.get("activation_function", "relu")
-    if named not in _ST_ACTIVATIONS:
-        raise ConfigError(
-            f"`activation_function` in {paths[1] / 'config.json'} must be one of "
-            f"{sorted(_ST_ACTIVATIONS)}, got {named!r}."
-        )
-    config = settings_of(paths[0] / "config.json")
-    family = find_family(config)
-    prompts = outer.get("prompts") or {}
-    k = outer.get("max_active_dims")
-
-    def entry(side: str) -> Entry:
-        length = inner.get(f"{side}_length") or inner.get("max_seq_length")
-        return Entry(
-            length or model_max_length(paths[0], config, family), k, prompts.get(side) or ""
-        )
-
-    return Plan(
-        folder=paths[0],
-        layout="sentence-transformers",
-        family=family,
-        head="mlm",
-        activation=_ST_ACTIVATIONS[named],
-        vocabulary="all",
-        document=TowerPlan(config, family.body_prefix, ""),
-        document_entry=entry("document"),
-        query_entry=entry("query"),
-        lower_case=bool(inner.get("do_lower_case", False)),
-    )
-
-
 # Hugging Face masked language models
 
 
 def _read_hugging_face(folder: Path) -> Plan:
-    config = settings_of(folder / "config.json")
-    family = find_family(config)
-    entry = Entry(max_length=model_max_length(folder, config, family))
-    return Plan(
+    _refuse_known(folder)
+    is_weigher = (folder / SPARSE_LINEAR).is_file() or _is_unicoil(folder)
+    head = "token_weights" if is_weigher else "mlm"
+    tower = tower_plan(folder, head=head)
+    if _is_unicoil(folder):
+        tower = replace(tower, body_prefix="bert.")
+    entry = Entry(max_length=model_max_length(folder))
+    plan = Plan(
         folder=folder,
         layout="Hugging Face",
-        family=family,
-        head="mlm",
-        activation="log1p_relu",
+        head=head,
+        activation="none" if is_weigher else "log1p_relu",
         vocabulary="all",
-        document=TowerPlan(config, family.body_prefix, ""),
+        document=tower,
         document_entry=entry,
         query_entry=entry,
     )
+    return with_idf(folder, plan)
+
+
+def _is_unicoil(folder: Path) -> bool:
+    file = folder / "config.json"
+    named = settings_of(file).get("architectures") if file.is_file() else None
+    return isinstance(named, list) and any("unicoil" in str(name).lower() for name in named)
+
+
+def _refuse_known(folder: Path) -> None:
+    """Says what is wrong with published folders that cannot be had here, by their names."""
+    if (folder / "stopwords.txt").is_file() and not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} holds BM42, whose weights are attentions to words and not of a vocabulary; "
+            "encode it with fastembed."
+        )
+    if list(folder.glob("*minicoil*")):
+        raise ConfigError(
+            f"{folder} holds miniCOIL, whose dimensions are meanings of words and not tokens; "
+            "encode it with fastembed."
+        )
 
 
 LAYOUTS = (
@@ -206,7 +164,7 @@ LAYOUTS = (
     Layout(
         "sentence-transformers",
         lambda folder: (folder / "modules.json").is_file(),
-        _read_sentence_transformers,
+        read_sentence_transformers,
     ),
     Layout("VDR upstream", is_upstream, read_upstream),
     Layout("Hugging Face", lambda folder: (folder / "config.json").is_file(), _read_hugging_face),

@@ -14,12 +14,14 @@ from vdr_db.checkpoints.folders import written_folder
 from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, tower_names
+from vdr_db.checkpoints.sides import load_sides
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
+from vdr_db.towers.static import StaticTower
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +49,7 @@ class LoadOptions:
     head: str | None = None
     vocabulary: str | None = None
     tokenizer: Any = None
+    special_tokens_as_text: bool | None = None
     revision: str | None = None
 
 
@@ -57,13 +60,16 @@ class TextParts:
     Attributes:
         document_tower: For documents, with its weights, on the device and in the dtype asked for.
         query_tower: For queries; the same object when shared.
-        tokenizer: Of both towers.
+        tokenizer: Of the documents, mostly of both.
         vocabulary: Of both heads.
         activation: Turns scores into weights.
         document_entry: Maximal length, k and prompt of documents.
         query_entry: Maximal length, k and prompt of queries.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
+        query_tokenizer: Of the queries; None where both sides share one.
+        query_activation: Of the queries; None for that of the documents.
+        query_gate: Static weights that a query's vector is multiplied with, or None.
         model: Name or folder it came from.
         revision: Revision on the hub.
         digest: Of the weights before they were rounded to the dtype; `""` where they were not.
@@ -78,6 +84,9 @@ class TextParts:
     query_entry: Entry
     norm: bool
     lexical: bool
+    query_tokenizer: TextTokenizer | None = None
+    query_activation: Activation | None = None
+    query_gate: StaticTower | None = None
     model: str = ""
     revision: str = ""
     digest: str = ""
@@ -90,35 +99,39 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         ConfigError: The folder, a file in it, or an option is impossible.
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
-    from vdr_db.checkpoints.text_towers import build_towers
-
     folder, revision = locate_model(name_or_folder, options.revision)
     plan = _with_options(read_plan(folder), options)
     tokenizer = find_tokenizer(
-        (plan.folder, folder),
+        tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
         hub_id=plan.tokenizer_id,
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    document, query, digest = build_towers(plan, vocabulary, options.device, options.dtype)
+    sides = load_sides(plan, tokenizer, vocabulary, options.device, options.dtype)
+    for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
+        if options.special_tokens_as_text is not None and words is not None:
+            words.special_as_text = options.special_tokens_as_text
     query_k = options.k if options.query_k == "checkpoint" else options.query_k
     query_length = options.query_max_length
     if query_length is None:
         query_length = options.max_length
     return TextParts(
-        document_tower=document,
-        query_tower=query,
+        document_tower=sides.document,
+        query_tower=sides.query,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         activation=plan.activation,  # type: ignore[arg-type] # checked by the encoder
-        document_entry=_entry(plan.document_entry, document, options.k, options.max_length),
-        query_entry=_entry(plan.query_entry, query, query_k, query_length),
+        document_entry=_entry(plan.document_entry, sides.document, options.k, options.max_length),
+        query_entry=_entry(plan.query_entry, sides.query, query_k, query_length),
         norm=plan.norm,
         lexical=plan.lexical,
+        query_tokenizer=sides.query_tokenizer,
+        query_activation=plan.query_activation,  # type: ignore[arg-type]
+        query_gate=sides.query_gate,
         model=os.fspath(name_or_folder),
         revision=revision,
-        digest=digest,
+        digest=sides.digest,
     )
 
 
@@ -189,6 +202,11 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
                 f"`head` must be {plan.head!r} for this folder, which holds the weights of that "
                 f"head, got {options.head!r}; a new 'vdr' head starts from a Hugging Face model."
             )
+        if plan.family is None or plan.query is not None:
+            raise ConfigError(
+                "a new 'vdr' head starts from a BERT, DistilBERT or RoBERTa for both sides, got "
+                f"{plan.document.config.get('model_type')!r} or static query weights."
+            )
         plan = replace(
             plan,
             head="vdr",
@@ -207,7 +225,10 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
 
 
 def _entry(
-    entry: Entry, tower: Tower, k: int | FromCheckpoint | None, max_length: int | None
+    entry: Entry,
+    tower: Tower,
+    k: int | FromCheckpoint | None,
+    max_length: int | None,
 ) -> Entry:
     most = tower.config.max_length
     length = min(entry.max_length or most, most) if max_length is None else max_length

@@ -282,8 +282,8 @@ def _byte_pairs(
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     first, last = str(named["cls_token"]), str(named["sep_token"])
     backend.post_processor = processors.RobertaProcessing(
-        (last, backend.token_to_id(last)),
-        (first, backend.token_to_id(first)),
+        (last, int(backend.token_to_id(last) or 0)),
+        (first, int(backend.token_to_id(first) or 0)),
         settings.get("trim_offsets", True),
         spaced,
     )

@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from vdr_db.errors import ConfigError
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SAFETENSORS",
     "Checkpoint",
+    "Weighted",
     "assign",
     "checked_device",
     "checked_dtype",
     "digest",
     "named_weights",
+    "read_linear",
     "refuse_unexpected",
     "save_weights",
 ]
@@ -55,6 +59,7 @@ class Checkpoint:
         self.folder = folder
         self._readers: dict[str, Callable[[], Tensor]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}  # of weights that need no torch
         for file in _weight_files(folder):
             add = self._add_safetensors if file.suffix == ".safetensors" else self._add_bin
             try:
@@ -89,6 +94,19 @@ class Checkpoint:
                 f"weight `{name}` in {self.folder} cannot be read: {error}; fetch the file again."
             ) from error
 
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """A weight as float32; a safetensors file needs no torch for it, unless in bfloat16.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        file = self._files.get(name)
+        if file is not None:
+            with safe_open(file, framework="np") as tensors:
+                if tensors.get_slice(name).get_dtype() != "BF16":
+                    return np.asarray(tensors.get_tensor(name), np.float32)
+        return self.tensor(name).float().numpy()
+
     def _add(self, name: str, shape: Iterable[int], reader: Callable[[], Tensor]) -> None:
         for old, new in (
             ("LayerNorm.gamma", "LayerNorm.weight"),
@@ -116,6 +134,7 @@ class Checkpoint:
         with safe_open(file, framework="np") as tensors:  # names and shapes need no torch
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 self._add(name, tensors.get_slice(name).get_shape(), reader(name))
+                self._files[name] = file
 
     def _add_bin(self, file: Path) -> None:
         import torch
@@ -134,6 +153,24 @@ class Checkpoint:
                     f"{file} must hold tensors only, got {type(tensor).__name__} for `{name}`."
                 )
             self._add(name, tensor.shape, tensor.clone)
+
+
+def read_linear(file: Path) -> dict[str, Tensor]:
+    """Weight and bias of a linear layer in a file of its own, float32.
+
+    Raises:
+        ConfigError: The file is damaged or holds something else.
+    """
+    import torch
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        return {part: found[part].detach().float() for part in ("weight", "bias")}
+    except Exception as error:  # the library raises many kinds for a damaged file
+        raise ConfigError(
+            f"{file} must hold `weight` and `bias` of a linear layer, but {error!r}; "
+            "fetch it again."
+        ) from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -233,7 +270,14 @@ def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[
         )
 
 
-def named_weights(document: nn.Module, query: nn.Module) -> dict[str, Tensor]:
+class Weighted(Protocol):
+    """Whatever has weights by name: a module, or a table of static ones."""
+
+    def named_parameters(self) -> Iterable[tuple[str, Any]]:
+        """Names and weights."""
+
+
+def named_weights(document: Weighted, query: Weighted) -> dict[str, Tensor]:
     """All weights of two towers by our names; those of a shared tower once."""
     towers = {"document": document} if query is document else {"document": document, "query": query}
     return {
@@ -243,13 +287,15 @@ def named_weights(document: nn.Module, query: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor | npt.NDArray[np.float32]]) -> str:
     """SHA-256 (hex) over names, shapes and float32 values, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().float().contiguous()
+        tensor = tensors[name]
+        if not isinstance(tensor, np.ndarray):
+            tensor = tensor.detach().cpu().float().contiguous().numpy()
         total.update(f"{name} {list(tensor.shape)}\n".encode())
-        total.update(tensor.numpy().data)
+        total.update(np.ascontiguousarray(tensor).data)
     return total.hexdigest()
 
 

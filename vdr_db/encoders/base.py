@@ -133,7 +133,7 @@ class Encoder(ABC):
 
 def _version(tensors: dict[str, Tensor]) -> object:
     """Something that changes whenever a weight is replaced or written in place."""
-    return [(id(tensor), tensor._version) for tensor in tensors.values()]
+    return [(id(tensor), getattr(tensor, "_version", 0)) for tensor in tensors.values()]
 
 
 def positive(name: str, value: int) -> int:

@@ -36,6 +36,7 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
+    from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
 
 __all__ = ["Side", "SparseEncoder"]
@@ -96,6 +98,9 @@ class SparseEncoder(Encoder):
         query_entry: Entry,
         norm: bool = False,
         lexical: bool = False,
+        query_tokenizer: TextTokenizer | None = None,
+        query_activation: Activation | None = None,
+        query_gate: StaticTower | None = None,
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         model: str = "",
@@ -114,6 +119,9 @@ class SparseEncoder(Encoder):
             query_entry: Of queries.
             norm: Scale each vector to L2 norm 1 before selection.
             lexical: Always keep a text's own tokens.
+            query_tokenizer: Of the queries, where it is another one with the same tokens.
+            query_activation: Of the queries, where it is another one.
+            query_gate: Static weights that a query's vector is multiplied with.
             compatibility: See `from_pretrained`.
             backend: Of the kernels.
             model: Name for the stamp.
@@ -136,10 +144,12 @@ class SparseEncoder(Encoder):
         self.query_tower = query_tower
         self.lexical = lexical
         self.compatibility = Compatibility.of(compatibility)
-        columns, special = vocabulary.columns, tokenizer.extra_length
-        checked = partial(Entry.checked, columns=columns, special=special)
-        self.document_entry = checked(document_entry, positions=document_tower.config.max_length)
-        self.query_entry = checked(query_entry, positions=query_tower.config.max_length)
+        self.query_tokenizer = query_tokenizer
+        self.query_activation = query_activation
+        self.query_gate = query_gate
+        self.document_entry, self.query_entry = document_entry, query_entry
+        self.document_entry = self.side("document").checked_entry(vocabulary.columns)
+        self.query_entry = self.side("query").checked_entry(vocabulary.columns)
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
@@ -171,15 +181,17 @@ class SparseEncoder(Encoder):
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         tokenizer: Any = None,
+        special_tokens_as_text: bool | None = None,
         revision: str | None = None,
         pool_padding: Padding | bool | None = None,
         padding_batch_size: int | None = None,
     ) -> SparseEncoder:
         """An encoder out of a model folder or from the hub.
 
-        Reads folders of this library, of sentence-transformers sparse encoders, of VDR's published
-        code (vsearch), and of Hugging Face masked language models of the BERT, DistilBERT and
-        RoBERTa families. What no option says, the folder does.
+        Reads folders of this library, of sentence-transformers sparse encoders with routers and
+        static query weights, of VDR's published code (vsearch), of bge-m3 and uniCOIL, and of
+        masked language models that transformers has a class for. What no option says, the folder
+        does; what would change vectors and cannot be applied is refused by name.
 
         Args:
             name_or_folder: A folder, else the id of a model on the hub.
@@ -207,6 +219,9 @@ class SparseEncoder(Encoder):
                 `vdr_db.checkpoints.plan` to the longest of each n.
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
+            special_tokens_as_text: Whether `[MASK]` and the like in a text are text to a model too,
+                as they are to static sides and to bags of tokens. None means as the folder says,
+                which mostly is that they are special, as in sentence-transformers.
             revision: Branch, tag or commit on the hub.
             pool_padding: Older name of `compatibility`.
             padding_batch_size: Older name of the number in `Compatibility("longest", n)`.
@@ -231,6 +246,7 @@ class SparseEncoder(Encoder):
             head=head,
             vocabulary=vocabulary,
             tokenizer=tokenizer,
+            special_tokens_as_text=special_tokens_as_text,
             revision=revision,
         )
         parts = load_text(name_or_folder, options)
@@ -339,17 +355,7 @@ class SparseEncoder(Encoder):
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
-        tower, entry = self._side(side)
-        config = tower.config
-        return Frame(
-            prefix=self.tokenizer.prefix_ids,
-            suffix=self.tokenizer.suffix_ids,
-            pad_id=config.pad_id,
-            first_position=config.first_position,
-            counts_from_pad=config.first_position > 0,
-            max_length=entry.max_length or config.max_length,
-            cuts_left=self.tokenizer.cuts_left,
-        )
+        return self.side(side).frame()
 
     def item(self, side: Side, text: str) -> TextItem:
         """One text as the tower of its side reads it: its prompt before it, cut, framed, padded.
@@ -358,58 +364,64 @@ class SparseEncoder(Encoder):
             side: `"document"` or `"query"`.
             text: The text.
         """
-        frame = self.frame(side)
-        tokens = self.tokenizer.encode([self._side(side)[1].prompt + text])
+        way = self.side(side)
+        frame = way.frame()
+        tokens = way.encode([way.entry.prompt + text])
         is_padded = self.compatibility is not None and self.compatibility.padded_to == "max_length"
         padded_to = frame.max_length if is_padded else None
         return pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to).item(0)
 
-    def _side(self, side: Side) -> tuple[Tower, Entry]:
+    def side(self, side: Side) -> TextSide:
+        """What makes vectors of the texts of one side, `"document"` or `"query"`."""
         if side == "document":
-            return self.document_tower, self.document_entry
-        return self.query_tower, self.query_entry
+            return TextSide(
+                self.document_tower, self.document_entry, self.tokenizer, self.activation
+            )
+        return TextSide(
+            self.query_tower,
+            self.query_entry,
+            self.query_tokenizer or self.tokenizer,
+            self.query_activation or self.activation,
+            self.query_gate,
+        )
 
     def _encode(
         self, side: Side, texts: Iterable[str], token_budget: int | None, show_progress: bool
     ) -> SparseRows:
+        way, raw = self.side(side), checked_texts(texts)
+        frame = way.frame()
+        tokens = own = way.encode(raw)
+        if way.entry.prompt:
+            tokens = way.encode([way.entry.prompt + text for text in raw])
+        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        is_empty = own.lengths == 0
+        if way.static is not None:
+            return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
         from vdr_db.encoders.text_torch import TextScoring
 
-        tower, entry = self._side(side)
-        frame = self.frame(side)
-        raw = checked_texts(texts)
-        tokens = own = self.tokenizer.encode(raw)
-        if entry.prompt:
-            tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
-        batches, empty = plan_texts(
+        planned = plan_texts(
             tokens.lengths,
             frame,
             self.compatibility,
-            is_empty=own.lengths == 0,
+            is_empty=is_empty,
             tokens=checked_budget(token_budget, self.device.type),
-            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
+            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
         )
-        packed = packed_batches(tokens, batches, frame, self.compatibility)
         scoring = TextScoring(
-            tower,
+            way.tower,
             self.vocabulary,
-            entry.k,
-            self.activation,
+            None if way.gate else way.entry.k,
+            way.activation,
             self.norm,
             self.backend,
             lexical=partial(self._own_tokens, tokens, frame=frame),
         )
-        graphs = self._graphs_of(tower, entry, frame) if side == "query" else None
-        parts: list[SparseRows] = []
-        order: list[npt.NDArray[np.int64]] = []
-        with tower.evaluating(), progress(len(raw), "text", shown=show_progress) as bar:
-            bar.update(empty.size)
-            for batch, rows in scoring.rows_of(packed, self._queue(), graphs):
-                parts.append(rows)
-                order.append(batch.texts)
-                bar.update(len(batch.texts))
-        parts.append(SparseRows.empty(empty.size, self.vocabulary.size))
-        return SparseRows.concat(parts)[np.argsort(np.concatenate([*order, empty]))]
+        graphs = self._graphs_of(way) if side == "query" else None
+        packed = packed_batches(tokens, planned[0], frame, self.compatibility)
+        with way.tower.evaluating(), progress(len(raw), "text", shown=show_progress) as bar:
+            found = scoring.rows_of(packed, self._queue(), graphs)
+            rows = in_order(found, planned[1], self.vocabulary.size, bar)
+        return rows if way.gate is None else gated_rows(way, rows, tokens)
 
     def _queue(self) -> DeviceQueue | None:
         """Where batches may overlap; None where they run one by one."""
@@ -419,14 +431,16 @@ class SparseEncoder(Encoder):
 
         return DeviceQueue(self.device)
 
-    def _graphs_of(self, tower: Tower, entry: Entry, frame: Frame) -> QueryGraphs | None:
-        if not self.query_graphs or self.lexical:
-            return None
+    def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs
+        from vdr_db.towers.text import Tower
 
-        options = (entry.k, self.activation, self.norm, self.backend)
-        if self._graphs is None or not self._graphs.is_for(tower, options):
-            self._graphs = QueryGraphs(tower, options, (frame.pad_id, frame.first_position))
+        if not self.query_graphs or self.lexical or way.gate or not isinstance(way.tower, Tower):
+            return None
+
+        frame, options = way.frame(), (way.entry.k, way.activation, self.norm, self.backend)
+        if self._graphs is None or not self._graphs.is_for(way.tower, options):
+            self._graphs = QueryGraphs(way.tower, options, (frame.pad_id, frame.first_position))
         return self._graphs
 
     def _own_tokens(

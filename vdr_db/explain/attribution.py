@@ -199,16 +199,15 @@ def text_attribution(
     if len(row) != 1:
         raise ShapeError(f"`row` must be one row, got {len(row)}; pass the vector of this text.")
     ids = _heaviest(row, encoder.vocabulary.id_to_column, most)
-    is_document = side == "document"
-    tower = encoder.document_tower if is_document else encoder.query_tower
-    prompt = (encoder.document_entry if is_document else encoder.query_entry).prompt
-    names, spans = _positions(encoder, prompt, text, side)
+    way = encoder.side(side)
+    tower = way.tower
+    names, spans = _positions(encoder, way.entry.prompt, text, side)
     columns = encoder.vocabulary.id_to_column[ids].astype(np.int64)
     weights = weights_by_position(
         tower.states(encoder.item(side, text)),
         tower.rows(columns),
         tower.bias(columns),
-        encoder.activation,
+        way.activation,
     )
     if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
