@@ -20,8 +20,7 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 
-from vdr_db.checkpoints import locate
-from vdr_db.checkpoints import text as pretrained
+from vdr_db.checkpoints import locate, saving
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, MissingExtraError
 
@@ -363,7 +362,7 @@ def test_a_failed_save_leaves_the_old_encoder_whole(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "save_weights", full)
+    monkeypatch.setattr(saving, "save_weights", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         encoder.save_pretrained(target)
     with pytest.raises(ConfigError, match="No space left on device"):
@@ -382,7 +381,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_a_folder_of_another_version_is_refused(tmp_path):
     SparseEncoder.from_pretrained(write_bert(tmp_path / "m")).save_pretrained(tmp_path / "s")
     change_json(tmp_path / "s" / "vdr_db.json", format=99)
-    with pytest.raises(ConfigError, match="must have format 1, got 99"):
+    with pytest.raises(ConfigError, match="must have format 2, got 99"):
         SparseEncoder.from_pretrained(tmp_path / "s")
     (tmp_path / "s" / "vdr_db.json").write_text('{"format": 1}')
     with pytest.raises(ConfigError, match="must hold the settings `save_pretrained` writes"):

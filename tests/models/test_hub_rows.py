@@ -8,17 +8,10 @@ import hub_layouts as hub
 import numpy as np
 import pytest
 import torch
+from hub_texts import TEXTS, dense
 
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError
-
-TEXTS = [
-    "the cat paints a blue book",
-    "dog",
-    "theory of light, running!",
-    "a b c d e f g h i j k l m n o p q r s t u v w x y z of the sea and the sun",
-    "blue waves",
-]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -26,10 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*cannot run on packed texts"),
     pytest.mark.filterwarnings("ignore:.*merge"),
 ]
-
-
-def dense(rows) -> np.ndarray:
-    return rows.to_scipy().toarray()
 
 
 def theirs(folder, side: str, texts: list[str] = TEXTS) -> np.ndarray:

@@ -14,12 +14,14 @@ A reader turns the JSON files of a folder into one `Plan`; `text` builds any pla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
-from vdr_db.checkpoints.plan import Entry, Layout, Plan, TowerPlan, model_max_length
+from vdr_db.checkpoints.plan import Entry, Layout, Plan, StaticPlan, TowerPlan, model_max_length
 from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR, tower_plan
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
 from vdr_db.errors import ConfigError
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 OWN_FILE = "vdr_db.json"
-OWN_FORMAT = 1
+OWN_FORMAT = 2
 IMAGE_FILE = "vdr_db_image.json"
 CROSS_MODAL_FILE = "vdr_db_cross_modal.json"
 TEXT_PART, IMAGE_PART = "text", "image"
@@ -69,45 +71,58 @@ def read_plan(folder: Path) -> Plan:
 
 
 def _read_own(folder: Path) -> Plan:
-    saved = settings_of(folder / OWN_FILE)
-    if saved.get("format") != OWN_FORMAT:
+    file = folder / OWN_FILE
+    saved = settings_of(file)
+    if saved.get("format") not in (1, OWN_FORMAT):
         raise ConfigError(
-            f"{folder / OWN_FILE} must have format {OWN_FORMAT}, got {saved.get('format')!r}; "
+            f"{file} must have format {OWN_FORMAT}, got {saved.get('format')!r}; "
             "install the version of vdr-db that wrote it."
         )
-    config = settings_of(folder / "config.json")
     try:
-        query = saved["query"]
-        document = saved["document"]
+        query, document = saved["query"], saved["document"]
+        place = folder / document.get("folder", "")
+        query_place = folder / query.get("folder", "")
+        gate = query.get("gate")
         return Plan(
-            folder=folder,
+            folder=place,
             layout="vdr_db",
             head=saved["head"],
             activation=saved["activation"],
             vocabulary=saved["vocabulary"],
-            document=TowerPlan(
-                config, document["body"], document["head"], family=find_family(config)
-            ),
-            query=(
-                None
-                if saved["shared"]
-                else TowerPlan(
-                    query["config"],
-                    query["body"],
-                    query["head"],
-                    family=find_family(query["config"]),
-                )
-            ),
+            document=_own_part(place, document),
+            query=None if saved["shared"] else _own_query(query_place, query),
             document_entry=Entry(document["max_length"], document["k"], document["prompt"]),
             query_entry=Entry(query["max_length"], query["k"], query["prompt"]),
+            query_activation=saved.get("query_activation"),
+            query_gate=None if gate is None else StaticPlan(folder / gate),
+            query_tokenizer=query_place if query.get("tokenizer") else None,
             norm=saved["norm"],
             lexical=saved["lexical"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{folder / OWN_FILE} must hold the settings `save_pretrained` writes, but {error!r}; "
+            f"{file} must hold the settings `save_pretrained` writes, but {error!r}; "
             "save the encoder anew."
         ) from error
+
+
+def _own_query(folder: Path, saved: Mapping[str, Any]) -> TowerPlan | StaticPlan:
+    return StaticPlan(folder) if saved.get("static") else _own_part(folder, saved)
+
+
+def _own_part(folder: Path, saved: Mapping[str, Any]) -> TowerPlan:
+    config = saved.get("config") or settings_of(folder / "config.json")
+    if "decoder" in saved:
+        both = saved["decoder"] and config.get("is_causal") is False
+        return TowerPlan(config, folder=folder, is_decoder=saved["decoder"], bidirectional=both)
+    return TowerPlan(
+        config,
+        saved["body"],
+        saved["head"],
+        folder=folder,
+        family=find_family(config),
+        dropped=saved.get("dropped"),
+    )
 
 
 # Hugging Face masked language models

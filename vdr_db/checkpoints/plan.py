@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -160,6 +160,7 @@ class TowerPlan:
         is_decoder: Whether that model is a decoder, not a masked language model.
         bidirectional: Whether a decoder's texts are read in both directions.
         adapter: Whether the folder holds a LoRA adapter, to be merged into its base model.
+        dropped: Token ids that a head of token weights leaves out; None for all special ones.
     """
 
     config: Mapping[str, Any]
@@ -170,6 +171,7 @@ class TowerPlan:
     is_decoder: bool = False
     bidirectional: bool = False
     adapter: bool = False
+    dropped: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

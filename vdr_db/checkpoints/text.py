@@ -1,26 +1,23 @@
-"""Text encoders of every layout in `layouts`: from a folder or the hub to parts, and back.
+"""Text encoders of every layout in `layouts`: from a folder or the hub to parts.
 
-Nothing here makes an encoder: `load_text` hands out the parts, `SparseEncoder` is built of them.
+Nothing here makes an encoder: `load_text` hands out the parts, and `SparseEncoder` is built of them.
+The way back is in `saving`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.checkpoints.folders import written_folder
-from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, read_plan
+from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, tower_names
+from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
 from vdr_db.checkpoints.sides import load_sides
-from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.families import FAMILIES
 from vdr_db.towers.static import StaticTower
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
     from vdr_db.towers.text import Tower
 
-__all__ = ["LoadOptions", "TextParts", "load_text", "save_text"]
+__all__ = ["LoadOptions", "TextParts", "load_text"]
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -133,66 +130,6 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         revision=revision,
         digest=sides.digest,
     )
-
-
-def save_text(parts: TextParts, folder: str | os.PathLike[str]) -> None:
-    """Writes a text encoder as a folder that `load_text` reads back, all of it or nothing.
-
-    The folder is written beside its place and then renamed. An encoder saved there before is
-    replaced; anything else is left alone. Weights keep their usual names, so a shared `mlm` encoder
-    also opens with `transformers.AutoModelForMaskedLM`.
-
-    Args:
-        parts: What to save.
-        folder: Where to.
-
-    Raises:
-        ConfigError: The place holds something else, or cannot be written.
-    """
-    is_shared = parts.document_tower is parts.query_tower
-    towers = {"document": parts.document_tower}
-    if not is_shared:
-        towers["query"] = parts.query_tower
-    head = parts.document_tower.head_name
-    tensors: dict[str, torch.Tensor] = {}
-    prefixes: dict[str, tuple[str, str]] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    for side, tower in towers.items():
-        family = FAMILIES[tower.config.family]
-        outer = "" if is_shared else f"{side}."
-        prefixes[side] = (outer + (family.body_prefix if head == "mlm" else "body."), outer)
-        configs[side] = family.to_hf_config(tower.config, masked_lm=head == "mlm")
-        configs[side]["tie_word_embeddings"] = "head.decoder.weight" not in tower.state_dict()
-        names = tower_names(family, tower.config.layers, head, *prefixes[side])
-        for ours, tensor in tower.named_parameters():
-            for theirs in names[ours]:  # a bias goes by two names, and versions differ in which
-                tensors[theirs] = tensor if theirs == names[ours][0] else tensor.clone()
-    settings: dict[str, Any] = {
-        "format": OWN_FORMAT,
-        "head": head,
-        "activation": parts.activation,
-        "vocabulary": parts.vocabulary.kind,
-        "norm": parts.norm,
-        "lexical": parts.lexical,
-        "shared": is_shared,
-    }
-    for side, entry in (("document", parts.document_entry), ("query", parts.query_entry)):
-        body, outer = prefixes.get(side, prefixes["document"])
-        settings[side] = {
-            "max_length": entry.max_length,
-            "k": entry.k,
-            "prompt": entry.prompt,
-            "body": body,
-            "head": outer,
-        }
-    if not is_shared:
-        settings["query"]["config"] = configs["query"]  # config.json is that of the documents
-    with written_folder(folder, OWN_FILE) as fresh:
-        save_weights(tensors, fresh / SAFETENSORS)
-        parts.tokenizer.save(fresh)
-        for name, content in (("config.json", configs["document"]), (OWN_FILE, settings)):
-            written = json.dumps(content, indent=2, sort_keys=True) + "\n"
-            (fresh / name).write_text(written, "utf-8")
 
 
 def _with_options(plan: Plan, options: LoadOptions) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,7 +85,9 @@ def _tower(
         from vdr_db.towers.hub_model import HubModelTower
 
         model = load_hub_model(where, folder)
-        return cast(Tower, HubModelTower(model, columns, max_length=entry.max_length))
+        tower = HubModelTower(model, columns, max_length=entry.max_length)
+        tower.is_decoder = where.is_decoder
+        return cast(Tower, tower)
     checkpoint = Checkpoint(folder)
     names = used.setdefault(folder, set())
     if plan.head == "token_weights":
@@ -109,7 +111,7 @@ def _build_weigher(
         f"body.{ours}": theirs
         for ours, theirs in family.body_names(config.layers, prefix=prefix).items()
     }
-    special = columns.special_ids
+    special: Iterable[int] = columns.special_ids if where.dropped is None else where.dropped
     file = checkpoint.folder / SPARSE_LINEAR
     if file.is_file():
         others = read_linear(file)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from vdr_db.checkpoints.export import Card
     from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
     from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
@@ -252,21 +253,24 @@ class SparseEncoder(Encoder):
         parts = load_text(name_or_folder, options)
         return cls(**vars(parts), compatibility=padding, backend=backend)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, card: Card | None = None) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
 
-        An encoder saved there before is replaced; anything else is left alone. A shared `mlm`
-        encoder also opens with `transformers.AutoModelForMaskedLM`.
+        An encoder saved there before is replaced; anything else is left alone. It also opens with
+        sentence-transformers, with equal vectors; where a head needs a module of ours there, that
+        asks for `trust_remote_code=True`.
 
         Args:
             folder: Where to; made with its parents if need be.
+            card: What its README.md says besides.
 
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
-        from vdr_db.checkpoints.text import TextParts, save_text
+        from vdr_db.checkpoints.saving import save_text
+        from vdr_db.checkpoints.text import TextParts
 
-        save_text(self._parts(TextParts), folder)
+        save_text(self._parts(TextParts), folder, card)
 
     # What it is
 

@@ -153,6 +153,8 @@ class TextTokenizer:
         self.backend.save(str(folder / "tokenizer.json"))
         kept = {key: self.settings[key] for key in _SAVED if key in self.settings}
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if self.special_as_text:
+            kept["split_special_tokens"] = True
         settings = json.dumps(kept, indent=2, sort_keys=True)
         (folder / "tokenizer_config.json").write_text(settings + "\n", "utf-8")
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,10 @@ class HubModelTower(TorchTower):
         head: Its vocabulary matrix.
         config: Its sizes.
         packs: Whether texts run packed; padded where not.
+        is_decoder: Whether the model is a decoder.
     """
+
+    is_decoder = False
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary, *, max_length: int | None) -> None:
         """Takes a model over and tries how its texts can run.
@@ -189,6 +193,11 @@ class HubModelTower(TorchTower):
         return _elementwise_is_exact(threads) and all(
             rows_are_independent(width, self.dtype, threads) for width in widths
         )
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the model as transformers does."""
+        self._attention(None)
+        self.model.save_pretrained(folder)
 
     def matrix(self) -> Tensor:
         """The vocabulary matrix, `[V, H]`."""

@@ -36,6 +36,7 @@ class TokenWeights(nn.Module):
     Attributes:
         vocabulary: Which columns there are.
         linear: From a hidden state to its number.
+        dropped: Token ids without a weight.
     """
 
     name = "token_weights"
@@ -52,7 +53,8 @@ class TokenWeights(nn.Module):
         self.vocabulary = vocabulary
         self.linear = Linear(1, config.hidden_size)
         columns = vocabulary.id_to_column.astype("int64").copy()
-        columns[list(dropped)] = -1
+        self.dropped = sorted(dropped)
+        columns[self.dropped] = -1
         self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
 
 
