@@ -10,10 +10,10 @@ import pytest
 import torch
 from model_folders import write_bert, write_roberta
 
+from vdr_db.checkpoints.tokenizers import read_tokenizer
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.sparse import SparseRows
-from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.towers import text_body as body
 
 # Printed by an independent run of the same model with log(1 + relu) and max over positions.
@@ -482,5 +482,5 @@ def test_repr_tells_what_it_is(encoder):
 
 def test_a_tokenizers_own_limits_do_not_matter(folder):
     # its file asks for truncation at 12 and padding to 16
-    tokens = TextTokenizer.from_folder(folder).encode(["cat " * 30, "dog"])
+    tokens = read_tokenizer(folder).encode(["cat " * 30, "dog"])
     assert tokens.lengths.tolist() == [30, 1]

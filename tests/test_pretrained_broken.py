@@ -147,11 +147,13 @@ def test_a_damaged_file_is_named(tmp_path, file, content, message):
     ("changes", "message"),
     [
         (
-            {"model_type": "modernbert"},
-            "`model_type` in config.json must be one of .* 'modernbert'",
+            {"model_type": "no-such"},
+            r"must be one that transformers has a class for, got 'no-such'",
         ),
         ({"model_type": None}, "got None"),
-        ({"position_embedding_type": "relative_key"}, "must be absolute and learned"),
+        ({"position_embedding_type": "relative_key"}, "must be 'absolute' or None, got 'relat"),
+        ({"is_decoder": True}, "`is_decoder` in .* must be False or None, got True"),
+        ({"novelty": 1}, "must hold known keys only, got 'novelty'"),
         ({"num_attention_heads": 5}, "must divide the hidden size 32, got 5"),
         ({"num_hidden_layers": 0}, "`layers` of the transformer must be at least 1, got 0"),
         ({"hidden_size": "32"}, "`hidden_size` in config.json must be a int, got '32'"),

@@ -7,6 +7,8 @@ header, that is names, shapes and places. Graphs of other weights are never run.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.checkpoints.plan import Plan, TowerPlan
+from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
+from vdr_db.checkpoints.plan import GRAPHS, Plan, TowerPlan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
+from vdr_db.checkpoints.tokenizers import read_tokenizer
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpected
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
@@ -26,15 +31,16 @@ from vdr_db.towers.stored import StoredTensor, header_digest
 
 __all__ = [
     "Runtime",
+    "add_graphs",
     "as_range",
     "chosen_runtime",
     "folder_obstacles",
     "graph_settings",
     "matrix_rows",
     "open_text_towers",
+    "runtime_of",
     "stored_weights",
     "trainable",
-    "write_text_graphs",
 ]
 
 if TYPE_CHECKING:
@@ -166,17 +172,44 @@ def as_range(rows: npt.NDArray[np.int64]) -> slice | list[int]:
 
 
 def _sides(plan: Plan) -> dict[str, TowerPlan]:
-    return {"document": plan.document, **({} if plan.query is None else {"query": plan.query})}
+    """Sides of a plan that have a tower of their own."""
+    sides = {"document": plan.document, "query": plan.query}
+    return {side: where for side, where in sides.items() if isinstance(where, TowerPlan)}
 
 
-def _graph_file(folder: Path, side: str) -> Path:
-    return folder / f"{side}.onnx"
+def _place(plan: Plan, where: TowerPlan) -> Path:
+    return where.folder or plan.folder
+
+
+def runtime_of(
+    plan: Plan,
+    vocabulary: Vocabulary,
+    asked: Runtime,
+    obstacles: Mapping[str, str],
+    device: object,
+) -> Literal["onnx", "torch"]:
+    """The runtime of a text encoder; arguments and errors as in `chosen_runtime`.
+
+    Args:
+        plan: Of its folder.
+        vocabulary: Of the columns.
+        asked: `"auto"`, `"onnx"` or `"torch"`.
+        obstacles: What options speak against ONNX Runtime.
+        device: As in `SparseEncoder.from_pretrained`.
+    """
+    files = [_place(plan, where) / SAFETENSORS for where in _sides(plan).values()]
+    obstacles = {
+        **obstacles,
+        **({"`head`": "starts without weights"} if plan.fresh else {}),
+        **folder_obstacles(plan.graphs, list(dict.fromkeys(files)), vocabulary.kind),
+    }
+    return chosen_runtime(asked, obstacles, device=device, folder=plan.folder)
 
 
 def open_text_towers(
     plan: Plan, vocabulary: Vocabulary, threads: int | None
-) -> tuple[OnnxTextTower, OnnxTextTower]:
-    """Towers of documents and of queries, one object when shared; nothing is loaded yet.
+) -> dict[str, OnnxTextTower]:
+    """Towers by side, `"query"` where it has one of its own; nothing is loaded yet.
 
     Args:
         plan: Of a folder with graphs.
@@ -186,48 +219,65 @@ def open_text_towers(
     Raises:
         ConfigError: Weights are missing or of another model.
     """
-    checkpoint = Checkpoint(plan.folder)
-    used: set[str] = set()
+    used: dict[Path, set[str]] = {}
     towers = {}
     for side, where in _sides(plan).items():
+        assert where.family is not None
+        folder = _place(plan, where)
+        checkpoint = Checkpoint(folder)
         names, _ = weight_names(plan, where, checkpoint)
-        used |= {name for options in names.values() for name in options}
+        known = {name for options in names.values() for name in options}
+        used[folder] = used.get(folder, set()) | known
         weights = stored_weights(checkpoint, names)
         towers[side] = OnnxTextTower(
-            _graph_file(plan.folder, side),
+            folder / f"{side}.onnx",
             weights,
-            plan.family.body_config(where.config),
+            where.family.body_config(where.config),
             head_name=plan.head,
             matrix=DECODER if DECODER in weights else WORDS,
             column_to_row=matrix_rows(vocabulary),
             threads=threads,
         )
-    refuse_unexpected(checkpoint, used, plan.ignored)
-    return towers["document"], towers.get("query", towers["document"])
+    for folder, known in used.items():
+        refuse_unexpected(Checkpoint(folder), known, plan.ignored)
+    return towers
 
 
-def write_text_graphs(plan: Plan, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Writes the graphs of a folder beside its weights.
-
-    Args:
-        plan: Of the folder, whose weights are one safetensors file.
-        vocabulary: Of the columns.
-
-    Returns:
-        What the settings file must say about them, under `GRAPHS`.
+def add_graphs(folder: str | os.PathLike[str]) -> None:
+    """Writes ONNX graphs into a folder that `save_text` wrote, beside its weights.
 
     Raises:
-        ConfigError: A weight is missing, or a part of the model has no graph.
+        ConfigError: The folder is of another kind, or a part of the model has no graph.
         MissingExtraError: `onnx` is not installed.
     """
     from vdr_db.towers.onnx_graphs import text_graph
 
-    checkpoint = Checkpoint(plan.folder)
+    plan = read_plan(Path(folder))
+    file = Path(folder) / OWN_FILE
+    if not file.is_file():  # the folder of a `CrossModalEncoder`
+        file = Path(folder) / TEXT_PART / OWN_FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} must be a folder that `save_pretrained` wrote, got the layout "
+            f"{plan.layout}; export it to a folder of its own."
+        )
+    vocabulary = Vocabulary.from_tokenizer(read_tokenizer(plan.folder), plan.vocabulary)
     rows = as_range(matrix_rows(vocabulary))
+    files = []
     for side, where in _sides(plan).items():
-        names, _ = weight_names(plan, where, checkpoint)
-        weights = stored_weights(checkpoint, names)
-        config = plan.family.body_config(where.config)
-        graph = text_graph(weights, plan.folder, config, plan.head, rows)
-        _graph_file(plan.folder, side).write_bytes(graph.SerializeToString(deterministic=True))
-    return graph_settings([plan.folder / SAFETENSORS], vocabulary.kind)
+        if where.family is None or plan.head not in ("vdr", "mlm"):
+            raise ConfigError(
+                f"{folder} must have a body of the BERT, DistilBERT or RoBERTa family and a head "
+                f"over the vocabulary for ONNX graphs, got head {plan.head!r} on "
+                f"{where.config.get('model_type')!r}; it runs on torch."
+            )
+        place = _place(plan, where)
+        checkpoint = Checkpoint(place)
+        weights = stored_weights(checkpoint, weight_names(plan, where, checkpoint)[0])
+        config = where.family.body_config(where.config)
+        graph = text_graph(weights, place, config, plan.head, rows)
+        (place / f"{side}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
+        files.append(place / SAFETENSORS)
+    known = graph_settings(list(dict.fromkeys(files)), vocabulary.kind)
+    settings = {**settings_of(file), GRAPHS: known}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -7,25 +7,30 @@ A reader turns the JSON files of a folder into one `Plan`; `text` builds any pla
 |-----------------------|---------------------------------------------|-----------------------|
 | vdr_db                | `vdr_db.json`                               | as saved              |
 | vdr_db, cross-modal   | `vdr_db_cross_modal.json`                   | of its text side      |
-| sentence-transformers | `modules.json`                              | `mlm`, by its pooling |
+| sentence-transformers | `modules.json`                              | by its modules        |
 | VDR upstream          | `encoder_q` or `encoder_p` in `config.json` | `vdr`, `elu1p`        |
 | Hugging Face          | any other `config.json`                     | `mlm`, `log1p_relu`   |
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import (
     GRAPHS,
     Entry,
     Layout,
     Plan,
+    StaticPlan,
     TowerPlan,
     model_max_length,
 )
+from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR, tower_plan
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import find_family
@@ -42,7 +47,7 @@ __all__ = [
 ]
 
 OWN_FILE = "vdr_db.json"
-OWN_FORMAT = 1
+OWN_FORMAT = 2
 IMAGE_FILE = "vdr_db_image.json"
 CROSS_MODAL_FILE = "vdr_db_cross_modal.json"
 TEXT_PART, IMAGE_PART = "text", "image"
@@ -74,113 +79,58 @@ def read_plan(folder: Path) -> Plan:
 
 
 def _read_own(folder: Path) -> Plan:
-    saved = settings_of(folder / OWN_FILE)
-    if saved.get("format") != OWN_FORMAT:
+    file = folder / OWN_FILE
+    saved = settings_of(file)
+    if saved.get("format") not in (1, OWN_FORMAT):
         raise ConfigError(
-            f"{folder / OWN_FILE} must have format {OWN_FORMAT}, got {saved.get('format')!r}; "
+            f"{file} must have format {OWN_FORMAT}, got {saved.get('format')!r}; "
             "install the version of vdr-db that wrote it."
         )
-    config = settings_of(folder / "config.json")
     try:
-        query = saved["query"]
-        document = saved["document"]
+        query, document = saved["query"], saved["document"]
+        place = folder / document.get("folder", "")
+        query_place = folder / query.get("folder", "")
+        gate = query.get("gate")
         return Plan(
-            folder=folder,
+            folder=place,
             layout="vdr_db",
-            family=find_family(config),
             head=saved["head"],
             activation=saved["activation"],
             vocabulary=saved["vocabulary"],
-            document=TowerPlan(config, document["body"], document["head"]),
-            query=(
-                None
-                if saved["shared"]
-                else TowerPlan(query["config"], query["body"], query["head"])
-            ),
+            document=_own_part(place, document),
+            query=None if saved["shared"] else _own_query(query_place, query),
             document_entry=Entry(document["max_length"], document["k"], document["prompt"]),
             query_entry=Entry(query["max_length"], query["k"], query["prompt"]),
+            query_activation=saved.get("query_activation"),
+            query_gate=None if gate is None else StaticPlan(folder / gate),
+            query_tokenizer=query_place if query.get("tokenizer") else None,
             norm=saved["norm"],
             lexical=saved["lexical"],
             graphs=saved.get(GRAPHS),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{folder / OWN_FILE} must hold the settings `save_pretrained` writes, but {error!r}; "
+            f"{file} must hold the settings `save_pretrained` writes, but {error!r}; "
             "save the encoder anew."
         ) from error
 
 
-# sentence-transformers sparse encoders
-
-_ST_POOLING = "SpladePooling"
-_ST_TRANSFORMERS = ("MLMTransformer", "Transformer")
-_ST_CONFIGS = tuple(
-    f"sentence_{family}_config.json"
-    for family in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
-)
-# Its pooling always takes log1p after the named activation.
-_ST_ACTIVATIONS = {"relu": "log1p_relu", "log1p_relu": "double_log1p_relu"}
+def _own_query(folder: Path, saved: Mapping[str, Any]) -> TowerPlan | StaticPlan:
+    return StaticPlan(folder) if saved.get("static") else _own_part(folder, saved)
 
 
-def _read_sentence_transformers(folder: Path) -> Plan:
-    file = folder / "modules.json"
-    try:
-        modules = json.loads(file.read_text("utf-8"))
-        classes = [module["type"].rsplit(".", 1)[-1] for module in modules]
-        paths = [folder / module["path"] for module in modules]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{file} must list modules with `type` and `path`: {error!r}; fetch it again."
-        ) from error
-    if len(classes) != 2 or classes[0] not in _ST_TRANSFORMERS or classes[1] != _ST_POOLING:
-        raise ConfigError(
-            f"{file} must name a masked language model and {_ST_POOLING}, got {classes}; "
-            "other kinds of sentence-transformers models are not supported."
-        )
-    inner = next((settings_of(paths[0] / n) for n in _ST_CONFIGS if (paths[0] / n).is_file()), {})
-    pooling = settings_of(paths[1] / "config.json")
-    outer_file = folder / "config_sentence_transformers.json"
-    outer = settings_of(outer_file) if outer_file.is_file() else {}
-    task = inner.get("transformer_task", "fill-mask")
-    if task != "fill-mask":
-        raise ConfigError(
-            f"the transformer in {folder} must be for 'fill-mask', got {task!r}; a model that "
-            "makes dense vectors has no sparse ones."
-        )
-    strategy = pooling.get("pooling_strategy", "max")
-    if strategy != "max":
-        raise ConfigError(
-            f"`pooling_strategy` in {paths[1] / 'config.json'} must be 'max', got {strategy!r}; "
-            "vectors summed over tokens are not supported."
-        )
-    named = pooling.get("activation_function", "relu")
-    if named not in _ST_ACTIVATIONS:
-        raise ConfigError(
-            f"`activation_function` in {paths[1] / 'config.json'} must be one of "
-            f"{sorted(_ST_ACTIVATIONS)}, got {named!r}."
-        )
-    config = settings_of(paths[0] / "config.json")
-    family = find_family(config)
-    prompts = outer.get("prompts") or {}
-    k = outer.get("max_active_dims")
-
-    def entry(side: str) -> Entry:
-        length = inner.get(f"{side}_length") or inner.get("max_seq_length")
-        return Entry(
-            length or model_max_length(paths[0], config, family), k, prompts.get(side) or ""
-        )
-
-    return Plan(
-        folder=paths[0],
-        layout="sentence-transformers",
-        family=family,
-        head="mlm",
-        activation=_ST_ACTIVATIONS[named],
-        vocabulary="all",
-        document=TowerPlan(config, family.body_prefix, ""),
-        document_entry=entry("document"),
-        query_entry=entry("query"),
-        lower_case=bool(inner.get("do_lower_case", False)),
+def _own_part(folder: Path, saved: Mapping[str, Any]) -> TowerPlan:
+    config = saved.get("config") or settings_of(folder / "config.json")
+    if "decoder" in saved:
+        both = saved["decoder"] and config.get("is_causal") is False
+        return TowerPlan(config, folder=folder, is_decoder=saved["decoder"], bidirectional=both)
+    return TowerPlan(
+        config,
+        saved["body"],
+        saved["head"],
+        folder=folder,
+        family=find_family(config),
+        dropped=saved.get("dropped"),
     )
 
 
@@ -188,20 +138,44 @@ def _read_sentence_transformers(folder: Path) -> Plan:
 
 
 def _read_hugging_face(folder: Path) -> Plan:
-    config = settings_of(folder / "config.json")
-    family = find_family(config)
-    entry = Entry(max_length=model_max_length(folder, config, family))
-    return Plan(
+    _refuse_known(folder)
+    is_weigher = (folder / SPARSE_LINEAR).is_file() or _is_unicoil(folder)
+    head = "token_weights" if is_weigher else "mlm"
+    tower = tower_plan(folder, head=head)
+    if _is_unicoil(folder):
+        tower = replace(tower, body_prefix="bert.")
+    entry = Entry(max_length=model_max_length(folder))
+    plan = Plan(
         folder=folder,
         layout="Hugging Face",
-        family=family,
-        head="mlm",
-        activation="log1p_relu",
+        head=head,
+        activation="none" if is_weigher else "log1p_relu",
         vocabulary="all",
-        document=TowerPlan(config, family.body_prefix, ""),
+        document=tower,
         document_entry=entry,
         query_entry=entry,
     )
+    return with_idf(folder, plan)
+
+
+def _is_unicoil(folder: Path) -> bool:
+    file = folder / "config.json"
+    named = settings_of(file).get("architectures") if file.is_file() else None
+    return isinstance(named, list) and any("unicoil" in str(name).lower() for name in named)
+
+
+def _refuse_known(folder: Path) -> None:
+    """Says what is wrong with published folders that cannot be had here, by their names."""
+    if (folder / "stopwords.txt").is_file() and not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} holds BM42, whose weights are attentions to words and not of a vocabulary; "
+            "encode it with fastembed."
+        )
+    if list(folder.glob("*minicoil*")):
+        raise ConfigError(
+            f"{folder} holds miniCOIL, whose dimensions are meanings of words and not tokens; "
+            "encode it with fastembed."
+        )
 
 
 LAYOUTS = (
@@ -214,7 +188,7 @@ LAYOUTS = (
     Layout(
         "sentence-transformers",
         lambda folder: (folder / "modules.json").is_file(),
-        _read_sentence_transformers,
+        read_sentence_transformers,
     ),
     Layout("VDR upstream", is_upstream, read_upstream),
     Layout("Hugging Face", lambda folder: (folder / "config.json").is_file(), _read_hugging_face),

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vdr_db.checkpoints.assets import fetch, is_known
+from vdr_db.checkpoints.tokenizers import TOKENIZER_FILES, read_tokenizer, tokenizer_of
 from vdr_db.errors import ConfigError, require
-from vdr_db.text.tokenization import TOKENIZER_FILES, AnyTokenizer, TextTokenizer
+from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 
 __all__ = ["find_tokenizer", "locate_model"]
 
 # Everything any layout reads, and nothing else: no code, no ONNX copies, no TensorFlow weights.
-_HUB_FILES = ("*.json", "*.txt", "*.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model", "sparse_linear.pt")
 _HUB_BIN = "pytorch_model*.bin"
-_TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_TOKENIZER_PATTERNS = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model",),
+)
 
 
 def locate_model(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
@@ -75,12 +79,12 @@ def find_tokenizer(
         ConfigError: There is none, or it is damaged.
     """
     if given is not None:
-        return TextTokenizer.of(given, lower_case=lower_case)
+        return tokenizer_of(given, lower_case=lower_case)
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
-            return TextTokenizer.from_folder(place, lower_case=lower_case)
+            return read_tokenizer(place, lower_case=lower_case)
     if hub_id is None:
-        return TextTokenizer.from_folder(places[-1])  # says what is missing
+        return read_tokenizer(places[-1])  # says what is missing
     try:
         place = _download(hub_id, None, _TOKENIZER_PATTERNS)
     except ConfigError as error:
@@ -88,4 +92,4 @@ def find_tokenizer(
             f"{places[-1]} holds no tokenizer, and that of {hub_id!r} cannot be had from "
             "the hub; pass `tokenizer=` with a folder that holds its tokenizer.json."
         ) from error
-    return TextTokenizer.from_folder(place, lower_case=lower_case)
+    return read_tokenizer(place, lower_case=lower_case)

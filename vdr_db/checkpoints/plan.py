@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,12 +14,14 @@ from vdr_db.towers.families import Family, WeightNames
 
 __all__ = [
     "GRAPHS",
+    "MOST_TOKENS",
     "Compatibility",
     "Entry",
     "FromCheckpoint",
     "Layout",
     "Padding",
     "Plan",
+    "StaticPlan",
     "TowerPlan",
     "compatibility_of",
     "model_max_length",
@@ -28,6 +30,9 @@ __all__ = [
 
 GRAPHS = "graphs"
 """Key of a settings file: which weights the ONNX graphs beside it were written for."""
+
+MOST_TOKENS = 1 << 31
+"""More tokens than any text has."""
 
 FromCheckpoint: TypeAlias = Literal["checkpoint"]
 Padding: TypeAlias = Literal["longest", "max_length"]
@@ -154,11 +159,38 @@ class TowerPlan:
         config: Config of the body in the keys of its family.
         body_prefix: Prefix of the body's weights.
         head_prefix: Prefix of the head's weights.
+        folder: Folder of the weights; None for that of the plan.
+        family: Of the body; None for a model that transformers computes.
+        is_decoder: Whether that model is a decoder, not a masked language model.
+        bidirectional: Whether a decoder's texts are read in both directions.
+        adapter: Whether the folder holds a LoRA adapter, to be merged into its base model.
+        dropped: Token ids that a head of token weights leaves out; None for all special ones.
     """
 
     config: Mapping[str, Any]
-    body_prefix: str
-    head_prefix: str
+    body_prefix: str = ""
+    head_prefix: str = ""
+    folder: Path | None = None
+    family: Family | None = None
+    is_decoder: bool = False
+    bidirectional: bool = False
+    adapter: bool = False
+    dropped: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class StaticPlan:
+    """Where the weights of a static side are, one for each token id.
+
+    Attributes:
+        folder: Holds them as the tensor `weight`, and its tokenizer.
+        file: JSON of token text -> weight instead.
+        name: Name of the tensor.
+    """
+
+    folder: Path
+    file: Path | None = None
+    name: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -168,40 +200,56 @@ class Plan:
     Attributes:
         folder: The folder with the weights.
         layout: Name of its layout.
-        family: Of the bodies.
-        head: `"vdr"` or `"mlm"`.
+        head: `"vdr"`, `"mlm"` or `"token_weights"`.
         activation: Name of the activation.
         vocabulary: Kind of the vocabulary.
         document: Tower of the documents.
-        query: Tower of the queries; None when both share one.
+        query: Tower of the queries, or their static weights; None when both share one tower.
         document_entry: Settings of the documents.
         query_entry: Settings of the queries.
+        query_activation: Of the queries; None for that of the documents.
+        query_gate: Static weights that a query's vector is multiplied with: tokens that are not in
+            it lose theirs.
+        tokenizer: Folder of the tokenizer; None for `folder`.
+        query_tokenizer: Folder of the queries' tokenizer; None for that of the documents.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
         lower_case: Whether texts are lower-cased before the tokenizer.
+        query_lower_case: The same for queries with a tokenizer of their own.
         tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
         ignored: Prefixes of weights that belong to something else.
         fresh: Whether the head starts without weights.
         graphs: What the folder says about its ONNX graphs; None where it has none.
+        taken: File -> the keys of it that were taken, for people.
     """
 
     folder: Path
     layout: str
-    family: Family
     head: str
     activation: str
     vocabulary: str
     document: TowerPlan
-    query: TowerPlan | None = None
+    query: TowerPlan | StaticPlan | None = None
     document_entry: Entry = field(default_factory=Entry)
     query_entry: Entry = field(default_factory=Entry)
+    query_activation: str | None = None
+    query_gate: StaticPlan | None = None
+    tokenizer: Path | None = None
+    query_tokenizer: Path | None = None
     norm: bool = False
     lexical: bool = False
     lower_case: bool = False
+    query_lower_case: bool = False
     tokenizer_id: str | None = None
     ignored: tuple[str, ...] = ()
     fresh: bool = False
     graphs: Mapping[str, Any] | None = None
+    taken: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family | None:
+        """Of the documents' body; None for a model that transformers computes."""
+        return self.document.family
 
 
 @dataclass(frozen=True)
@@ -219,12 +267,13 @@ class Layout:
     read: Callable[[Path], Plan]
 
 
-def model_max_length(folder: Path, config: Mapping[str, Any], family: Family) -> int | None:
-    """The tokenizer's own limit, where it is tighter than the number of positions."""
+def model_max_length(folder: Path) -> int | None:
+    """The limit of a folder's tokenizer, or None where it has none."""
     file = folder / "tokenizer_config.json"
-    limit = settings_of(file).get("model_max_length") if file.is_file() else None
+    settings = settings_of(file) if file.is_file() else {}
+    limit = settings.get("model_max_length", settings.get("max_len"))
     # a tokenizer without a limit says so with a number of thirty digits
-    if isinstance(limit, (int, float)) and 0 < limit < family.body_config(config).max_length:
+    if isinstance(limit, (int, float)) and 0 < limit < MOST_TOKENS:
         return int(limit)
     return None
 

@@ -1,43 +1,32 @@
-"""Text encoders of every layout in `layouts`: from a folder or the hub to parts, and back.
+"""Text encoders of every layout in `layouts`: from a folder or the hub to parts.
 
-Nothing here makes an encoder: `load_text` hands out the parts, `SparseEncoder` is built of them.
+Nothing here makes an encoder: `load_text` hands out parts, `SparseEncoder` is built of them. The
+way back is in `saving`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vdr_db.checkpoints.folders import settings_of, written_folder
-from vdr_db.checkpoints.graphs import (
-    Runtime,
-    chosen_runtime,
-    folder_obstacles,
-    open_text_towers,
-    trainable,
-    write_text_graphs,
-)
-from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, read_plan
+from vdr_db.checkpoints.graphs import Runtime, runtime_of
+from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import GRAPHS, Entry, FromCheckpoint, Plan, tower_names
-from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
+from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
+from vdr_db.checkpoints.sides import TextTower, load_sides
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.families import FAMILIES
-from vdr_db.towers.onnx import OnnxTextTower
+from vdr_db.towers.static import StaticTower
 
 if TYPE_CHECKING:
     import torch
 
-    from vdr_db.towers.text import Tower
 
-__all__ = ["LoadOptions", "TextParts", "add_graphs", "load_text", "save_text"]
+__all__ = ["LoadOptions", "TextParts", "load_text"]
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -58,6 +47,7 @@ class LoadOptions:
     head: str | None = None
     vocabulary: str | None = None
     tokenizer: AnyTokenizer | None = None
+    special_tokens_as_text: bool | None = None
     revision: str | None = None
     runtime: Runtime = "auto"
     threads: int | None = None
@@ -81,20 +71,23 @@ class TextParts:
     Attributes:
         document_tower: For documents, with its weights, on the device and in the dtype asked for.
         query_tower: For queries; the same object when shared.
-        tokenizer: Of both towers.
+        tokenizer: Of the documents, mostly of both.
         vocabulary: Of both heads.
         activation: Turns scores into weights.
         document_entry: Maximal length, k and prompt of documents.
         query_entry: Maximal length, k and prompt of queries.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
+        query_tokenizer: Of the queries; None where both sides share one.
+        query_activation: Of the queries; None for that of the documents.
+        query_gate: Static weights that a query's vector is multiplied with, or None.
         model: Name or folder it came from.
         revision: Revision on the hub.
         digest: Of the weights before they were rounded to the dtype; `""` where they were not.
     """
 
-    document_tower: Tower | OnnxTextTower
-    query_tower: Tower | OnnxTextTower
+    document_tower: TextTower
+    query_tower: TextTower
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     activation: Activation
@@ -102,6 +95,9 @@ class TextParts:
     query_entry: Entry
     norm: bool
     lexical: bool
+    query_tokenizer: TextTokenizer | None = None
+    query_activation: Activation | None = None
+    query_gate: StaticTower | None = None
     model: str = ""
     revision: str = ""
     digest: str = ""
@@ -117,126 +113,38 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
     folder, revision = locate_model(name_or_folder, options.revision)
     plan = _with_options(read_plan(folder), options)
     tokenizer = find_tokenizer(
-        (plan.folder, folder),
+        tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
         hub_id=plan.tokenizer_id,
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    files = [plan.folder / SAFETENSORS]
-    obstacles = {
-        **options.obstacles(),
-        **({"`head`": "starts without weights"} if plan.fresh else {}),
-        **folder_obstacles(plan.graphs, files, vocabulary.kind),
-    }
-    runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
-    document: Tower | OnnxTextTower
-    query: Tower | OnnxTextTower
-    digest = ""
-    if runtime == "onnx":
-        document, query = open_text_towers(plan, vocabulary, options.threads)
-    else:
-        from vdr_db.checkpoints.text_towers import build_towers
-
-        document, query, digest = build_towers(plan, vocabulary, options.device, options.dtype)
+    runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
+    sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
+    for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
+        if options.special_tokens_as_text is not None and words is not None:
+            words.special_as_text = options.special_tokens_as_text
     query_k = options.k if options.query_k == "checkpoint" else options.query_k
     query_length = options.query_max_length
     if query_length is None:
         query_length = options.max_length
     return TextParts(
-        document_tower=document,
-        query_tower=query,
+        document_tower=sides.document,
+        query_tower=sides.query,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         activation=plan.activation,  # type: ignore[arg-type] # checked by the encoder
-        document_entry=_entry(plan.document_entry, document, options.k, options.max_length),
-        query_entry=_entry(plan.query_entry, query, query_k, query_length),
+        document_entry=_entry(plan.document_entry, sides.document, options.k, options.max_length),
+        query_entry=_entry(plan.query_entry, sides.query, query_k, query_length),
         norm=plan.norm,
         lexical=plan.lexical,
+        query_tokenizer=sides.query_tokenizer,
+        query_activation=plan.query_activation,  # type: ignore[arg-type]
+        query_gate=sides.query_gate,
         model=os.fspath(name_or_folder),
         revision=revision,
-        digest=digest,
+        digest=sides.digest,
     )
-
-
-def save_text(parts: TextParts, folder: str | os.PathLike[str]) -> None:
-    """Writes a text encoder as a folder that `load_text` reads back, all of it or nothing.
-
-    The folder is written beside its place and then renamed. An encoder saved there before is
-    replaced; anything else is left alone. Weights keep their usual names, so a shared `mlm` encoder
-    also opens with `transformers.AutoModelForMaskedLM`.
-
-    Args:
-        parts: What to save.
-        folder: Where to.
-
-    Raises:
-        ConfigError: The place holds something else, or cannot be written.
-    """
-    is_shared = parts.document_tower is parts.query_tower
-    towers = {"document": trainable(parts.document_tower)}
-    if not is_shared:
-        towers["query"] = trainable(parts.query_tower)
-    head = parts.document_tower.head_name
-    tensors: dict[str, torch.Tensor] = {}
-    prefixes: dict[str, tuple[str, str]] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    for side, tower in towers.items():
-        family = FAMILIES[tower.config.family]
-        outer = "" if is_shared else f"{side}."
-        prefixes[side] = (outer + (family.body_prefix if head == "mlm" else "body."), outer)
-        configs[side] = family.to_hf_config(tower.config, masked_lm=head == "mlm")
-        configs[side]["tie_word_embeddings"] = "head.decoder.weight" not in tower.state_dict()
-        names = tower_names(family, tower.config.layers, head, *prefixes[side])
-        for ours, tensor in tower.named_parameters():
-            for theirs in names[ours]:  # a bias goes by two names, and versions differ in which
-                tensors[theirs] = tensor if theirs == names[ours][0] else tensor.clone()
-    settings: dict[str, Any] = {
-        "format": OWN_FORMAT,
-        "head": head,
-        "activation": parts.activation,
-        "vocabulary": parts.vocabulary.kind,
-        "norm": parts.norm,
-        "lexical": parts.lexical,
-        "shared": is_shared,
-    }
-    for side, entry in (("document", parts.document_entry), ("query", parts.query_entry)):
-        body, outer = prefixes.get(side, prefixes["document"])
-        settings[side] = {
-            "max_length": entry.max_length,
-            "k": entry.k,
-            "prompt": entry.prompt,
-            "body": body,
-            "head": outer,
-        }
-    if not is_shared:
-        settings["query"]["config"] = configs["query"]  # config.json is that of the documents
-    with written_folder(folder, OWN_FILE) as fresh:
-        save_weights(tensors, fresh / SAFETENSORS)
-        parts.tokenizer.save(fresh)
-        for name, content in (("config.json", configs["document"]), (OWN_FILE, settings)):
-            written = json.dumps(content, indent=2, sort_keys=True) + "\n"
-            (fresh / name).write_text(written, "utf-8")
-
-
-def add_graphs(folder: str | os.PathLike[str]) -> None:
-    """Writes ONNX graphs into a folder that `save_text` wrote, beside its weights.
-
-    Raises:
-        ConfigError: The folder is of another kind, or a part of the model has no graph.
-        MissingExtraError: `onnx` is not installed.
-    """
-    plan = read_plan(Path(folder))
-    file = plan.folder / OWN_FILE
-    if not file.is_file():
-        raise ConfigError(
-            f"{folder} must be a folder that `save_pretrained` wrote, got the layout "
-            f"{plan.layout}; export it to a folder of its own."
-        )
-    tokenizer = find_tokenizer((plan.folder,), None)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    settings = {**settings_of(file), GRAPHS: write_text_graphs(plan, vocabulary)}
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _with_options(plan: Plan, options: LoadOptions) -> Plan:
@@ -245,6 +153,11 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
             raise ConfigError(
                 f"`head` must be {plan.head!r} for this folder, which holds the weights of that "
                 f"head, got {options.head!r}; a new 'vdr' head starts from a Hugging Face model."
+            )
+        if plan.family is None or plan.query is not None:
+            raise ConfigError(
+                "a new 'vdr' head starts from a BERT, DistilBERT or RoBERTa for both sides, got "
+                f"{plan.document.config.get('model_type')!r} or static query weights."
             )
         plan = replace(
             plan,
@@ -265,7 +178,7 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
 
 def _entry(
     entry: Entry,
-    tower: Tower | OnnxTextTower,
+    tower: TextTower,
     k: int | FromCheckpoint | None,
     max_length: int | None,
 ) -> Entry:

@@ -26,11 +26,12 @@ def weight_names(plan: Plan, where: TowerPlan, checkpoint: Checkpoint) -> tuple[
         where: Of the tower.
         checkpoint: Of the folder.
     """
-    layers = plan.family.body_config(where.config).layers
+    assert where.family is not None  # bodies of transformers name their weights themselves
+    layers = where.family.body_config(where.config).layers
     prefix = where.body_prefix
     if plan.fresh and not any(name.startswith(prefix) for name in checkpoint.names):
         prefix = ""  # the body alone, without the prefix of a masked language model
-    names = tower_names(plan.family, layers, plan.head, prefix, where.head_prefix)
+    names = tower_names(where.family, layers, plan.head, prefix, where.head_prefix)
     if plan.head == "mlm":
         word, decoder = names[WORDS], names[DECODER]
         if _is_tied(checkpoint, word[0], decoder[0], where.config):

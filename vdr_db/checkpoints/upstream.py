@@ -67,7 +67,6 @@ def read_upstream(folder: Path) -> Plan:
     return Plan(
         folder=folder,
         layout="VDR upstream",
-        family=FAMILIES["bert"],
         head="vdr",
         activation="elu1p",
         vocabulary="ascii_from_999" if is_crossmodal else _kind(file, first),
@@ -153,4 +152,4 @@ def _tower(checkpoint: Checkpoint, side: str, settings: Mapping[str, Any]) -> To
         "intermediate_size": checkpoint.shape(up)[0],
         "max_position_embeddings": checkpoint.shape(positions)[0],
     }
-    return TowerPlan(config, prefix, f"{side}.")
+    return TowerPlan(config, prefix, f"{side}.", family=FAMILIES["bert"])

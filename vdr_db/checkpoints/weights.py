@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,28 +29,23 @@ __all__ = [
     "SAFETENSORS",
     "Checkpoint",
     "Weight",
+    "Weighted",
     "assign",
     "checked_device",
     "checked_dtype",
     "digest",
     "named_weights",
+    "read_linear",
     "refuse_unexpected",
     "save_weights",
 ]
 
-Weight: TypeAlias = "Tensor | StoredTensor"
+Weight: TypeAlias = "Tensor | StoredTensor | npt.NDArray[np.float32]"
 """A weight in memory, or where it lies in its file."""
 
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json")
-
-
-class HasWeights(Protocol):
-    """A tower, whichever runtime computes it."""
-
-    def named_parameters(self) -> Iterable[tuple[str, Weight]]:
-        """Its weights by our names."""
 
 
 class Checkpoint:
@@ -177,6 +172,24 @@ class Checkpoint:
             self._add(name, tensor.shape, tensor.clone)
 
 
+def read_linear(file: Path) -> dict[str, Tensor]:
+    """Weight and bias of a linear layer in a file of its own, float32.
+
+    Raises:
+        ConfigError: The file is damaged or holds something else.
+    """
+    import torch
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        return {part: found[part].detach().float() for part in ("weight", "bias")}
+    except Exception as error:  # the library raises many kinds for a damaged file
+        raise ConfigError(
+            f"{file} must hold `weight` and `bias` of a linear layer, but {error!r}; "
+            "fetch it again."
+        ) from error
+
+
 def _weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         file = folder / name
@@ -274,7 +287,14 @@ def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[
         )
 
 
-def named_weights(document: HasWeights, query: HasWeights) -> dict[str, Weight]:
+class Weighted(Protocol):
+    """Whatever has weights by name: a tower, or a table of static ones."""
+
+    def named_parameters(self) -> Iterable[tuple[str, Any]]:
+        """Names and weights."""
+
+
+def named_weights(document: Weighted, query: Weighted) -> dict[str, Weight]:
     """All weights of two towers by our names; those of a shared tower once."""
     towers = {"document": document} if query is document else {"document": document, "query": query}
     return {
@@ -291,6 +311,8 @@ def digest(weights: Mapping[str, Weight]) -> str:
         weight = weights[name]
         if isinstance(weight, StoredTensor):
             values = weight.read()
+        elif isinstance(weight, np.ndarray):
+            values = np.ascontiguousarray(weight)
         else:
             values = weight.detach().cpu().float().contiguous().numpy()
         total.update(f"{name} {list(values.shape)}\n".encode())

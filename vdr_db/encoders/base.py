@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vdr_db.checkpoints.graphs import trainable
 from vdr_db.checkpoints.weights import Weight, digest
-from vdr_db.errors import ConfigError
+from vdr_db.errors import ConfigError, require
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.stamp import EncoderStamp
 from vdr_db.text.tokenization import TextTokenizer
@@ -101,6 +104,57 @@ class Encoder(ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of weights and hidden states; `"torch.float32"` as a text with ONNX Runtime."""
         return cast("torch.dtype", self._main_tower.dtype)
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the encoder as a folder that `from_pretrained` reads."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str = "Add a sparse encoder",
+        **saving: Any,
+    ) -> str:
+        """Uploads the encoder to the hub, as `save_pretrained` writes it.
+
+        Args:
+            repo_id: `owner/name`; made if need be.
+            private: Whether a new repository is private.
+            token: Of the hub; None for the one that is logged in.
+            revision: Branch; None for the main one.
+            message: Of the commit.
+            saving: More arguments of `save_pretrained`, such as `card=`.
+
+        Returns:
+            Where the commit can be seen.
+
+        Raises:
+            ConfigError: The hub refuses, or cannot be reached.
+            MissingExtraError: `huggingface_hub` is not installed.
+        """
+        hub = require("huggingface_hub", "encode")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder, **saving)
+            try:
+                hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+                done = hub.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=str(folder),
+                    token=token,
+                    revision=revision,
+                    commit_message=message,
+                )
+            except Exception as error:  # no network, no right, no such owner: many kinds
+                raise ConfigError(
+                    f"{repo_id!r} cannot be written on the hub: {error}; log in with "
+                    "`hf auth login` or pass `token=`."
+                ) from error
+        return str(done)
 
     def stamp(self) -> EncoderStamp:
         """Identity of this encoder, for stores. The first call reads all weights once."""

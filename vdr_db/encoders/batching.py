@@ -66,6 +66,7 @@ class Frame:
         first_position: Position number of the first token.
         counts_from_pad: Whether `pad_id` tokens get no position of their own (RoBERTa).
         max_length: Most tokens of a text, prefix and suffix included.
+        cuts_left: Whether a longer text loses its first tokens, not its last.
     """
 
     prefix: tuple[int, ...]
@@ -74,6 +75,7 @@ class Frame:
     first_position: int
     counts_from_pad: bool
     max_length: int
+    cuts_left: bool = False
 
     @property
     def own(self) -> int:
@@ -140,7 +142,7 @@ def plan_texts(
     frame: Frame,
     compatibility: Compatibility | None,
     *,
-    prompt: int,
+    is_empty: npt.NDArray[np.bool_],
     tokens: int,
     rows: int,
 ) -> tuple[list[IntArray], IntArray]:
@@ -150,7 +152,7 @@ def plan_texts(
         lengths: `[N]` own tokens of each text, its prompt's included.
         frame: What stands around each.
         compatibility: How the published code pads, or None for no padding.
-        prompt: Tokens of the prompt: a text without others is empty.
+        is_empty: `[N]`, whether a text has no token of its own.
         tokens: Most tokens in a batch; a longer text stands alone.
         rows: Most texts in a batch.
 
@@ -163,10 +165,10 @@ def plan_texts(
     if compatibility is not None:
         cost = np.full_like(lengths, frame.max_length)
         return plan_batches(cost, tokens=tokens, rows=rows), none
-    full = np.flatnonzero(lengths > prompt)
+    full = np.flatnonzero(~is_empty)
     cost = np.minimum(lengths[full], frame.own) + frame.max_length - frame.own
     batches = plan_batches(cost, tokens=tokens, rows=rows)
-    return [full[batch] for batch in batches], np.flatnonzero(lengths <= prompt)
+    return [full[batch] for batch in batches], np.flatnonzero(is_empty)
 
 
 def packed_batches(
@@ -213,10 +215,11 @@ def pack(
     ids = np.full(used + rest, frame.pad_id, np.int64)
     positions = np.full(used + rest, frame.first_position, np.int64)
     starts = np.concatenate([[0], np.cumsum(rows)])
+    source_of = texts.cu_seqlens
     for text, count, start, length in zip(
         chosen.tolist(), own.tolist(), starts.tolist(), rows.tolist(), strict=False
     ):
-        source = int(texts.cu_seqlens[text])
+        source = int(source_of[text + 1]) - count if frame.cuts_left else int(source_of[text])
         inside = start + len(frame.prefix)
         ids[start:inside] = frame.prefix
         ids[inside : inside + count] = texts.input_ids[source : source + count]

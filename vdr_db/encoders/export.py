@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from vdr_db.checkpoints.graphs import add_graphs
 from vdr_db.checkpoints.image import add_image_graph
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_FILE
 from vdr_db.checkpoints.locate import locate_model
-from vdr_db.checkpoints.text import add_graphs
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.image import ImageEncoder
 from vdr_db.encoders.text import SparseEncoder

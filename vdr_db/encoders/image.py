@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.checkpoints.tokenizers import tokenizer_of
 from vdr_db.checkpoints.weights import Weight
 from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.encoders.rows import row_of
@@ -250,7 +251,7 @@ class ImageEncoder(Encoder):
         from vdr_db.towers.image_body import TransformersBody
 
         body = TransformersBody(model)
-        words = TextTokenizer.of(tokenizer)
+        words = tokenizer_of(tokenizer)
         columns = Vocabulary.from_tokenizer(words, vocabulary)
         width = body.hidden_size
         head = ImageHead(width, columns.columns)

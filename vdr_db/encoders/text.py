@@ -25,6 +25,7 @@ from vdr_db.checkpoints.plan import (
     Padding,
     compatibility_of,
 )
+from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
 from vdr_db.encoders.base import Encoder, progress
 from vdr_db.encoders.batching import (
@@ -37,6 +38,7 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
@@ -48,11 +50,12 @@ from vdr_db.towers.packing import TextItem
 if TYPE_CHECKING:
     import torch
 
+    from vdr_db.checkpoints.export import Card
     from vdr_db.encoders.text_cuda import QueryGraphs
     from vdr_db.encoders.text_torch import TextScoring
+    from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
 
-TextTower: TypeAlias = "Tower | OnnxTextTower"
 __all__ = ["Side", "SparseEncoder"]
 
 Side: TypeAlias = Literal["document", "query"]
@@ -98,6 +101,9 @@ class SparseEncoder(Encoder):
         query_entry: Entry,
         norm: bool = False,
         lexical: bool = False,
+        query_tokenizer: TextTokenizer | None = None,
+        query_activation: Activation | None = None,
+        query_gate: StaticTower | None = None,
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         model: str = "",
@@ -116,6 +122,9 @@ class SparseEncoder(Encoder):
             query_entry: Of queries.
             norm: Scale each vector to L2 norm 1 before selection.
             lexical: Always keep a text's own tokens.
+            query_tokenizer: Of the queries, where it is another one with the same tokens.
+            query_activation: Of the queries, where it is another one.
+            query_gate: Static weights that a query's vector is multiplied with.
             compatibility: See `from_pretrained`.
             backend: Of the kernels.
             model: Name for the stamp.
@@ -137,10 +146,12 @@ class SparseEncoder(Encoder):
         self._towers = {"document": document_tower, "query": query_tower}
         self.lexical = lexical
         self.compatibility = Compatibility.of(compatibility)
-        columns, special = vocabulary.columns, tokenizer.extra_length
-        checked = partial(Entry.checked, columns=columns, special=special)
-        self.document_entry = checked(document_entry, positions=document_tower.config.max_length)
-        self.query_entry = checked(query_entry, positions=query_tower.config.max_length)
+        self.query_tokenizer = query_tokenizer
+        self.query_activation = query_activation
+        self.query_gate = query_gate
+        self.document_entry, self.query_entry = document_entry, query_entry
+        self.document_entry = self.side("document").checked_entry(vocabulary.columns)
+        self.query_entry = self.side("query").checked_entry(vocabulary.columns)
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
@@ -172,6 +183,7 @@ class SparseEncoder(Encoder):
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
         tokenizer: Any = None,
+        special_tokens_as_text: bool | None = None,
         revision: str | None = None,
         runtime: Runtime = "auto",
         threads: int | None = None,
@@ -180,9 +192,10 @@ class SparseEncoder(Encoder):
     ) -> SparseEncoder:
         """An encoder out of a model folder or from the hub.
 
-        Reads folders of this library, of sentence-transformers sparse encoders, of VDR's published
-        code (vsearch), and of Hugging Face masked language models of the BERT, DistilBERT and
-        RoBERTa families. What no option says, the folder does.
+        Reads folders of this library, of sentence-transformers sparse encoders with routers and
+        static query weights, of VDR's published code (vsearch), of bge-m3 and uniCOIL, and of
+        masked language models that transformers has a class for. What no option says, the folder
+        does; what would change vectors and cannot be applied is refused by name.
 
         Args:
             name_or_folder: A folder, else the id of a model on the hub.
@@ -210,6 +223,9 @@ class SparseEncoder(Encoder):
                 `vdr_db.checkpoints.plan` to the longest of each n.
             backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
+            special_tokens_as_text: Whether `[MASK]` and the like in a text are text to a model too,
+                as they are to static sides and to bags of tokens. None means as the folder says,
+                which mostly is that they are special, as in sentence-transformers.
             revision: Branch, tag or commit on the hub.
             runtime: `"onnx"` runs the ONNX graphs of the folder on the CPU without torch, `"torch"`
                 trains and runs on CUDA, too. `"auto"` takes ONNX Runtime where the folder has
@@ -238,6 +254,7 @@ class SparseEncoder(Encoder):
             head=head,
             vocabulary=vocabulary,
             tokenizer=tokenizer,
+            special_tokens_as_text=special_tokens_as_text,
             revision=revision,
             runtime=runtime,
             threads=threads,
@@ -249,21 +266,24 @@ class SparseEncoder(Encoder):
         parts = load_text(name_or_folder, options)
         return cls(**vars(parts), compatibility=padding, backend=backend)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, card: Card | None = None) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
 
-        An encoder saved there before is replaced; anything else is left alone. A shared `mlm`
-        encoder also opens with `transformers.AutoModelForMaskedLM`.
+        An encoder saved there before is replaced; anything else is left alone. It also opens with
+        sentence-transformers, with equal vectors; where a head needs a module of ours there, that
+        asks for `trust_remote_code=True`.
 
         Args:
             folder: Where to; made with its parents if need be.
+            card: What its README.md says besides.
 
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
-        from vdr_db.checkpoints.text import TextParts, save_text
+        from vdr_db.checkpoints.saving import save_text
+        from vdr_db.checkpoints.text import TextParts
 
-        save_text(self._parts(TextParts), folder)
+        save_text(self._parts(TextParts), folder, card)
 
     # What it is
 
@@ -370,10 +390,10 @@ class SparseEncoder(Encoder):
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self.tokenizer.encode(checked_texts(texts))
+        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
         self._count_truncated(tokens.lengths, frame, stacklevel=3)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own)
+        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
     def token_ids(self, text: str) -> list[int]:
@@ -382,16 +402,7 @@ class SparseEncoder(Encoder):
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
-        tower, entry = self._side(side)
-        config = tower.config
-        return Frame(
-            prefix=self.tokenizer.prefix_ids,
-            suffix=self.tokenizer.suffix_ids,
-            pad_id=config.pad_id,
-            first_position=config.first_position,
-            counts_from_pad=config.first_position > 0,
-            max_length=entry.max_length or config.max_length,
-        )
+        return self.side(side).frame()
 
     def item(self, side: Side, text: str) -> TextItem:
         """One text as the tower of its side reads it: its prompt before it, cut, framed, padded.
@@ -400,65 +411,76 @@ class SparseEncoder(Encoder):
             side: `"document"` or `"query"`.
             text: The text.
         """
-        frame = self.frame(side)
-        tokens = self.tokenizer.encode([self._side(side)[1].prompt + text])
+        way = self.side(side)
+        frame = way.frame()
+        tokens = way.encode([way.entry.prompt + text])
         is_padded = self.compatibility is not None and self.compatibility.padded_to == "max_length"
         padded_to = frame.max_length if is_padded else None
         return pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to).item(0)
 
-    def _side(self, side: Side) -> tuple[TextTower, Entry]:
-        return self._towers[side], self.document_entry if side == "document" else self.query_entry
+    def side(self, side: Side) -> TextSide:
+        """What makes vectors of the texts of one side, `"document"` or `"query"`."""
+        tower = self._towers[side]
+        if side == "document":
+            return TextSide(tower, self.document_entry, self.tokenizer, self.activation)
+        return TextSide(
+            tower,
+            self.query_entry,
+            self.query_tokenizer or self.tokenizer,
+            self.query_activation or self.activation,
+            self.query_gate,
+        )
 
     def _encode(
         self, side: Side, texts: Iterable[str], token_budget: int | None, show_progress: bool
     ) -> SparseRows:
-        tower, entry = self._side(side)
-        frame = self.frame(side)
-        raw = checked_texts(texts)
-        tokens = self.tokenizer.encode([entry.prompt + text for text in raw])
+        way, raw = self.side(side), checked_texts(texts)
+        frame = way.frame()
+        tokens = own = way.encode(raw)
+        if way.entry.prompt:
+            tokens = way.encode([way.entry.prompt + text for text in raw])
         self._count_truncated(tokens.lengths, frame, stacklevel=4)
-        batches, empty = plan_texts(
+        is_empty = own.lengths == 0
+        if way.static is not None:
+            return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
+        planned = plan_texts(
             tokens.lengths,
             frame,
             self.compatibility,
-            prompt=len(self.tokenizer.encode([entry.prompt]).input_ids) if entry.prompt else 0,
-            tokens=checked_budget(token_budget, str(self.device)),
-            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if tower.packs_exactly else 1,
+            is_empty=is_empty,
+            tokens=checked_budget(token_budget, self.device.type),
+            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
         )
-        packed = packed_batches(tokens, batches, frame, self.compatibility)
-        scoring = self._scoring(side, partial(self._own_tokens, tokens, frame=frame))
-        parts: list[SparseRows] = []
-        order: list[npt.NDArray[np.int64]] = []
+        scoring = self._scoring(side, way, partial(self._own_tokens, tokens, frame=frame))
+        packed = packed_batches(tokens, planned[0], frame, self.compatibility)
         with progress(len(raw), "text", shown=show_progress) as bar:
-            bar.update(empty.size)
-            for batch, rows in scoring.rows_of(packed):
-                parts.append(rows)
-                order.append(batch.texts)
-                bar.update(len(batch.texts))
-        parts.append(SparseRows.empty(empty.size, self.vocabulary.size))
-        return SparseRows.concat(parts)[np.argsort(np.concatenate([*order, empty]))]
+            found = scoring.rows_of(packed)
+            rows = in_order(found, planned[1], self.vocabulary.size, bar)
+        return rows if way.gate is None else gated_rows(way, rows, tokens)
 
     def _scoring(
-        self, side: Side, lexical: Callable[[PackedBatch], SparseRows | None]
+        self, side: Side, way: TextSide, lexical: Callable[[PackedBatch], SparseRows | None]
     ) -> OnnxScoring | TextScoring:
         """How the texts of a side get their rows, by the runtime of its tower."""
-        tower, entry = self._side(side)
-        kept = (self.vocabulary, entry.k, self.activation, self.norm)
-        if isinstance(tower, OnnxTextTower):
-            return OnnxScoring(tower, *kept, lexical)
+        k = None if way.gate else way.entry.k
+        kept = (self.vocabulary, k, way.activation, self.norm)
+        if isinstance(way.tower, OnnxTextTower):
+            return OnnxScoring(way.tower, *kept, lexical)
         from vdr_db.encoders.text_torch import TextScoring
 
-        graphs = self._graphs_of(tower, entry, self.frame(side)) if side == "query" else None
-        return TextScoring(tower, *kept, self.backend, lexical, graphs)
+        graphs = self._graphs_of(way) if side == "query" else None
+        return TextScoring(way.tower, *kept, self.backend, lexical, graphs)
 
-    def _graphs_of(self, tower: Tower, entry: Entry, frame: Frame) -> QueryGraphs | None:
-        if not self.query_graphs or self.lexical:
-            return None
+    def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs
+        from vdr_db.towers.text import Tower
 
-        options = (entry.k, self.activation, self.norm, self.backend)
-        if self._graphs is None or not self._graphs.is_for(tower, options):
-            self._graphs = QueryGraphs(tower, options, (frame.pad_id, frame.first_position))
+        if not self.query_graphs or self.lexical or way.gate or not isinstance(way.tower, Tower):
+            return None
+
+        frame, options = way.frame(), (way.entry.k, way.activation, self.norm, self.backend)
+        if self._graphs is None or not self._graphs.is_for(way.tower, options):
+            self._graphs = QueryGraphs(way.tower, options, (frame.pad_id, frame.first_position))
         return self._graphs
 
     def _own_tokens(
@@ -466,7 +488,7 @@ class SparseEncoder(Encoder):
     ) -> SparseRows | None:
         if not self.lexical:
             return None
-        cut = tokens.cut(batch.texts, frame.own)
+        cut = tokens.cut(batch.texts, frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
     def _count_truncated(

@@ -180,16 +180,15 @@ def text_attribution(
     column_of = encoder.vocabulary.id_to_column
     ids = heaviest(row, len(row.indices))
     ids = ids[column_of[ids] >= 0][:most]
-    is_document = side == "document"
-    tower = encoder.tower("document" if is_document else "query")
-    prompt = (encoder.document_entry if is_document else encoder.query_entry).prompt
-    names, spans = _positions(encoder, prompt, text, side)
+    way = encoder.side(side)
+    tower = way.tower
+    names, spans = _positions(encoder, way.entry.prompt, text, side)
     columns = column_of[ids].astype(np.int64)
     weights = weights_by_position(
         tower.states(encoder.item(side, text)),
         tower.rows(columns),
         tower.bias(columns),
-        encoder.activation,
+        way.activation,
     )
     if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
@@ -206,7 +205,8 @@ def _positions(
     """Names and places of everything the model reads."""
     frame = encoder.frame(side)
     own, spans = token_spans(encoder, prompt + text)
-    own, spans = own[: frame.own], spans[: frame.own]
+    kept = slice(-frame.own, None) if frame.cuts_left else slice(frame.own)
+    own, spans = own[kept], spans[kept]
     shift = len(prompt)
     moved = [(a - shift, b - shift) if a >= shift else NOWHERE for a, b in spans]
     token = encoder.vocabulary.token

@@ -14,7 +14,15 @@ from typing import Any
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["FAMILIES", "TOLERATED", "BodyConfig", "Family", "WeightNames", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "TOLERATED",
+    "BodyConfig",
+    "Family",
+    "WeightNames",
+    "family_of",
+    "find_family",
+]
 
 WeightNames = dict[str, tuple[str, ...]]
 """Name of a weight in our modules -> its possible names in a checkpoint, the usual one first."""
@@ -327,18 +335,24 @@ TOLERATED = re.compile(
 )
 
 
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """The family of a Hugging Face config.json, or None where it is none of these."""
+    model_type = config.get("model_type")
+    families = (family for family in FAMILIES.values() if model_type in family.model_types)
+    return next(families, None)
+
+
 def find_family(config: Mapping[str, Any]) -> Family:
-    """The family of a Hugging Face config.json.
+    """The same, where there must be one.
 
     Raises:
-        ConfigError: `model_type` names a family this library does not compute.
+        ConfigError: `model_type` names a family whose bodies are not computed here.
     """
-    model_type = config.get("model_type")
-    for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family
+    found = family_of(config)
+    if found is not None:
+        return found
     known = sorted(name for family in FAMILIES.values() for name in family.model_types)
     raise ConfigError(
-        f"`model_type` in config.json must be one of {known}, got {model_type!r}; "
-        "models of other families are not supported."
+        f"`model_type` in config.json must be one of {known}, got {config.get('model_type')!r}; "
+        "bodies of other families are not computed here."
     )

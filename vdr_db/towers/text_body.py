@@ -32,6 +32,7 @@ __all__ = [
     "copied",
     "packing_is_exact",
     "ragged_attention",
+    "rows_are_independent",
     "unfilled",
 ]
 
@@ -401,11 +402,12 @@ def packing_is_exact(config: BodyConfig, dtype: torch.dtype) -> bool:
     """
     width, wide = config.hidden_size, config.intermediate_size
     threads = torch.get_num_threads()
-    return all(_rows_are_independent(columns, dtype, threads) for columns in {width, wide})
+    return all(rows_are_independent(columns, dtype, threads) for columns in {width, wide})
 
 
 @lru_cache(maxsize=64)
-def _rows_are_independent(columns: int, dtype: torch.dtype, _threads: int) -> bool:
+def rows_are_independent(columns: int, dtype: torch.dtype, _threads: int) -> bool:
+    """Whether rows of a product over `columns` have the same bits in any batch."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1024, columns, generator=generator).to(dtype)
     weight = torch.randn(256, columns, generator=generator).to(dtype)
