@@ -215,7 +215,6 @@ class Plan:
         tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
         ignored: Prefixes of weights that belong to something else.
         fresh: Whether the head starts without weights.
-        taken: File -> the keys of it that were taken, for people.
     """
 
     folder: Path
@@ -238,7 +237,6 @@ class Plan:
     tokenizer_id: str | None = None
     ignored: tuple[str, ...] = ()
     fresh: bool = False
-    taken: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def family(self) -> Family | None:

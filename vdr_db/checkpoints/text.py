@@ -1,6 +1,6 @@
 """Text encoders of every layout in `layouts`: from a folder or the hub to parts.
 
-Nothing here makes an encoder: `load_text` hands out the parts, and `SparseEncoder` is built of them.
+Nothing here makes an encoder: `load_text` hands out the parts, `SparseEncoder` is built of those.
 The way back is in `saving`.
 """
 

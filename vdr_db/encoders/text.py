@@ -401,8 +401,6 @@ class SparseEncoder(Encoder):
         is_empty = own.lengths == 0
         if way.static is not None:
             return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
-        from vdr_db.encoders.text_torch import TextScoring
-
         planned = plan_texts(
             tokens.lengths,
             frame,
@@ -411,6 +409,8 @@ class SparseEncoder(Encoder):
             tokens=checked_budget(token_budget, self.device.type),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
         )
+        from vdr_db.encoders.text_torch import TextScoring
+
         scoring = TextScoring(
             way.tower,
             self.vocabulary,
