@@ -220,7 +220,6 @@ class Plan:
         ignored: Prefixes of weights that belong to something else.
         fresh: Whether the head starts without weights.
         graphs: What the folder says about its ONNX graphs; None where it has none.
-        taken: File -> the keys of it that were taken, for people.
     """
 
     folder: Path
@@ -244,7 +243,6 @@ class Plan:
     ignored: tuple[str, ...] = ()
     fresh: bool = False
     graphs: Mapping[str, Any] | None = None
-    taken: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def family(self) -> Family | None:

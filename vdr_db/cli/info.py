@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vdr_db.checkpoints.assets import cache_folder
+from vdr_db.checkpoints.describe import describe_model
 from vdr_db.cli.exits import DONE
 from vdr_db.cli.options import add_model_options, add_store_options
 from vdr_db.cli.show import show_json
 from vdr_db.cli.stores import load_model, opened
+from vdr_db.errors import ConfigError
 from vdr_db.version import __version__
 
 __all__ = ["add_arguments", "run_command"]
@@ -46,8 +48,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     facts["device"] = _device()
     facts["model cache"] = str(cache_folder())
     if arguments.model:
-        encoder = load_model(arguments)
-        facts["model"] = {**encoder.stamp().to_dict(), "columns": encoder.vocabulary.columns}
+        facts["folder"] = describe_model(arguments.model)
+        if "refused" not in facts["folder"]:
+            facts["model"] = _loaded(arguments, facts["folder"])
     if arguments.store:
         with opened(arguments, encoder=None) as collection:
             stamp = collection.store.stamp
@@ -61,6 +64,16 @@ def run_command(arguments: argparse.Namespace) -> int:
     else:
         _show(facts, indent="")
     return DONE
+
+
+def _loaded(arguments: argparse.Namespace, folder: dict[str, Any]) -> dict[str, Any]:
+    """What a model is once its weights are there; why not, into `folder`."""
+    try:
+        encoder = load_model(arguments)
+    except ConfigError as error:
+        folder["refused"] = str(error)
+        return {}
+    return {**encoder.stamp().to_dict(), "columns": encoder.vocabulary.columns}
 
 
 def _device() -> str | None:
