@@ -17,6 +17,7 @@ from vdr_db.evaluation.metrics import (
     mean,
     mean_nonzeros,
     ndcg,
+    paired_interval,
     precision,
     recall,
     reciprocal_rank,
@@ -149,3 +150,24 @@ def test_sparsity():
     assert flops(queries, SparseRows.empty(0, 5)) == 0.0
     with pytest.raises(ShapeError, match="got 5 and 6"):
         flops(queries, SparseRows.empty(1, 6))
+
+
+def test_paired_intervals_follow_the_queries():
+    """Both rankers share the hard and easy queries; what counts is the difference on each."""
+    rng = np.random.default_rng(0)
+    easy = rng.random(400)
+    theirs = {str(i): float(value) for i, value in enumerate(easy)}
+    noise = rng.normal(0.05, 0.2, 400)
+    ours = {query: value + noise[int(query)] for query, value in reversed(theirs.items())}
+    difference, low, high = paired_interval(ours, theirs)
+    assert difference == pytest.approx(noise.mean())
+    # The mean of 400 differences is normal, of deviation 0.2 / 20.
+    half = 1.96 * noise.std() / 20
+    assert (low, high) == pytest.approx((difference - half, difference + half), abs=2e-3)
+    assert paired_interval(ours, theirs) == (difference, low, high)
+    narrow = paired_interval(ours, theirs, share=0.5)
+    assert low < narrow[1] < narrow[2] < high
+    with pytest.raises(InputError, match="of the same queries, got 400 and 399, 399 of them"):
+        paired_interval(ours, dict(list(theirs.items())[1:]))
+    with pytest.raises(InputError, match="of the same queries, got 0 and 0"):
+        paired_interval({}, {})

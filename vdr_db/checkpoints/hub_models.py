@@ -49,7 +49,7 @@ def load_hub_model(where: TowerPlan, folder: Path) -> nn.Module:
             are missing or left over.
         MissingExtraError: An adapter needs `peft`.
     """
-    transformers = require("transformers", "encode")
+    transformers = require("transformers", "torch")
     base = folder
     if where.adapter:
         base = _base_of_adapter(folder)

@@ -118,7 +118,7 @@ def _older_special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str
 
 
 def _by_transformers(folder: Path) -> tuple[Tokenizer | SlowTokenizer, dict[str, Any]]:
-    transformers = require("transformers", "encode")
+    transformers = require("transformers", "torch")
     try:
         found = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False

@@ -107,7 +107,9 @@ def run_command(arguments: argparse.Namespace) -> int:
             for point in points:
                 show_json({**counts, "ranker": encoder.model, **asdict(point)})
             for quality in measured:
-                show_json({**counts, **asdict(quality)})
+                values = asdict(quality)
+                del values["ndcg_10_of"]  # the means are enough here
+                show_json({**counts, **values})
         elif arguments.sweep:
             show_sweep(collection, encoder.model, points, bm25)
         else:

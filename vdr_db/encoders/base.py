@@ -136,7 +136,7 @@ class Encoder(ABC):
             ConfigError: The hub refuses, or cannot be reached.
             MissingExtraError: `huggingface_hub` is not installed.
         """
-        hub = require("huggingface_hub", "encode")
+        hub = require("huggingface_hub", "torch")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             self.save_pretrained(folder, **saving)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         mean,
         mean_nonzeros,
         ndcg,
+        paired_interval,
         precision,
         recall,
         reciprocal_rank,
@@ -40,13 +41,17 @@ __all__ = [
     "mean",
     "mean_nonzeros",
     "ndcg",
+    "paired_interval",
     "precision",
     "recall",
     "reciprocal_rank",
     "sweep_k",
 ]
 
-_METRICS = ("flops", "mean", "mean_nonzeros", "ndcg", "precision", "recall", "reciprocal_rank")
+_METRICS = (
+    *("flops", "mean", "mean_nonzeros", "ndcg", "paired_interval"),
+    *("precision", "recall", "reciprocal_rank"),
+)
 _HOME = dict.fromkeys(__all__, "quality") | dict.fromkeys(_METRICS, "metrics")
 _HOME |= dict.fromkeys(("DEFAULT_KS", "SweepPoint", "sweep_k"), "sweep")
 

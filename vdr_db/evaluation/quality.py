@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
@@ -43,6 +43,7 @@ __all__ = [
     "evaluate_modes",
     "fill",
     "means",
+    "ndcg_of",
     "opened",
     "search",
 ]
@@ -156,6 +157,7 @@ class Quality:
         encode_queries_s: The same for the queries.
         index_s: Seconds to write the vectors to the store and make them searchable.
         search_ms: Milliseconds a query, once encoded, mean.
+        ndcg_10_of: Query id -> nDCG@10.
     """
 
     ranker: str
@@ -170,6 +172,7 @@ class Quality:
     encode_queries_s: float
     index_s: float
     search_ms: float
+    ndcg_10_of: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 def evaluate_model(
@@ -254,6 +257,7 @@ def evaluate_bm25(collection: TestCollection) -> Quality:
         encode_queries_s,
         index_s,
         1000 * search_s / len(collection.queries),
+        ndcg_of(run, collection),
     )
 
 
@@ -307,16 +311,25 @@ def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tu
 
 def means(run: Run, collection: TestCollection) -> tuple[float, float, float]:
     """Mean nDCG@10, Recall@100 and MRR@10 over the judged queries."""
-    if not collection.keeps_identical:
-        run = {query: [hit for hit in hits if hit[0] != query] for query, hits in run.items()}
-    judgements = {
-        str(query.id): collection.judgements[str(query.id)] for query in collection.queries
-    }
+    run, judgements = _judged(run, collection)
     return (
         mean(ndcg(run, judgements, cutoff=10)),
         mean(recall(run, judgements, cutoff=DEPTH)),
         mean(reciprocal_rank(run, judgements, cutoff=10)),
     )
+
+
+def ndcg_of(run: Run, collection: TestCollection) -> dict[str, float]:
+    """nDCG@10 of each judged query."""
+    return ndcg(*_judged(run, collection), cutoff=10)
+
+
+def _judged(run: Run, collection: TestCollection) -> tuple[Run, dict[str, dict[str, int]]]:
+    """Hits that count, and the judgements of the queries that are asked."""
+    if not collection.keeps_identical:
+        run = {query: [hit for hit in hits if hit[0] != query] for query, hits in run.items()}
+    asked = (str(query.id) for query in collection.queries)
+    return run, {query: collection.judgements[query] for query in asked}
 
 
 class _Vectors:
@@ -347,6 +360,7 @@ class _Vectors:
                     encode_queries_s,
                     index_s,
                     search_ms,
+                    ndcg_of(run, collection),
                 )
             )
         return measured
