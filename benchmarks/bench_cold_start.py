@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -85,6 +84,7 @@ def measured(checkouts: Mapping[str, Path], rounds: int, scratch: Path) -> list[
         index = [*cli, "index", "notes.txt", "--store", "notes.qdrant"]
         for command in (index, *arms.values()):
             processor_ms(command, environments[name], folders[name])
+    commits = {name: commit_of(checkout) for name, checkout in checkouts.items()}
     rows = []
     for op, command in arms.items():
         samples: dict[str, list[float]] = {name: [] for name in checkouts}
@@ -92,13 +92,14 @@ def measured(checkouts: Mapping[str, Path], rounds: int, scratch: Path) -> list[
             for name in list(checkouts)[:: 1 if turn % 2 else -1]:
                 samples[name].append(processor_ms(command, environments[name], folders[name]))
         shape = "import vdr_db" if op == "import" else " ".join(("vdr-db", *SEARCH))
-        for name, checkout in checkouts.items():
+        for name, commit in commits.items():
             found = rows_of(f"cold_{op}", name, shape, "-", {"processor (ms)": samples[name]})
-            rows += [replace(row, commit=commit_of(checkout)) for row in found]
-        old, new = samples.values()
-        ratio = statistics.median(b / a for a, b in zip(old, new, strict=True))
-        print(f"{op:7} {' '.join(f'{row.backend} {row.median:.0f} ms' for row in rows[-2:])}, "
-              f"new / old, median of {rounds} rounds: {ratio:.3f}")  # fmt: skip
+            rows += [replace(row, commit=commit) for row in found]
+        ratios = [new / old for old, new in zip(*samples.values(), strict=True)]
+        found = rows_of(f"cold_{op}", "new / old", shape, "-", {"ratio of each round (1)": ratios})
+        rows += [replace(row, commit="..".join(commits.values())) for row in found]
+    for row in rows:
+        print(f"{row.op:11} {row.backend:9} {row.median:7} {row.unit:2} [{row.p20}, {row.p80}]")
     return rows
 
 

@@ -9,7 +9,13 @@ from functools import cache, partial
 
 import pytest
 import torch
-from triton_runs import DEVICE, IS_INTERPRETED, bounds, random
+from triton_runs import (  # noqa: F401 - a fixture
+    DEVICE,
+    IS_INTERPRETED,
+    bounds,
+    quick_interpreter,
+    random,
+)
 
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import Pooled, activate, gather_kept, project_pool, select_topk
