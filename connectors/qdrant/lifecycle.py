@@ -209,6 +209,14 @@ class CollectionLifecycle(BaseStore):
                 )
         return new
 
+    def leftovers(self) -> list[str]:
+        """Numbered collections of this name without an alias.
+
+        A rebuild that was killed left them, one is being filled just now, or `keep_old` asked for
+        them: the server cannot tell which, so nothing removes them by itself.
+        """
+        return self._server().versions.unnamed(self.name)
+
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):
             raise ConfigError(
