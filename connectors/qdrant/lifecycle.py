@@ -209,11 +209,19 @@ class CollectionLifecycle(BaseStore):
                 )
         return new
 
+    def leftovers(self) -> list[str]:
+        """Numbered collections of this name without an alias.
+
+        A rebuild that was killed left them, one is being filled just now, or `keep_old` asked for
+        them: the server cannot tell which, so nothing removes them by itself.
+        """
+        return self._server().versions.unnamed(self.name)
+
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):
             raise ConfigError(
-                f"{self._engine.where} is embedded and has no aliases; build another folder and "
-                "open that."
+                f"{self._engine.where} is embedded and has no aliases and groups; build "
+                "another folder and open that, or use a server."
             )
         return self._engine
 
