@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from vdr_db.cli.exits import DONE, INTERRUPTED
 from vdr_db.cli.options import add_model_options, add_store_options
 from vdr_db.cli.show import say, show_json
 from vdr_db.cli.stores import open_with_model
+from vdr_db.errors import ConfigError
 
 if TYPE_CHECKING:
     from vdr_db.encoders.image import ImageEncoder
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run_command"]
 
 HOST, PORT = "127.0.0.1", 8000
+KEY = "VDR_DB_SERVE_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default=HOST,
-        help=f"address to listen on (default: {HOST}, this machine only); there is no password",
+        help=f"address to listen on (default: {HOST}, this machine only); ${KEY} is the API key "
+        "that requests must bring",
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT}; 0: any free)")
     parser.add_argument(
@@ -44,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: fields with few values)",
     )
     parser.add_argument(
+        "--writes", action="store_true", help="offer /documents, which stores and removes texts"
+    )
+    parser.add_argument(
+        "--access-log", action="store_true", help="a line of JSON on stderr for each request"
+    )
+    parser.add_argument(
         "--image-model",
         metavar="NAME_OR_FOLDER",
         help="image encoder of the same vocabulary, to search by uploaded images (default: "
@@ -55,8 +66,13 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db serve`; 0 after SIGTERM, 130 after Ctrl-C."""
     from vdr_db.serve import ImageUploads, SearchService, listen, make_app, serve
 
+    key = os.environ.get(KEY)
     address = listen(arguments.host, arguments.port)
     with address.socket:
+        if arguments.writes and key is None and not address.is_loopback:
+            raise ConfigError(f"--writes on {arguments.host} lets everybody write; set ${KEY}.")
+        if arguments.access_log:
+            _log_access()
         collection, encoder = open_with_model(arguments)
         with collection:
             images = None
@@ -73,16 +89,27 @@ def run_command(arguments: argparse.Namespace) -> int:
                     show_json({"url": address.url, "documents": documents})
                     sys.stdout.flush()
                 say(f"{documents:,} documents at {address.url} (Ctrl-C stops)")
-                if not address.is_loopback:
+                if key is None and not address.is_loopback:
                     say(
-                        "vdr-db: every machine that reaches this one can search; nobody is asked "
-                        "for a password"
+                        "vdr-db: every machine that reaches this one can search; set "
+                        f"${KEY} to ask for a key"
                     )
 
-            app = make_app(service, hosts=arguments.allow_host)
+            app = make_app(
+                service, hosts=arguments.allow_host, api_key=key, writes=arguments.writes
+            )
             was_interrupted = serve(app, address, started=started)
     say("vdr-db: stopped")
     return INTERRUPTED if was_interrupted else DONE
+
+
+def _log_access() -> None:
+    from vdr_db.serve.watch import ACCESS_LOG
+
+    log = logging.getLogger(ACCESS_LOG)
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _load_image_model(arguments: argparse.Namespace) -> ImageEncoder:

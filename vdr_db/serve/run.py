@@ -8,18 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import uvicorn
+from fastapi import FastAPI
 
 from vdr_db.errors import ConfigError
+from vdr_db.serve.server import make_server
 
-__all__ = ["Address", "listen", "make_server", "serve"]
+__all__ = ["Address", "listen", "serve"]
 
 BACKLOG = 128
-MOST_CONNECTIONS = 64
-GRACE_S = 10
-IDLE_S = 5
 
 
 @dataclass(frozen=True)
@@ -60,24 +57,7 @@ def listen(host: str, port: int) -> Address:
     return Address(bound, f"http://{shown}:{taken}/", is_loopback)
 
 
-def make_server(app: Any) -> uvicorn.Server:
-    """The server of an application: quiet, with bounds on connections and waiting."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_keep_alive=IDLE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            ws="none",
-        )
-    )
-
-
-def serve(app: Any, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
+def serve(app: FastAPI, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
     """Serves until SIGINT or SIGTERM; requests that are going on are answered first.
 
     The address is closed in the end; `started` is called just before.
