@@ -16,6 +16,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -636,3 +637,63 @@ def test_the_command_asks_for_a_key_writes_and_logs(notes, capsys):
     open_to_all = ["serve", "--store", str(notes / "notes"), "--port", "0", "--host", "0.0.0.0"]
     assert main([*open_to_all, "--writes"]) == 2
     assert "lets everybody write" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_workers_share_a_port_and_their_numbers(tmp_path, tiny_splade):
+    pytest.importorskip("qdrant_client")
+    pytest.importorskip("grpc")
+    import service_worker
+    from qdrant_contract_server import QdrantContractServer
+
+    from vdr_db.connectors import VDRQdrant
+
+    with QdrantContractServer(tmp_path) as server:
+        options = {"url": server.url, "client_options": {"grpc_port": server.grpc_port}}
+        with VDRQdrant("texts", tiny_splade, **options) as collection:
+            collection.add_texts(TEXTS, ids=[0, 1, 2])
+        command = [sys.executable, service_worker.__file__]
+        ports = [str(server.rest_port), str(server.grpc_port)]
+        process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True)
+        try:
+            url = process.stdout.readline().strip().rstrip("/")
+
+            def ask(_):
+                # A connection each, so that either worker may take it.
+                answer = httpx.get(f"{url}/api/search?q=giraffe", timeout=120, trust_env=False)
+                return answer.json()["hits"][0]["id"]
+
+            with ThreadPoolExecutor(8) as pool:
+                assert set(pool.map(ask, range(40))) == {0}
+            workers = children(process)
+            assert len(workers) == 2
+            # One that is killed is replaced, and nobody notices.
+            os.kill(workers[0], signal.SIGKILL)
+            assert {ask(n) for n in range(5)} == {0}
+            with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+                counted = 'vdr_db_requests_total{method="GET",path="/api/search",status="200"}'
+                assert numbers(client)[counted] == 45
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def children(process):
+    """Processes of the workers, which serve; another one tracks what they share."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {number: Path(f"/proc/{number}/cmdline").read_bytes() for number in found}
+    return [int(number) for number, line in lines.items() if b"spawn_main" in line]
+
+
+def test_a_worker_that_cannot_start_ends_all(capsys, tmp_path):
+    from service_worker import fail
+
+    from vdr_db.cli.main import main
+    from vdr_db.serve import serve_many
+
+    code, was_interrupted = serve_many(fail, listen("127.0.0.1", 0), 2, started=lambda: None)
+    assert (code, was_interrupted) == (7, False)
+    assert main(["serve", "--store", str(tmp_path), "--workers", "2"]) == 2
+    assert "--workers must be 1 for a folder" in capsys.readouterr().err

@@ -75,7 +75,6 @@ def make_app(
     limits = limits or Limits()
     state, watch = State(), Watch()
     service.batcher.watch = watch.encoded
-    watch.active.set_function(lambda: state.active)
 
     @asynccontextmanager
     async def close_at_the_end(_: FastAPI) -> AsyncIterator[None]:

@@ -119,10 +119,12 @@ class Guard:
             await send(message)
 
         self.state.active += 1
+        self.watch.active.inc()
         try:
             await self._handle(scope, receive, watched_send)
         finally:
             self.state.active -= 1
+            self.watch.active.dec()
             path = scope["path"]
             label = path if path in self.paths else "other"
             client = scope["client"][0] if scope.get("client") else ""

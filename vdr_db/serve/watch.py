@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import datetime, timezone
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
-__all__ = ["ACCESS_LOG", "METRICS_TYPE", "Watch"]
+__all__ = ["ACCESS_LOG", "METRICS_FOLDER", "METRICS_TYPE", "Watch"]
 
 ACCESS_LOG = "vdr_db.serve.access"
 """Name of the logger that gets one JSON object for each request, at INFO."""
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable of `prometheus-client`: the folder in which several processes keep their numbers."""
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,7 +41,12 @@ class Watch:
             registry=self.registry,
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
         )
-        self.active = Gauge("vdr_db_requests_active", "Going on now.", registry=self.registry)
+        self.active = Gauge(
+            "vdr_db_requests_active",
+            "Going on now.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._batch_texts = Histogram(
             "vdr_db_batch_texts",
             "Texts encoded together.",
@@ -81,5 +91,9 @@ class Watch:
             _log.info("%s", json.dumps(line))
 
     def metrics(self) -> bytes:
-        """All numbers in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        """All numbers in the text format of Prometheus, of all workers where there are several."""
+        registry = self.registry
+        if METRICS_FOLDER in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry)
