@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
+import subprocess
+import sys
 import threading
+import time
+import tracemalloc
 import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +149,68 @@ def test_what_is_transparent_is_white(mode):
     assert (got[:, 4:] == 255).all()
 
 
+def keyed_png(depth, samples, clear):
+    """A PNG of one line, grey or in colours of `depth` bits, where one value is transparent."""
+    values = np.asarray(samples)
+    if depth < 8:
+        bits = "".join(f"{value:0{depth}b}" for value in values.ravel())
+        line = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    else:
+        line = values.astype(f">u{depth // 8}").tobytes()
+
+    def chunk(name, data):
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", len(values), 1, depth, 0 if values.ndim == 1 else 2, 0, 0, 0)
+    parts = {b"IHDR": head, b"tRNS": np.asarray(clear).astype(">u2").tobytes()}
+    parts |= {b"IDAT": zlib.compress(b"\0" + line), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_is_white(depth):
+    most = 2**depth - 1
+    samples = [0, 1, most // 2, most]
+    for clear in sorted(set(samples)):
+        file = keyed_png(depth, samples, clear)
+        grey = [255 if one == clear else round(255 * one / most) for one in samples]
+        for source in (file, Image.open(BytesIO(file))):
+            np.testing.assert_array_equal(read(source), np.repeat(grey, 3).reshape(1, 4, 3))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_colour_of_a_png_is_white(depth):
+    scale = 257 if depth == 16 else 1
+    samples = scale * np.array([[10, 20, 30], [30, 20, 10], [10, 20, 31]])
+    got = read(keyed_png(depth, samples, samples[1]))
+    assert got.tolist() == [[[10, 20, 30], [255, 255, 255], [10, 20, 31]]]
+
+
+def test_large_images_are_put_on_white_strip_by_strip(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (37, 29, 4)).astype(np.uint8)
+    for mode in ("RGBA", "LA", "La", "PA", "L", "CMYK", "YCbCr", "LAB", "1", "I;16"):
+        whole = Image.fromarray(image)
+        if mode == "I;16":
+            whole = Image.fromarray(image[:, :, 0].astype(np.uint16) * 250)
+        elif mode == "LAB":
+            whole = Image.frombytes("LAB", (29, 37), image[:, :, :3].tobytes())
+        else:
+            whole = (
+                whole.convert("LA").convert(mode)
+                if mode in ("La", "PA")
+                else (
+                    whole.convert("RGB").convert(mode)
+                    if mode in ("CMYK", "YCbCr")
+                    else whole.convert(mode)
+                )
+            )
+        expected = read(whole)
+        monkeypatch.setattr(reading, "_STRIP_PIXELS", 100)
+        np.testing.assert_array_equal(read(whole), expected)
+        monkeypatch.undo()
+
+
 def test_half_transparent_pixels_are_mixed_with_white():
     got = read(np.full((2, 2, 4), (100, 0, 200, 51), np.uint8))
     np.testing.assert_allclose(got[0, 0], [224, 204, 244], atol=1)
@@ -250,6 +319,54 @@ def test_limits(tmp_path, encoder):
         encoder.encode_images([PICTURE], max_pixels=0)
 
 
+def bomb(side=7000):
+    """A PNG of `side` by `side` transparent pixels of 16 bits: 392 MB in a file of 0.4 MB."""
+    packed, line = zlib.compressobj(9), bytes(1 + 8 * side)
+    content = b"".join(packed.compress(line) for _ in range(side)) + packed.flush()
+
+    def chunk(name, data):
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def test_deep_colours_count_twice():
+    content = bomb(100)
+    assert read(content, ImageLimits(pixels=20_000)).shape == (100, 100, 3)
+    said = why(content, ImageLimits(pixels=19_999))
+    assert "100 by 100 pixels of 16 bits a colour, more than the 9,999" in said
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(encoder):
+    content = bomb()
+    assert len(content) < 500_000
+    start = time.perf_counter()
+    tracemalloc.start()
+    result = encoder.encode_images([content] * 4)
+    took, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert all("7,000 by 7,000 pixels of 16 bits" in said for said in result.refused.values())
+    assert list(result.refused) == [0, 1, 2, 3]
+    assert took < 2
+    assert peak < 20e6
+
+
+def test_a_large_photograph_is_decoded_at_half_its_scale():
+    photo = np.repeat(np.repeat(PICTURE, 8, axis=0), 8, axis=1)
+    content = encoded(Image.fromarray(photo), "JPEG", quality=95)
+    height, width, _ = photo.shape
+    assert read(content, ImageLimits(pixels=width * height)).shape == photo.shape
+    half = read(content, ImageLimits(pixels=width * height - 1))
+    assert half.shape == (height // 2, width // 2, 3)
+    gap = np.abs(half.astype(int) - photo[1::2, 1::2].astype(int))
+    assert gap.mean() < 3
+    assert "pixels, more than" in why(content, ImageLimits(pixels=width * height // 4 - 1))
+    progressive = encoded(Image.fromarray(photo), "JPEG", quality=95, progressive=True)
+    assert "pixels, more than" in why(progressive, ImageLimits(pixels=width * height - 1))
+
+
 def test_the_callers_images_stay_as_they_are():
     image = Image.new("RGBA", (4, 4), (1, 2, 3, 4))
     array = np.zeros((4, 4, 4), np.uint8)
@@ -286,6 +403,38 @@ def test_folders(tmp_path, encoder):
         encoder.encode_images(tmp_path / "none")
     inside = encoder.encode_images([tmp_path / "a", tmp_path / "b.png"])
     assert "it is a folder; pass the folder alone" in inside.refused[0]
+
+
+def test_photographs_of_phones_and_cameras(tmp_path, encoder):
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ("red", "lime"))
+    first.save(tmp_path / "stereo.MPO", "MPO", save_all=True, append_images=[second])
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    heif.from_pillow(first).save(tmp_path / "phone.heic", quality=-1)
+    assert list_images(tmp_path) == ["phone.heic", "stereo.MPO"]
+    result = encoder.encode_images(tmp_path)
+    assert not result.refused
+    assert (result.rows.counts > 0).all()
+    for name in result.names:
+        assert np.abs(read(tmp_path / name).astype(int) - (255, 0, 0)).max() < 9
+    # Without the plug-in a HEIC file is counted and named.
+    code = f"""
+import sys
+sys.modules["pillow_heif"] = None
+from vdr_db.errors import InputError
+from vdr_db.images.files import list_images
+from vdr_db.images.reading import ImageLimits, read_image
+folder = {str(tmp_path)!r}
+print(list_images(folder))
+try:
+    read_image(folder + "/phone.heic", ImageLimits())
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, said = done.stdout.splitlines()
+    assert listed == "['phone.heic', 'stereo.MPO']"
+    assert said.startswith("it is in the format HEIF (HEIC)")
+    assert said.endswith("pip install 'vdr-db[heif]'")
 
 
 def test_generators_are_read_a_few_batches_ahead(encoder):

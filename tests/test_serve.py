@@ -30,7 +30,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from vdr_db.serve import Limits, SearchService, listen, make_app  # noqa: E402
-from vdr_db.serve.run import make_server  # noqa: E402
+from vdr_db.serve.server import make_server  # noqa: E402
 
 QUERY = "play a card game against the computer"
 TEXTS = 400
@@ -246,6 +246,11 @@ def test_the_api_is_described(client):
         "/api/search/image",
         "/api/explain",
         "/api/info",
+        "/api/encode",
+        "/embed_sparse",
+        "/healthz",
+        "/readyz",
+        "/metrics",
     }
     limit = next(
         p for p in described["paths"]["/api/search"]["get"]["parameters"] if p["name"] == "q"

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 
 from vdr_db.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "has_image_suffix", "list_images", "walk_images"]
+__all__ = ["IMAGE_SUFFIXES", "PLUGIN_SUFFIXES", "has_image_suffix", "list_images", "walk_images"]
+
+PLUGIN_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl")
+"""Of images that Pillow reads with a plug-in only; without it each of them is refused by name."""
 
 IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    *PLUGIN_SUFFIXES,
 )
 """Ends of the names of files that `ImageEncoder` reads, in lower case."""
 
@@ -19,7 +23,7 @@ IMAGE_SUFFIXES = (
 def has_image_suffix(name: str) -> bool:
     """Whether a file name ends like an image's."""
     # Most texts are long and no names; only the end is looked at.
-    return name[-5:].lower().endswith(IMAGE_SUFFIXES)
+    return name[-6:].lower().endswith(IMAGE_SUFFIXES)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:

@@ -12,8 +12,10 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -37,13 +39,20 @@ ImageSource: TypeAlias = Union[
 
 FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
-    *("JPEG2000", "QOI"),
+    *("JPEG2000", "QOI", "HEIF", "JXL"),
 )
 """Formats that are opened; others, such as EPS, would start a program."""
+
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+"""Packages that read more formats, and what registers them where importing does not."""
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION = 0x0112  # the EXIF tag
+# What Pillow makes of one step of a grey PNG's few bits; its tRNS value stays as it is written.
+_GREY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
+_STRIP_PIXELS = 1 << 18
+_DRAFT_PIXELS = 4  # times the limit, that a JPEG may have which is then decoded at half its scale
 # A PIL image reads its file when its pixels are first asked for, and is not made for two threads at
 # once; the same one may come twice in a call.
 _LOADING = Lock()
@@ -54,8 +63,10 @@ class ImageLimits:
     """The largest images that are read.
 
     Attributes:
-        pixels: Width times height. A file says its size before its pixels are decoded, so a
-            decompression bomb costs nothing.
+        pixels: Width times height; twice that where a pixel has more than 4 bytes, as in colours
+            of 16 bits. A file says its size before its pixels are decoded, so a decompression bomb
+            costs nothing. Baseline JPEG up to 4 times as large is decoded at half its scale.
+            Decoding takes up to 8 bytes a pixel beside the file.
         bytes: Of a file.
     """
 
@@ -123,10 +134,11 @@ def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
         image, digest = _from_array(source, limits)
         return LoadedImage(image, digest)
     if _is_pil(source):
-        _check_size(source.size, limits)  # type: ignore[union-attr]
+        _check_size(source.size, limits, source)  # type: ignore[union-attr]
+        clear = _clear_value(source)
         image = _guarded(lambda: _loaded(source))
         digest = _digest(f"{image.mode} {image.size}".encode(), image.tobytes())
-        return LoadedImage(_guarded(lambda: _to_rgb(image)), digest)
+        return LoadedImage(_guarded(lambda: _to_rgb(image, clear)), digest)
     if isinstance(source, (str, os.PathLike)):
         content = _file_content(Path(source), limits)
     else:
@@ -135,11 +147,17 @@ def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
 
     def decoded() -> Image:
         with module.open(BytesIO(content), formats=_formats()) as opened:
-            _check_size(opened.size, limits)
-            opened.load()
-            return _to_rgb(_upright(opened))
+            width, height = opened.size
+            is_baseline = opened.format in ("JPEG", "MPO") and not opened.info.get("progressive")
+            if is_baseline and limits.pixels < width * height <= _DRAFT_PIXELS * limits.pixels:
+                opened.draft(None, (width // 2, height // 2))
+            _check_size(opened.size, limits, opened)
+            clear = _clear_value(opened)
+            opened.load()  # which turns a TIFF
+            rgb, orientation = _to_rgb(opened, clear), _orientation(opened)
+        return _turned(rgb, orientation)
 
-    return LoadedImage(_guarded(decoded), _digest(content))
+    return LoadedImage(_guarded(decoded, content), _digest(content))
 
 
 def _is_like_path(text: str) -> bool:
@@ -159,10 +177,15 @@ def _formats() -> tuple[str, ...]:
     """Of `FORMATS`, those this Pillow was built with."""
     module = require("PIL.Image", "images")
     module.init()
+    for name, register in PLUGINS.items():
+        with suppress(ImportError):
+            plugin = import_module(name)
+            if register:
+                getattr(plugin, register)()
     return tuple(name for name in FORMATS if name in module.OPEN)
 
 
-def _guarded(work: Callable[[], Image]) -> Image:
+def _guarded(work: Callable[[], Image], content: bytes = b"") -> Image:
     module = require("PIL.Image", "images")
     try:
         return work()
@@ -171,6 +194,12 @@ def _guarded(work: Callable[[], Image]) -> Image:
     except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
         raise InputError(f"its size is that of a decompression bomb: {error}") from error
     except module.UnidentifiedImageError as error:
+        form, package = _plugin_of(content)
+        if form and form.split()[0] not in _formats():
+            raise InputError(
+                f"it is in the format {form}, which Pillow reads with a plug-in only; run "
+                f"pip install {package}"
+            ) from error
         raise InputError(
             "it is no image of a known format, or its beginning is damaged; convert it to PNG "
             "or JPEG"
@@ -208,30 +237,53 @@ def _check_bytes(count: int, limits: ImageLimits) -> None:
         raise InputError(f"it has {count:,} bytes, more than the {limits.bytes:,} that are read")
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+def _plugin_of(content: bytes) -> tuple[str, str]:
+    """Format of a file that only a plug-in reads, and what to install for it."""
+    # ISO 14496-12: a file begins with a box `ftyp` that names the brand.
+    brands = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    if content[4:8] == b"ftyp" and content[8:12] in brands:
+        return "HEIF (HEIC)", "'vdr-db[heif]'"
+    is_jxl = content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
+    return ("JXL (JPEG XL)", "pillow-jxl-plugin") if is_jxl else ("", "")
+
+
+def _raw_mode(image: Any) -> str:
+    """How the pixels lie in a file that is not decoded yet, such as `"RGB;16B"`."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
+    found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return found if isinstance(found, str) else ""
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits, image: Any = None) -> None:
     width, height = size
+    is_deep = ";16" in _raw_mode(image) and image.mode in ("RGB", "RGBA", "CMYK")
     if width < 1 or height < 1:
         raise InputError(f"it has no pixels: {width} by {height}")
-    if width * height > limits.pixels:
+    if width * height * (1 + is_deep) > limits.pixels:
         raise InputError(
-            f"it has {width:,} by {height:,} pixels, more than the {limits.pixels:,} that are "
-            "decoded; raise `max_pixels` if it is no decompression bomb"
+            f"it has {width:,} by {height:,} pixels{' of 16 bits a colour' if is_deep else ''}, "
+            f"more than the {limits.pixels // (1 + is_deep):,} that are decoded; raise "
+            "`max_pixels` if it is no decompression bomb"
         )
 
 
 def _loaded(image: Any) -> Image:
     with _LOADING:
         image.load()
-    return _upright(image)
+    return _turned(image, _orientation(image))
 
 
-def _upright(image: Image) -> Image:
-    """The image turned as its EXIF data says; damaged EXIF data says nothing."""
-    transpose = require("PIL.Image", "images").Transpose
+def _orientation(image: Any) -> object:
+    """What the EXIF data say; damaged ones say nothing."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        return image.getexif().get(_ORIENTATION)
     except Exception:  # the pixels are good, whatever stands beside them
-        return image
+        return None
+
+
+def _turned(image: Image, orientation: object) -> Image:
+    transpose = require("PIL.Image", "images").Transpose
     turns = {
         2: transpose.FLIP_LEFT_RIGHT,
         3: transpose.ROTATE_180,
@@ -241,20 +293,54 @@ def _upright(image: Image) -> Image:
         7: transpose.TRANSVERSE,
         8: transpose.ROTATE_90,
     }
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    is_known = isinstance(orientation, int) and orientation in turns
+    return image.transpose(turns[orientation]) if is_known else image  # type: ignore[index]
 
 
-def _to_rgb(image: Image) -> Image:
+def _clear_value(image: Any) -> int | tuple[int, ...] | None:
+    """The one grey or colour of a PNG that is transparent, as its decoded pixels will have it.
+
+    Of colours of 16 bits the upper 8 count: Pillow decodes no more.
+    """
+    clear, raw = image.info.get("transparency"), _raw_mode(image)
+    if isinstance(clear, tuple):
+        return tuple(value >> 8 for value in clear) if raw == "RGB;16B" else clear
+    if not isinstance(clear, int) or image.mode == "P":
+        return None
+    return clear * _GREY_STEP.get(image.mode if image.mode == "1" else raw, 1)
+
+
+def _to_rgb(image: Image, clear: int | tuple[int, ...] | None = None) -> Image:
+    """The image on white in RGB, strip by strip: copies of a whole one take memory."""
+    if image.mode == "RGB" and clear is None and "transparency" not in image.info:
+        return image
+    made: Image = require("PIL.Image", "images").new("RGB", image.size)
+    width, height = image.size
+    rows = max(_STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        made.paste(_strip_to_rgb(strip, clear), (0, top))
+    return made
+
+
+def _strip_to_rgb(image: Image, clear: int | tuple[int, ...] | None) -> Image:
     module = require("PIL.Image", "images")
+    if clear is not None:
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)
+        is_clear = (values == clear).all(axis=2) if values.ndim == 3 else values == clear
+        image.info.pop("transparency", None)
+        rgb = _strip_to_rgb(image, None)
+        rgb.paste((255, 255, 255), mask=module.fromarray(is_clear.astype(np.uint8) * 255))
+        return rgb
     if image.mode == "F" or image.mode in _SIXTEEN_BITS:
         narrow = _from_float if image.mode == "F" else _eight_bits
         image = module.fromarray(narrow(np.asarray(image)))
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         straight = image.convert("LA") if image.mode == "La" else image
-        clear = straight.convert("RGBA")
-        white = module.new("RGBA", clear.size, (255, 255, 255, 255))
-        return module.alpha_composite(white, clear).convert("RGB")  # type: ignore[no-any-return]
-    return image if image.mode == "RGB" else image.convert("RGB")
+        seen = straight.convert("RGBA")
+        white = module.new("RGBA", seen.size, (255, 255, 255, 255))
+        return module.alpha_composite(white, seen).convert("RGB")  # type: ignore[no-any-return]
+    return image.convert("RGB")
 
 
 def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

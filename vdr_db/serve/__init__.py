@@ -6,12 +6,12 @@ refuses.
 
 from vdr_db.errors import require
 
-for _module in ("fastapi", "uvicorn", "python_multipart", "jinja2"):
+for _module in ("fastapi", "uvicorn", "python_multipart", "jinja2", "prometheus_client", "orjson"):
     require(_module, "serve")
 
 from vdr_db.serve.app import make_app  # noqa: E402  (after the packages were asked for)
-from vdr_db.serve.guard import Limits  # noqa: E402
-from vdr_db.serve.run import Address, listen, serve  # noqa: E402
+from vdr_db.serve.limits import Limits  # noqa: E402
+from vdr_db.serve.run import Address, listen, serve, serve_many  # noqa: E402
 from vdr_db.serve.service import ImageSearch, SearchService  # noqa: E402
 from vdr_db.serve.uploads import ImageUploads  # noqa: E402
 
@@ -24,4 +24,5 @@ __all__ = [
     "listen",
     "make_app",
     "serve",
+    "serve_many",
 ]

@@ -3,6 +3,7 @@
 # FastAPI reads annotations when the routes are made, and some of them name what is inside a
 # function: they must be objects, so `from __future__ import annotations` is left out.
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from vdr_db.connectors.ids import MAX_ID_BYTES
-from vdr_db.errors import InputError, VdrError
+from vdr_db.errors import ConfigError, InputError, RejectedRows, VdrError
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.filters import parse_filter
 from vdr_db.serve.answers import (
@@ -25,10 +27,16 @@ from vdr_db.serve.answers import (
     explain_answer,
     search_answer,
 )
+from vdr_db.serve.description import describe, methods_of
+from vdr_db.serve.documents import add_writing
+from vdr_db.serve.encode import add_encoding
 from vdr_db.serve.facets import Choice, parse_choices
-from vdr_db.serve.guard import Guard, Limits
+from vdr_db.serve.guard import Guard, State, refusal, wants_page
+from vdr_db.serve.limits import Limits
 from vdr_db.serve.pages import Asked, explain_page, page_html, style_sheet
 from vdr_db.serve.service import Found, SearchService
+from vdr_db.serve.uploads import UnreadableUpload
+from vdr_db.serve.watch import METRICS_TYPE, Watch
 from vdr_db.version import __version__
 
 __all__ = ["make_app"]
@@ -42,16 +50,31 @@ Answer = TypeVar("Answer")
 
 
 def make_app(
-    service: SearchService, *, limits: Limits | None = None, hosts: Sequence[str] = ()
+    service: SearchService,
+    *,
+    limits: Limits | None = None,
+    hosts: Sequence[str] = (),
+    api_key: str | None = None,
+    writes: bool = False,
 ) -> FastAPI:
     """The web page and the API of one collection.
 
     Args:
         service: What is asked; closed when the application ends.
-        limits: How much a request may ask for.
+        limits: How much is given to requests.
         hosts: Names this is reached under besides `localhost` and addresses.
+        api_key: What every request must bring, but those for `/healthz` and `/readyz`; browsers ask
+            for it as a password. None asks for nothing.
+        writes: Whether documents can be stored and removed (`/documents`).
+
+    Raises:
+        ConfigError: The key is empty.
     """
+    if api_key == "":
+        raise ConfigError("`api_key` must not be empty; leave it out to let everybody in.")
     limits = limits or Limits()
+    state, watch = State(), Watch()
+    service.batcher.watch = watch.encoded
 
     @asynccontextmanager
     async def close_at_the_end(_: FastAPI) -> AsyncIterator[None]:
@@ -62,18 +85,32 @@ def make_app(
     app = FastAPI(
         title="vdr-db",
         version=__version__,
-        description="Search one collection, and see why a hit is a hit.",
+        description="Search one collection, see why a hit is a hit, and encode texts and images.",
         docs_url=None,
         redoc_url=None,
         lifespan=close_at_the_end,
         dependencies=[Depends(_refuse_unknown)],
     )
-    app.add_middleware(Guard, limits=limits, hosts=hosts)
+    app.state.service, app.state.limits = state, limits
     _add_errors(app)
     _add_pages(app, service, limits)
     _add_api(app, service, limits)
+    _add_about(app, service, state, watch)
+    add_encoding(app, service, limits)
     if service.images is not None:
         _add_uploads(app, service, limits)
+    if writes:
+        add_writing(app, service, limits, _asked)
+    describe(app, has_key=api_key is not None)
+    app.add_middleware(
+        Guard,
+        limits=limits,
+        hosts=hosts,
+        key=api_key,
+        watch=watch,
+        state=state,
+        paths=frozenset(methods_of(app)),
+    )
     return app
 
 
@@ -126,6 +163,25 @@ def _add_api(app: FastAPI, service: SearchService, limits: Limits) -> None:
         return InfoAnswer(**_asked(service.info), version=__version__)
 
 
+def _add_about(app: FastAPI, service: SearchService, state: State, watch: Watch) -> None:
+    @app.get("/healthz", tags=["about"])
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["about"])
+    def readyz() -> dict[str, str]:
+        """Whether requests can be answered: the store is there, and nobody has stopped us."""
+        if state.is_stopping or not service.is_ready():
+            raise HTTPException(503, "Not now: the service stops, or its store does not answer.")
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["about"], response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(watch.metrics(), media_type=METRICS_TYPE)
+
+
 def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
     Text = _query(limits)
 
@@ -164,45 +220,64 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
 
 def _add_uploads(app: FastAPI, service: SearchService, limits: Limits) -> None:
     Filter = _filter(limits)
+    decodes = asyncio.Semaphore(limits.decodes)
 
-    def found_by(image: UploadFile, limit: int, filter: str | None = None) -> Found:
-        data = image.file.read(limits.upload_bytes + 1)
-        if len(data) > limits.upload_bytes:
-            raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
-        try:
-            conditions = _conditions(filter)
+    async def found_by(image: UploadFile, limit: int, filter: str | None = None) -> Found:
+        conditions = _conditions(filter)
+
+        def found() -> Found:
+            data = image.file.read(limits.upload_bytes + 1)
+            if len(data) > limits.upload_bytes:
+                raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
             return _asked(lambda: service.search_image(data, limit=limit, filter=conditions))
+
+        try:
+            # Whoever waits here holds no thread, so that others are served.
+            async with decodes:
+                return await run_in_threadpool(found)
+        except UnreadableUpload as error:
+            raise HTTPException(400, str(error)) from error
         except InputError as error:
             raise HTTPException(400, "This file is no image that can be read.") from error
 
     @app.post("/api/search/image", tags=["search"])
-    def api_image(
+    async def api_image(
         image: UploadFile,
         limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE,
         filter: Filter = None,  # type: ignore[valid-type]
     ) -> SearchAnswer:
         """Documents that match an image."""
-        return search_answer("", found_by(image, limit, filter), limit=limit, offset=0)
+        return search_answer("", await found_by(image, limit, filter), limit=limit, offset=0)
 
     @app.post("/image", response_class=HTMLResponse, include_in_schema=False)
-    def page_image(image: UploadFile) -> str:
+    async def page_image(image: UploadFile) -> str:
         asked = Asked("", 1, (), limits, True)
-        return page_html("image", "Image", asked, found=found_by(image, 2 * PAGE))
+        return page_html("image", "Image", asked, found=await found_by(image, 2 * PAGE))
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answer(request: Request, status: int, reason: str) -> Response:
-        if request.url.path.startswith("/api/"):
-            return JSONResponse({"detail": reason}, status)
-        return HTMLResponse(page_html("error", str(status), None, reason=reason), status)
+    def answer(
+        request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        path = request.url.path
+        if wants_page(request.scope):
+            page = page_html("error", str(status), None, reason=reason)
+            return HTMLResponse(page, status, headers)
+        return JSONResponse(refusal(path, status, reason), status, headers)
 
     @app.exception_handler(AnyHTTPException)
     async def refuse(request: Request, error: AnyHTTPException) -> Response:
-        return answer(request, error.status_code, str(error.detail))
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(methods_of(app)[request.url.path])
+        return answer(request, error.status_code, str(error.detail), headers)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_arguments(request: Request, error: RequestValidationError) -> Response:
-        said = [f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors()]
+        said = [
+            f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'body'}: {fault['msg']}"
+            for fault in error.errors()
+        ]
         return answer(request, 422, "; ".join(said) + ".")
 
     @app.exception_handler(InputError)
@@ -218,7 +293,7 @@ def _asked(ask: Callable[[], Answer]) -> Answer:
     """An answer of the service; what went wrong is logged and not told, it may name places."""
     try:
         return ask()
-    except InputError:
+    except (InputError, RejectedRows):
         raise
     except VdrError as error:
         _log.exception("a request could not be answered")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
+import hmac
 import ipaddress
+import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from vdr_db.errors import ConfigError
+from vdr_db.serve.limits import Limits
+from vdr_db.serve.watch import Watch
 
-__all__ = ["Guard", "Limits"]
+__all__ = ["Guard", "State", "refusal", "wants_page"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,42 +35,34 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+OPEN = ("/healthz", "/readyz")
+"""Asked by whatever runs the service, without a key and however much is going on."""
 # A form's own lines come on top of the file.
 _FORM_BYTES = 64 * 1024
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(:[0-9]*)?")
+_PROGRAMS = ("/api/", "/documents", "/metrics", "/openapi.json", *OPEN)
+_EMBED = "/embed_sparse"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much one request may ask for.
+class State:
+    """What the parts of a running service tell each other.
 
     Attributes:
-        query_characters: Of a query.
-        page_size: Hits on a page at most.
-        depth: How far results can be paged through.
-        upload_bytes: Of an image.
-
-    Raises:
-        ConfigError: A limit is not positive.
+        is_stopping: Whether connections are closed after their next answer.
+        active: Requests that are going on.
     """
 
-    query_characters: int = 1000
-    page_size: int = 50
-    depth: int = 1000
-    upload_bytes: int = 10 * 1024 * 1024
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigError(f"the limit `{name}` must be at least 1, got {value}.")
+    def __init__(self) -> None:
+        self.is_stopping = False
+        self.active = 0
 
 
-class _TooLargeError(Exception):
-    """The body went over the limit while it was read."""
+class _RefusedError(Exception):
+    """The body went over a limit while it was read."""
 
 
 class Guard:
-    """Refuses foreign hosts, foreign pages and large bodies, and sets the headers of every answer.
+    """Refuses foreign hosts, foreign pages, strangers and large bodies, and sets every header.
 
     A page elsewhere can point a name of its own at 127.0.0.1 and then read answers as its own. Such
     a request carries that name in `Host`, so only addresses, `localhost` and named hosts pass. It
@@ -72,14 +70,34 @@ class Guard:
 
     Args:
         app: What is guarded.
-        limits: How large a body may be.
+        limits: How much may be asked for.
         hosts: Names that pass besides `localhost` and addresses.
+        key: What a request must bring as `Authorization: Bearer`, as the password of a browser, or
+            as `api-key`; None lets everybody in.
+        watch: Is told of every answer.
+        state: Of the service.
+        paths: That the application serves.
     """
 
-    def __init__(self, app: Application, limits: Limits, hosts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        app: Application,
+        limits: Limits,
+        *,
+        hosts: Sequence[str] = (),
+        key: str | None = None,
+        watch: Watch,
+        state: State,
+        paths: Collection[str] = (),
+    ) -> None:
         self.app = app
+        self.limits = limits
         self.most = limits.upload_bytes + _FORM_BYTES
         self.hosts = {host.lower() for host in hosts}
+        self.key = None if key is None else key.encode()
+        self.watch = watch
+        self.state = state
+        self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""
@@ -87,40 +105,133 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        start, status, size = time.perf_counter(), 500, 0
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._complete(message)
+            else:
+                size += len(message.get("body", b""))
+                if scope["method"] == "HEAD":
+                    message = {**message, "body": b""}
+            await send(message)
+
+        self.state.active += 1
+        self.watch.active.inc()
+        try:
+            await self._handle(scope, receive, watched_send)
+        finally:
+            self.state.active -= 1
+            self.watch.active.dec()
+            path = scope["path"]
+            label = path if path in self.paths else "other"
+            client = scope["client"][0] if scope.get("client") else ""
+            seconds = time.perf_counter() - start
+            self.watch.answered(client, scope["method"], path, label, status, size, seconds)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = {name.lower(): value for name, value in scope["headers"]}
-        taken = 0
-        is_refused = False
-
-        async def counted_receive() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.most:
-                raise _TooLargeError
-            return message
-
-        async def checked_send(message: Message) -> None:
-            nonlocal is_refused
-            # The application may take the error above for a bad form and answer that.
-            if taken > self.most and not is_refused and message["type"] == "http.response.start":
-                is_refused = True
-                await _refuse(send, 413, "The upload is too large.")
-            if not is_refused:
-                await _send(send, message)
-
-        host = given.get(b"host", b"").decode("latin-1")
+        host, path = given.get(b"host", b"").decode("latin-1"), scope["path"]
+        is_read = scope["method"] in ("GET", "HEAD")
         if not self._knows(host):
-            await _refuse(send, 421, "This host name is not served here.")
-        elif scope["method"] not in ("GET", "HEAD") and self._is_foreign(given, host):
+            await _refuse(send, scope, 421, "This host name is not served here.")
+        elif not is_read and self._is_foreign(given, host):
             # A connection that closes on unread bytes is reset, and takes the answer with it.
             if _fits(given.get(b"content-length", b"none"), _FORM_BYTES):
                 while (await receive()).get("more_body"):
                     pass
-            await _refuse(send, 403, "A page of another site cannot send this here.")
+            await _refuse(send, scope, 403, "A page of another site cannot send this here.")
+        elif path in OPEN:
+            await self.app(_as_get(scope), receive, send)
+        elif self.key is not None and not self._has_key(given):
+            realm = "Basic" if wants_page(scope) else "Bearer"
+            more = {"www-authenticate": f'{realm} realm="vdr-db"'}
+            await _refuse(send, scope, 401, "An API key is needed here.", more)
+        elif self.state.active > self.limits.requests:
+            said = f"{self.limits.requests} requests are going on; come again in a second."
+            await _refuse(send, scope, _overloaded(path), said, {"retry-after": "1"})
+        elif is_read:
+            await self.app(_as_get(scope), receive, self._bounded(send, scope))
         elif not _fits(given.get(b"content-length"), self.most):
-            await _refuse(send, 413, "The upload is too large.")
+            said = f"A body may have {self.limits.upload_bytes:,} bytes."
+            await _refuse(send, scope, 413, said)
         else:
-            await self.app(scope, counted_receive, checked_send)
+            await self._receive_body(scope, receive, self._bounded(send, scope))
+
+    async def _receive_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application with a body that may be neither too large nor too slow."""
+        taken = 0
+        has_all = False
+        refused: tuple[int, str] | None = None
+
+        async def counted_receive() -> Message:
+            nonlocal taken, refused, has_all
+            if has_all:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.limits.body_s)
+            except asyncio.TimeoutError:
+                refused = 408, f"No part of the body came within {self.limits.body_s:g} s."
+                raise _RefusedError from None
+            taken += len(message.get("body", b""))
+            has_all = not message.get("more_body")
+            if taken > self.most:
+                refused = 413, f"A body may have {self.limits.upload_bytes:,} bytes."
+                raise _RefusedError
+            return message
+
+        is_refused = False
+
+        async def checked_send(message: Message) -> None:
+            nonlocal is_refused
+            # The application may take the error above for a bad form and answer that.
+            if refused and not is_refused and message["type"] == "http.response.start":
+                is_refused = True
+                await _refuse(send, scope, *refused)
+            if not is_refused:
+                await send(message)
+
+        await self.app(scope, counted_receive, checked_send)
+
+    def _bounded(self, send: Send, scope: Scope) -> Send:
+        """Sends answers that are not too large."""
+        is_refused = False
+
+        async def bounded_send(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start":
+                length = dict(message["headers"]).get(b"content-length", b"0")
+                if int(length) > self.limits.answer_bytes:
+                    is_refused = True
+                    most = f"more than the {self.limits.answer_bytes:,} that are sent"
+                    said = f"The answer has {int(length):,} bytes, {most}; ask for less."
+                    await _refuse(send, scope, 413, said)
+            if not is_refused:
+                await send(message)
+
+        return bounded_send
+
+    def _complete(self, message: Message) -> None:
+        """Gives an answer the headers that every answer has."""
+        given = {name.lower() for name, _ in message["headers"]}
+        added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+        if self.state.is_stopping:
+            added.append((b"connection", b"close"))
+        message["headers"] = [*message["headers"], *(one for one in added if one[0] not in given)]
+
+    def _has_key(self, given: Mapping[bytes, bytes]) -> bool:
+        kind, _, value = given.get(b"authorization", b"").partition(b" ")
+        brought = given.get(b"api-key", b"")
+        if kind.lower() == b"bearer":
+            brought = value.strip()
+        elif kind.lower() == b"basic":
+            try:
+                brought = base64.b64decode(value.strip()).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                return False
+        return self.key is not None and hmac.compare_digest(brought, self.key)
 
     def _knows(self, host: str) -> bool:
         found = _HOST.fullmatch(host)
@@ -147,27 +258,48 @@ class Guard:
         return place != host.lower() and place.partition(":")[0] not in self.hosts
 
 
+def wants_page(scope: Scope) -> bool:
+    """Whether an error is told as a page: paths of programs, and who asks for JSON, get JSON."""
+    if scope["path"] == _EMBED or scope["path"].startswith(_PROGRAMS):
+        return False
+    accept = dict(scope["headers"]).get(b"accept", b"").lower()
+    return b"text/html" in accept or b"json" not in accept
+
+
+def refusal(path: str, status: int, reason: str) -> dict[str, str]:
+    """An error as JSON; `/embed_sparse` also has the fields of text-embeddings-inference."""
+    if path != _EMBED:
+        return {"detail": reason}
+    kind = "validation" if status < 429 else "overloaded" if status in (429, 503) else "backend"
+    return {"error": reason, "error_type": kind, "detail": reason}
+
+
+def _overloaded(path: str) -> int:
+    return 429 if path == _EMBED else 503
+
+
+def _as_get(scope: Scope) -> Scope:
+    """A request for headers alone is answered as one for all, whose body is not sent."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
 def _fits(length: bytes | None, most: int) -> bool:
     if length is None:
         return True
     return length.isdigit() and len(length) < 19 and int(length) <= most
 
 
-async def _send(send: Send, message: Message) -> None:
-    """Passes a message on, with the headers every answer has."""
-    if message["type"] == "http.response.start":
-        given = {name.lower() for name, _ in message["headers"]}
-        added = ((name.encode(), value.encode()) for name, value in HEADERS.items())
-        message["headers"] = [*message["headers"], *(one for one in added if one[0] not in given)]
-    await send(message)
-
-
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = reason.encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await _send(send, {"type": "http.response.start", "status": status, "headers": headers})
-    await _send(send, {"type": "http.response.body", "body": body})
+async def _refuse(
+    send: Send, scope: Scope, status: int, reason: str, more: Mapping[str, str] | None = None
+) -> None:
+    is_text = wants_page(scope)
+    body = reason if is_text else json.dumps(refusal(scope["path"], status, reason))
+    headers = {
+        "content-type": "text/plain; charset=utf-8" if is_text else "application/json",
+        "content-length": str(len(body.encode())),
+        "connection": "close",
+        **(more or {}),
+    }
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body.encode()})

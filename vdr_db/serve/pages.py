@@ -19,7 +19,7 @@ from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.report import explanation_html, match_html
 from vdr_db.explain.report import style_sheet as report_style_sheet
 from vdr_db.serve.facets import FacetCounts, values_of
-from vdr_db.serve.guard import Limits
+from vdr_db.serve.limits import Limits
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Id

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from tempfile import TemporaryDirectory
 
-import uvicorn
+from fastapi import FastAPI
 
 from vdr_db.errors import ConfigError
+from vdr_db.serve.server import make_server
+from vdr_db.serve.watch import METRICS_FOLDER
 
-__all__ = ["Address", "listen", "make_server", "serve"]
+__all__ = ["Address", "listen", "serve", "serve_many"]
 
 BACKLOG = 128
-MOST_CONNECTIONS = 64
-GRACE_S = 10
-IDLE_S = 5
+LOOK_S, EARLY_S = 0.2, 30.0
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,7 @@ def listen(host: str, port: int) -> Address:
     return Address(bound, f"http://{shown}:{taken}/", is_loopback)
 
 
-def make_server(app: Any) -> uvicorn.Server:
-    """The server of an application: quiet, with bounds on connections and waiting."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_keep_alive=IDLE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            ws="none",
-        )
-    )
-
-
-def serve(app: Any, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
+def serve(app: FastAPI, address: Address, *, started: Callable[[], None] = lambda: None) -> bool:
     """Serves until SIGINT or SIGTERM; requests that are going on are answered first.
 
     The address is closed in the end; `started` is called just before.
@@ -90,6 +78,66 @@ def serve(app: Any, address: Address, *, started: Callable[[], None] = lambda: N
         started()
         server.run(sockets=[address.socket])
     return signal.SIGINT in seen
+
+
+def serve_many(
+    work: Callable[[Address], object],
+    address: Address,
+    workers: int,
+    *,
+    started: Callable[[], None],
+) -> tuple[int, bool]:
+    """Serves with several processes that share a port, until SIGINT or SIGTERM.
+
+    Each runs `work`, which can be pickled and opens what it serves. One that ends by itself is
+    started again; one that fails early ends all, since the next would fail as well. Numbers for
+    Prometheus are of all of them together.
+
+    Returns:
+        The exit code of a worker that failed early, else 0; and whether it was Ctrl-C (SIGINT) that
+        ended it.
+    """
+    spawn = multiprocessing.get_context("spawn")
+
+    def start() -> tuple[SpawnProcess, float]:
+        process = spawn.Process(target=work, args=(address,))
+        process.start()
+        return process, time.monotonic()
+
+    code = 0
+    with address.socket, _signals_kept() as seen, _shared_metrics():
+        running = [start() for _ in range(workers)]
+        started()
+        while not seen and not code:
+            wait([process.sentinel for process, _ in running], timeout=LOOK_S)
+            for place, (process, since) in enumerate(running):
+                if process.exitcode is None or seen:
+                    continue
+                if process.exitcode > 0 and time.monotonic() - since < EARLY_S:
+                    code = process.exitcode
+                    break
+                running[place] = start()
+        for process, _ in running:
+            process.terminate()
+        address.socket.close()
+        for process, _ in running:
+            process.join()
+    return code, signal.SIGINT in seen
+
+
+@contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """A folder in which processes started meanwhile keep their numbers together."""
+    before = os.environ.get(METRICS_FOLDER)
+    with TemporaryDirectory(prefix="vdr-db-metrics-") as folder:
+        os.environ[METRICS_FOLDER] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[METRICS_FOLDER]
+            else:
+                os.environ[METRICS_FOLDER] = before
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
-from vdr_db.errors import InputError
+from vdr_db.errors import InputError, StoreError
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.hits import HitView
 from vdr_db.explain.items import explain_text
@@ -21,6 +22,7 @@ from vdr_db.explain.matches import make_match
 from vdr_db.explain.records import thumbnail_of
 from vdr_db.explain.spans import Mark, marks, token_spans
 from vdr_db.explain.words import matched_words, shares_of
+from vdr_db.serve.batching import Batcher, Side
 from vdr_db.serve.facets import (
     Choice,
     Facet,
@@ -31,6 +33,7 @@ from vdr_db.serve.facets import (
     find_facets,
     named_facets,
 )
+from vdr_db.serve.limits import Limits
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ class SearchService:
         encoder: The collection's.
         facets: Payload fields to offer as facets; None finds them in a sample of the documents.
         images: Makes vectors of uploaded images; None offers no upload.
+        batch_texts: Texts of several requests that are encoded together.
     """
 
     def __init__(
@@ -96,8 +100,10 @@ class SearchService:
         *,
         facets: Sequence[str] | None = None,
         images: ImageSearch | None = None,
+        batch_texts: int = Limits.batch_texts,
     ) -> None:
         self.collection = collection
+        self.batcher = Batcher(encoder, most=batch_texts)
         self.encoder = encoder
         self.images = images
         # The embedded engine is asked by one thread at a time; a search takes about a millisecond.
@@ -113,7 +119,8 @@ class SearchService:
             self.facets = named_facets(sample, facets)
 
     def close(self) -> None:
-        """Closes the collection, after a search that is going on; a second call does nothing."""
+        """Closes the collection, after what is going on; a second call does nothing."""
+        self.batcher.close()
         with self._store_lock:
             self.collection.close()
 
@@ -133,6 +140,59 @@ class SearchService:
             "images": self.images is not None,
         }
 
+    def is_ready(self) -> bool:
+        """Whether the store answers; other errors than its own are raised."""
+        try:
+            with self._store_lock:
+                self.collection.count()
+        except StoreError:
+            return False
+        return True
+
+    def encode(self, side: Side, texts: Sequence[str]) -> Future[SparseRows]:
+        """The rows of texts, encoded together with those of other requests."""
+        return self.batcher.submit(side, texts)
+
+    def refuse_long(self, side: Side, texts: Sequence[str]) -> None:
+        """Looks whether texts are read to their ends.
+
+        Raises:
+            InputError: One is longer than the model reads.
+        """
+        own = self.encoder.frame(side).own
+        for place, text in enumerate(texts):
+            count = len(token_spans(self.encoder, text)[0])
+            if count > own:
+                raise InputError(
+                    f"inputs: text {place} must have at most {own} tokens, got {count}; leave "
+                    "`truncate` out to have it cut."
+                )
+
+    def encode_images(self, images: Sequence[bytes]) -> SparseRows:
+        """One row for each image.
+
+        Raises:
+            InputError: Images are not read here, or one cannot be.
+        """
+        if self.images is None:
+            raise InputError("this service reads no images; its model reads texts only.")
+        return self.images.encode_images(images)
+
+    def write(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[Id],
+        payloads: Sequence[Mapping[str, Any]],
+    ) -> list[Id]:
+        """Stores texts, as `Collection.add_texts` does."""
+        with self._store_lock:
+            return self.collection.add_texts(texts, ids, payloads)
+
+    def delete(self, ids: Sequence[Id]) -> int:
+        """Removes documents; returns how many were there."""
+        with self._store_lock:
+            return self.collection.delete(ids)
+
     def search(
         self,
         query: str,
@@ -144,7 +204,7 @@ class SearchService:
     ) -> Found:
         """One page of hits for a text; `filter` is that of `vdr_db.filters`."""
         start = time.perf_counter()
-        row = self.encoder.encode_queries([query])
+        row = self.encode("query", [query]).result()
         own, _ = token_spans(self.encoder, query)
         return self._found(row, own, start, limit, offset, choices, filter)
 
@@ -156,10 +216,8 @@ class SearchService:
         Raises:
             InputError: Images are not searched here, or this is none.
         """
-        if self.images is None:
-            raise InputError("This collection is not searched by images.")
         start = time.perf_counter()
-        row = self.images.encode_images([image])
+        row = self.encode_images([image])
         return self._found(row, [], start, limit, 0, (), filter)
 
     def explanation(self, query: str) -> Explanation:
@@ -168,7 +226,7 @@ class SearchService:
 
     def match(self, query: str, id: Id) -> Match | None:
         """Why a document matches, or None when there is no such document."""
-        row = self.encoder.encode_queries([query])
+        row = self.encode("query", [query]).result()
         with self._store_lock:
             records = self.collection.get([id], with_rows=True)
             if not records:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.serve.limits import Limits
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
 
-__all__ = ["ImageUploads"]
+__all__ = ["ImageUploads", "UnreadableUpload"]
 
-MAX_PIXELS = 50_000_000
-"""Of an uploaded image; a small file can hold a very large one."""
+
+class UnreadableUpload(InputError):
+    """An uploaded image cannot be read; what is said may be told to whoever sent it."""
 
 
 class ImageUploads:
@@ -25,7 +27,9 @@ class ImageUploads:
         ConfigError: They have different vocabularies, so images and texts share no dimension.
     """
 
-    def __init__(self, images: ImageEncoder, texts: SparseEncoder) -> None:
+    def __init__(
+        self, images: ImageEncoder, texts: SparseEncoder, *, max_pixels: int = Limits.image_pixels
+    ) -> None:
         if images.vocabulary.fingerprint != texts.vocabulary.fingerprint:
             raise ConfigError(
                 f"the image encoder must have the tokens of the collection's model, got "
@@ -33,15 +37,17 @@ class ImageUploads:
                 "take an image encoder that was trained with this text encoder."
             )
         self.images = images
+        self.max_pixels = max_pixels
 
     def encode_images(self, images: Sequence[bytes]) -> SparseRows:
         """One row for each image.
 
         Raises:
-            InputError: A file is no image that can be read.
+            UnreadableUpload: A file is no image that can be read.
         """
-        encoded = self.images.encode_images(list(images), max_pixels=MAX_PIXELS)
+        # One after the other: how many are decoded at once is for the service to say.
+        encoded = self.images.encode_images(list(images), max_pixels=self.max_pixels, threads=1)
         if encoded.refused:
             place, reason = next(iter(encoded.refused.items()))
-            raise InputError(f"image {place} cannot be read: {reason}.")
+            raise UnreadableUpload(f"image {place} cannot be read: {reason}.")
         return encoded.rows
