@@ -25,6 +25,7 @@ PACKAGES = (
     "qdrant-edge-py",
     "qdrant-client",
     "elasticsearch",
+    "opensearch-py",
     "bm25s",
 )
 
@@ -49,10 +50,11 @@ def run_command(arguments: argparse.Namespace) -> int:
         encoder = load_model(arguments)
         facts["model"] = {**encoder.stamp().to_dict(), "columns": encoder.vocabulary.columns}
     if arguments.store:
-        with opened(arguments, encoder=None) as collection:
+        with opened(arguments) as collection:
             stamp = collection.store.stamp
             facts["collection"] = {
                 "name": arguments.collection,
+                "server": str(collection.server) if collection.server else None,
                 "texts": collection.count(),
                 "made with": stamp.to_dict() if stamp else None,
             }

@@ -55,18 +55,28 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
     )
 
 
-def add_store_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--store` and `--collection`."""
+def add_store_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, otherwise: str = ""
+) -> None:
+    """`--store`, `--collection` and `--api-key-env`; `otherwise` says what goes without."""
     parser.add_argument(
         "--store",
         required=required,
-        metavar="FOLDER_OR_URL",
-        help="folder of an embedded Qdrant (made when missing), or http(s)://... of a server",
+        metavar="ADDRESS",
+        help="folder of an embedded Qdrant (made when missing), http(s)://HOST:PORT of a Qdrant, "
+        "elasticsearch+http(s)://HOST:PORT or opensearch+http(s)://HOST:PORT"
+        + (f" (default: {otherwise})" if otherwise else ""),
     )
     parser.add_argument(
         "--collection",
-        default=DEFAULT_COLLECTION,
-        help=f"name of the collection (default: {DEFAULT_COLLECTION}); a folder holds one",
+        metavar="NAME",
+        help=f"name of the collection (default: the one a folder holds, else {DEFAULT_COLLECTION})",
+    )
+    parser.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable that holds the key of a server (default: VDR_DB_API_KEY, or "
+        "that of the store, such as VDR_DB_QDRANT_API_KEY); docs/stores.md has users and TLS",
     )
 
 

@@ -28,7 +28,7 @@ from vdr_db.readers import BeirFolder, Record
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors import VDRQdrant
+    from vdr_db.connectors import Collection, VDRQdrant
     from vdr_db.encoders.text import SparseEncoder
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "evaluate_bm25",
     "evaluate_model",
     "evaluate_modes",
+    "evaluate_store",
     "fill",
     "means",
     "opened",
@@ -175,7 +176,7 @@ class Quality:
 
 
 def evaluate_model(
-    collection: TestCollection, encoder: SparseEncoder, *, store: VDRQdrant | None = None
+    collection: TestCollection, encoder: SparseEncoder, *, store: Collection | None = None
 ) -> Quality:
     """Encodes, indexes and searches a collection with a model.
 
@@ -188,8 +189,28 @@ def evaluate_model(
         What was measured.
     """
     if store is not None:
-        return _Vectors(collection, encoder).searched(store, ["full"])[0]
+        return evaluate_store(collection, encoder, store, ["full"])[0]
     return evaluate_modes(collection, encoder, ["full"])[0]
+
+
+def evaluate_store(
+    collection: TestCollection,
+    encoder: SparseEncoder,
+    store: Collection,
+    modes: Sequence[Mode],
+    *,
+    is_filled: bool = False,
+) -> list[Quality]:
+    """The same for modes whose documents are alike, in a store of any kind.
+
+    Args:
+        collection: What to search.
+        encoder: The model.
+        store: Where to write to.
+        modes: `"beta"` alone, or others.
+        is_filled: Search what the store holds, and write nothing.
+    """
+    return _Vectors(collection, encoder).searched(store, modes, is_filled=is_filled)
 
 
 def evaluate_modes(
@@ -303,7 +324,7 @@ def opened(encoder: SparseEncoder, *, tokens: bool = False) -> Iterator[VDRQdran
         yield store
 
 
-def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> float:
+def fill(store: Collection, collection: TestCollection, rows: SparseRows) -> float:
     """Writes the documents' vectors and texts; returns seconds until they can be searched."""
     timer = Timer()
     ids = [document.id for document in collection.documents]
@@ -313,7 +334,7 @@ def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> floa
     return timer.lap()
 
 
-def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
+def search(store: Collection, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
     """Hits of every query, `{query id: [(document id, score)]}`, and milliseconds a query."""
     timer = Timer()
     hits = store.search_batch(rows, limit=DEPTH + 1)
@@ -346,15 +367,18 @@ class _Vectors:
         self._collection, self._encoder = collection, encoder
         self._made: dict[tuple[str, bool], tuple[SparseRows, float]] = {}
 
-    def searched(self, store: VDRQdrant, modes: Sequence[Mode]) -> list[Quality]:
-        """Fills a store and measures modes whose documents are alike."""
+    def searched(
+        self, store: Collection, modes: Sequence[Mode], *, is_filled: bool = False
+    ) -> list[Quality]:
+        """Fills a store, unless it is, and measures modes whose documents are alike."""
         collection = self._collection
-        documents, encode_documents_s = self._documents(tokens="beta" in modes)
-        index_s = 0.0
+        documents, encode_documents_s, index_s = None, 0.0, 0.0
+        if not is_filled:
+            documents, encode_documents_s = self._documents(tokens="beta" in modes)
         measured = []
         for i, mode in enumerate(modes):
             queries, encode_queries_s = self._queries(tokens=mode == "alpha")
-            if i == 0:
+            if i == 0 and documents is not None:
                 index_s = fill(store, collection, documents)
             run, search_ms = search(store, collection, queries)
             measured.append(
@@ -362,9 +386,9 @@ class _Vectors:
                     self._encoder.model,
                     mode,
                     *means(run, collection),
-                    mean_nonzeros(documents),
+                    None if documents is None else mean_nonzeros(documents),
                     mean_nonzeros(queries),
-                    flops(queries, documents),
+                    None if documents is None else flops(queries, documents),
                     encode_documents_s,
                     encode_queries_s,
                     index_s,
