@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
-from vdr_db.errors import ConfigError, InputError, StoreError, StoreMismatch
+from vdr_db.errors import ConfigError, InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "BatchLimits",
@@ -21,7 +17,6 @@ __all__ = [
     "EmptyRows",
     "Hit",
     "Id",
-    "OpenStore",
     "Payload",
     "Record",
     "Store",
@@ -204,51 +199,13 @@ class Store(Protocol):
     def close(self) -> None:
         """Releases the store; a second call does nothing."""
 
-    def __enter__(self) -> Store:
-        """The store itself."""
+    def __enter__(self) -> Store: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the store."""
-
-
-class OpenStore:
-    """What every store of ours shares: a place, and an end that may come with a `with` block."""
-
-    _is_closed = False
-
-    @property
-    def _where(self) -> str:
-        """The collection and its place, for messages, without secrets."""
-        raise NotImplementedError
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise StoreError(f"{self._where} is closed; open it again to use it.")
-
-    def close(self) -> None:
-        """Releases the store; a second call does nothing."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        """The store itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the store."""
-        self.close()
+    def __exit__(self, *_: Any) -> None: ...
 
 
 def check_width(rows: SparseRows, width: int, where: str) -> None:
-    """Refuses rows over another vocabulary.
-
-    Raises:
-        InputError: The width differs.
-    """
+    """Refuses rows over another vocabulary."""
     if rows.width != width:
         raise InputError(
             f"{where} holds rows of width {width}, got width {rows.width}; "
@@ -261,11 +218,7 @@ def check_stamp(
     stored: tuple[int, EncoderStamp | None, Documents],
     wanted: tuple[int, EncoderStamp | None, Documents],
 ) -> None:
-    """Refuses to open a collection with another encoder than it was made for.
-
-    Raises:
-        StoreMismatch: Width, encoder or kind of documents differ; the message names both.
-    """
+    """Refuses a collection that has another width, encoder or kind of documents than is wanted."""
     width, stamp, documents = stored
     reasons = []
     if stamp is not None and wanted[1] is not None:
@@ -292,11 +245,7 @@ def next_version(name: str, taken: Iterable[str]) -> str:
 
 
 def checked_page(limit: int, offset: int) -> None:
-    """Refuses a page that cannot be.
-
-    Raises:
-        ConfigError: `limit` is below 1 or `offset` below 0, or one is not an integer.
-    """
+    """Refuses a page that cannot be."""
     for name, value, least in (("limit", limit, 1), ("offset", offset, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"`{name}` must be an integer of at least {least}, got {value!r}.")

@@ -58,19 +58,12 @@ class Part(Generic[Item]):
 
 
 class Feed(Generic[Item]):
-    """The documents of one call, at most `size` at a time.
-
-    Args:
-        items: Documents.
-        ids: One for each, or `None`.
-        payloads: One mapping or `None` for each, or `None`.
-        size: Documents of a part.
-        one: What a document is called, with its article: `"a text"`.
+    """The documents of one call, at most `size` at a time; `one` is such a document: `"a text"`.
 
     Raises:
         TypeError: One id or mapping came instead of several, or a payload is no mapping.
         ConfigError: `size` is no positive integer.
-        ShapeError: The three are not equally many.
+        ShapeError: Items, ids and payloads are not equally many.
         InputError: An id is unusable or given twice.
     """
 
@@ -103,7 +96,6 @@ class Feed(Generic[Item]):
         self._seen: dict[Id, int] = {}
 
     def __iter__(self) -> Iterator[Part[Item]]:
-        """The parts, taken as they are asked for."""
         done = 0
         while items := list(islice(self._items, self._size)):
             payloads = self._take(self._payloads, len(items), "payloads", done)
@@ -125,11 +117,7 @@ class Feed(Generic[Item]):
                 )
 
     def first_of_each(self, ids: Sequence[Id], payloads: Sequence[Payload | None]) -> list[int]:
-        """Places of documents that were not in the call before, by ids made of their content.
-
-        Raises:
-            InputError: One was, with another payload.
-        """
+        """Places of documents that were not in the call before, by ids made of their content."""
         fresh = []
         for i, (id, payload) in enumerate(zip(ids, payloads, strict=True)):
             told = hash(repr(payload))
@@ -167,11 +155,7 @@ class Feed(Generic[Item]):
 
 
 def refuse_string(values: Any, name: str) -> None:
-    """Refuses one string where several are expected.
-
-    Raises:
-        TypeError: It is one string.
-    """
+    """Refuses one string where several are expected."""
     if isinstance(values, (str, bytes)):
         shown = values if len(values) <= 40 else values[:40]
         raise TypeError(f"`{name}` must be a sequence of strings, got one string; pass [{shown!r}]")

@@ -60,12 +60,7 @@ def checked_id(id: Any) -> Id:
 
 
 def checked_ids(ids: Sequence[Any], *, unique: bool = False) -> list[Id]:
-    """All ids checked.
-
-    Raises:
-        TypeError: One id or a mapping came instead of a sequence.
-        InputError: An id is unusable, or occurs twice although `unique`.
-    """
+    """All ids checked, and that none occurs twice if they must be `unique`."""
     if isinstance(ids, (str, bytes, int, np.integer)):
         raise TypeError(f"`ids` must be a sequence of ids, got {ids!r}; pass [{ids!r}]")
     if isinstance(ids, Mapping):

@@ -95,12 +95,6 @@ def image_batches(
         payloads: One mapping or `None` for each, or `None` for no payloads.
         size: Images of a batch.
         thumbnail_px: Longest side of a small copy in the payload, `None` for none.
-
-    Raises:
-        TypeError: One image, id or mapping came instead of several.
-        ShapeError: The three are not equally many.
-        InputError: An id is unusable or given twice, two payloads fight for one image without an
-            id, or a payload has another value in a field of the library.
     """
     sources, names = _sources(images)
     feed = Feed(sources, ids, payloads, size=size, one="an image")

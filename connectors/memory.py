@@ -19,16 +19,15 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
-    OpenStore,
     Payload,
     Record,
     Written,
     check_stamp,
-    checked_page,
 )
 from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.validation import checked_query, prepare
-from vdr_db.errors import RejectedRows, StoreError
+from vdr_db.connectors.store import About, BaseStore
+from vdr_db.connectors.validation import prepare
+from vdr_db.errors import RejectedRows
 from vdr_db.filters import Filter, parse_filter
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
@@ -38,7 +37,7 @@ __all__ = ["MemoryStore"]
 _LIMITS = BatchLimits(rows=1 << 30, bytes=1 << 60, row_bytes=32 << 20)
 
 
-class MemoryStore(OpenStore):
+class MemoryStore(BaseStore):
     """A `Store` in plain Python objects, exact and without persistence.
 
     Args:
@@ -47,30 +46,12 @@ class MemoryStore(OpenStore):
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
-        self._width: int | None = None
-        self._stamp: EncoderStamp | None = None
-        self._documents: Documents = "encoded"
+        self._made_for: About | None = None
         self._rows: dict[Id, SparseRows] = {}
         self._payloads: dict[Id, Payload] = {}
         self._joined: tuple[list[Id], SparseRows] | None = None
 
-    @property
-    def width(self) -> int | None:
-        """Width of all rows, `None` while the collection is not made."""
-        return self._width
-
-    @property
-    def stamp(self) -> EncoderStamp | None:
-        """The encoder the collection was made for, as far as known."""
-        return self._stamp
-
-    @property
-    def documents(self) -> Documents:
-        """What the document side is."""
-        return self._documents
-
     def __repr__(self) -> str:
-        """Name and size."""
         return f"MemoryStore({self.name!r}, {len(self._rows)} documents)"
 
     def create(
@@ -78,12 +59,11 @@ class MemoryStore(OpenStore):
     ) -> None:
         """Makes the collection, or checks the one that is there; see `Store.create`."""
         self._check_open()
-        if self._width is not None:
-            stored = (self._width, self._stamp, self._documents)
-            check_stamp(self._where, stored, (width, stamp, documents))
+        if self._made_for is not None:
+            check_stamp(self._where, self._made_for, (width, stamp, documents))
             return
         SparseRows.empty(0, width)  # checks the width
-        self._width, self._stamp, self._documents = width, stamp, documents
+        self._made_for = width, stamp, documents
 
     def upsert(
         self,
@@ -98,7 +78,7 @@ class MemoryStore(OpenStore):
             rows,
             ids,
             payloads,
-            width=self._made(),
+            width=self._made_width(),
             empty=empty,
             limits=_LIMITS,
             where=self._where,
@@ -111,41 +91,9 @@ class MemoryStore(OpenStore):
             raise RejectedRows(list(ready.refused), list(ready.refused.values()))
         return Written(len(ready.ids), ready.empty, ready.skipped)
 
-    def search(
-        self,
-        row: SparseRows,
-        limit: int = 10,
-        filter: Filter | Mapping[str, Any] | None = None,
-        offset: int = 0,
-    ) -> list[Hit]:
-        """The best documents by exact inner product; see `Store.search`."""
-        checked_page(limit, offset)
-        query = checked_query(row, self._made(), self._where, single=True)
-        ids, rows = self._all_rows()
-        scores = rows.dot(query)[:, 0]
-        keep = self._mask(filter, ids) & (scores > 0)
-        found = sorted(
-            ((float(scores[i]), ids[i]) for i in np.flatnonzero(keep)),
-            key=lambda pair: (-pair[0], *id_order(pair[1])),
-        )
-        return [
-            Hit(id, score, copy.deepcopy(self._payloads[id]))
-            for score, id in found[offset : offset + limit]
-        ]
-
-    def search_batch(
-        self,
-        rows: SparseRows,
-        limit: int = 10,
-        filter: Filter | Mapping[str, Any] | None = None,
-    ) -> list[list[Hit]]:
-        """`search` for each row."""
-        checked_query(rows, self._made(), self._where)
-        return [self.search(row, limit, filter) for row in rows]
-
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
-        self._made()
+        self._made_width()
         return [
             Record(id, copy.deepcopy(self._payloads[id]), self._rows[id] if with_rows else None)
             for id in checked_ids(ids)
@@ -154,7 +102,7 @@ class MemoryStore(OpenStore):
 
     def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
         """All ids, or those the filter keeps, in the order they were first written."""
-        self._made()
+        self._made_width()
         ids = list(self._rows)
         return iter([id for id, kept in zip(ids, self._mask(filter, ids), strict=True) if kept])
 
@@ -165,7 +113,7 @@ class MemoryStore(OpenStore):
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
-        self._made()
+        self._made_width()
         present = {id for id in checked_ids(ids) if id in self._rows}
         for id in present:
             del self._rows[id], self._payloads[id]
@@ -180,24 +128,36 @@ class MemoryStore(OpenStore):
         """Does nothing: there is no index."""
         self._check_open()
 
-    def close(self) -> None:
-        """Forgets everything; a second call does nothing."""
-        self._is_closed = True
-        self._rows, self._payloads, self._joined = {}, {}, None
-
     @property
     def _where(self) -> str:
         return f"collection {self.name!r}"
 
-    def _made(self) -> int:
-        self._check_open()
-        if self._width is None:
-            raise StoreError(f"{self._where} holds nothing yet; add documents first.")
-        return self._width
+    def _about(self) -> About | None:
+        return self._made_for
+
+    def _release(self) -> None:
+        self._rows, self._payloads, self._joined = {}, {}, None
+
+    def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
+        ids, rows = self._all_rows()
+        kept = self._mask(filter, ids)
+        answers = []
+        for scores in rows.dot(queries).T:
+            found = sorted(
+                ((float(scores[i]), ids[i]) for i in np.flatnonzero(kept & (scores > 0))),
+                key=lambda pair: (-pair[0], *id_order(pair[1])),
+            )
+            answers.append(
+                [
+                    Hit(id, score, copy.deepcopy(self._payloads[id]))
+                    for score, id in found[offset : offset + limit]
+                ]
+            )
+        return answers
 
     def _all_rows(self) -> tuple[list[Id], SparseRows]:
         if self._joined is None:
-            parts = [SparseRows.empty(0, self._made()), *self._rows.values()]
+            parts = [SparseRows.empty(0, self._made_width()), *self._rows.values()]
             self._joined = list(self._rows), SparseRows.concat(parts)
         return self._joined
 

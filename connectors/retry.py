@@ -47,7 +47,6 @@ class RetryPolicy:
     deadline_s: float = 300.0
 
     def __post_init__(self) -> None:
-        """Refuses what would never try or never stop."""
         if self.tries < 1 or not (0 < self.base_s <= self.cap_s) or not self.deadline_s > 0:
             raise ConfigError(
                 "a retry policy needs tries ≥ 1, 0 < base_s ≤ cap_s and deadline_s > 0, "
@@ -72,16 +71,9 @@ class Stopped(StoreError):
 
 
 class Retrier:
-    """Repeats calls that may pass later.
+    """Repeats calls that may pass later, and counts them in `retries`, for progress reports.
 
-    Args:
-        policy: How often and how long.
-        stop: Ends every wait when it is set.
-        seed: Seed of the jitter.
-        clock: Tells seconds.
-
-    Attributes:
-        retries: Calls repeated so far, for progress reports.
+    Setting `stop` ends every wait; `seed` is that of the jitter, and `clock` tells seconds.
     """
 
     def __init__(
@@ -105,16 +97,11 @@ class Retrier:
         *,
         is_splittable: bool = False,
     ) -> Result:
-        """The function's result, after as many tries as the policy allows.
-
-        Args:
-            function: May be carried out twice.
-            what: Its name for messages.
-            is_splittable: Whether the caller can make smaller requests of this one.
+        """The result of a function that may be carried out twice, after as many tries as allowed.
 
         Raises:
-            StoreUnavailable: It failed for passing reasons until tries or time ran out.
-            RefusedBatch: Smaller requests may pass, and `is_splittable`.
+            StoreUnavailable: `what` failed for passing reasons until tries or time ran out.
+            RefusedBatch: Smaller requests may pass, and it `is_splittable` into such.
             Stopped: The wait was ended.
         """
         if _IN_CHARGE.get() is not None:
@@ -167,12 +154,7 @@ class Allowance:
         self._began = self._retrier.clock()
 
     def wait(self, failure: Failure, error: BaseException, what: str = "the request") -> None:
-        """Waits before the next attempt.
-
-        Raises:
-            StoreUnavailable: No tries or not enough time is left; says what failed last.
-            Stopped: The wait was ended.
-        """
+        """Waits before the next attempt; says what failed last when no tries or no time is left."""
         if error is self._given_up:  # by a wait within the attempt
             raise error
         policy, retrier = self._retrier.policy, self._retrier

@@ -33,12 +33,6 @@ def text_batches(
         payloads: One mapping or `None` for each, or `None` for no payloads.
         size: Texts of a batch.
         text_key: Payload field for the text, `None` to keep no text.
-
-    Raises:
-        TypeError: One string or mapping came instead of several, or an item is of a wrong type.
-        ShapeError: The three are not equally many.
-        InputError: An id is unusable or given twice, two payloads fight for one text without an id,
-            or a payload has another value in the field of the text.
     """
     refuse_string(texts, "texts")
     feed = Feed(texts, ids, payloads, size=size, one="a text")

@@ -95,16 +95,7 @@ def prepare(
     limits: BatchLimits,
     where: str,
 ) -> Prepared:
-    """Checks one call of `Store.upsert`.
-
-    Args:
-        rows: Rows to write.
-        ids: One id for each.
-        payloads: One mapping or `None` for each; `None` for no payloads at all.
-        width: Width of the collection.
-        empty: What becomes of rows without entries.
-        limits: Of the store.
-        where: Name of the collection for messages.
+    """Checks one call of `Store.upsert` on the collection `where` of that width.
 
     Raises:
         TypeError: Something came in another form, for example dictionaries for `SparseRows`.
@@ -173,13 +164,7 @@ def prepare(
 
 
 def checked_query(rows: SparseRows, width: int, where: str, *, single: bool = False) -> SparseRows:
-    """Query rows ready for an engine.
-
-    Raises:
-        TypeError: They are not `SparseRows`.
-        ShapeError: `single`, and it is not exactly one row.
-        InputError: They have another width.
-    """
+    """Query rows ready for an engine; `single` asks for exactly one."""
     if not isinstance(rows, SparseRows):
         raise TypeError(f"a query must be SparseRows, got {type(rows).__name__}")
     if single and len(rows) != 1:
@@ -203,10 +188,7 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
     """A copy of a payload in JSON types, and its size in bytes, estimated.
 
     Tuples become lists and NumPy scalars Python numbers; anything else that JSON cannot hold is
-    refused, because engines would change it silently.
-
-    Raises:
-        InputError: The payload cannot be stored; the message names the field.
+    an `InputError`, because engines would change it silently.
     """
     if payload is None:
         return {}, 2
@@ -217,12 +199,9 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
 
 
 def _refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
-    if not isinstance(payload, Mapping):
-        return
-    for name in payload:
-        if name == FINGERPRINT_FIELD:
-            continue
-        if isinstance(name, str) and name.startswith(RESERVED_PREFIX):
+    for name in payload if isinstance(payload, Mapping) else ():
+        is_reserved = isinstance(name, str) and name.startswith(RESERVED_PREFIX)
+        if is_reserved and name != FINGERPRINT_FIELD:
             raise InputError(
                 f"payload fields starting with {RESERVED_PREFIX!r} belong to the library, got "
                 f"{name!r} for id {id!r}; give the field another name."
@@ -259,9 +238,8 @@ def _clean(value: Any, path: str, depth: int) -> tuple[Any, int]:
     if isinstance(value, (list, tuple)):
         items = [_clean(item, f"{path}[]", depth + 1) for item in value]
         return [item for item, _ in items], 2 + sum(size + 1 for _, size in items)
-    raise InputError(
-        f"`{path}` holds a {type(value).__name__}, which JSON cannot hold{_hint(value)}"
-    )
+    hint = next(hint for kinds, hint in _HINTS if isinstance(value, kinds))
+    raise InputError(f"`{path}` holds a {type(value).__name__}, which JSON cannot hold; {hint}")
 
 
 def _clean_text(text: str, path: str) -> tuple[str, int]:
@@ -275,16 +253,13 @@ def _clean_text(text: str, path: str) -> tuple[str, int]:
     return str(text), size + 2
 
 
-def _hint(value: Any) -> str:
-    if isinstance(value, (dt.date, dt.time)):
-        return "; store value.isoformat(), which filters understand as a time"
-    if isinstance(value, (set, frozenset)):
-        return "; store sorted(value)"
-    if isinstance(value, np.ndarray):
-        return "; store value.tolist()"
-    if isinstance(value, (bytes, bytearray)):
-        return "; decode it first"
-    return "; store text, numbers, booleans, None, lists or dictionaries"
+_HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
+    ((dt.date, dt.time), "store value.isoformat(), which filters understand as a time"),
+    ((set, frozenset), "store sorted(value)"),
+    ((np.ndarray,), "store value.tolist()"),
+    ((bytes, bytearray), "decode it first"),
+    ((object,), "store text, numbers, booleans, None, lists or dictionaries"),
+)
 
 
 def rows_from_pairs(
@@ -321,14 +296,14 @@ def rows_from_pairs(
             )
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"token ids must be integers, got {ids.dtype} in row {i}.")
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= width):
-            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise InputError(f"token ids must lie in [0, {width}), got {bad} in row {i}.")
-        if not (np.isfinite(weights) & (weights >= 0)).all():
-            bad_weight = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        outside = ids[(ids < 0) | (ids >= width)]
+        if outside.size:
+            raise InputError(f"token ids must lie in [0, {width}), got {outside[0]} in row {i}.")
+        bad = weights[~(np.isfinite(weights) & (weights >= 0))]
+        if bad.size:
             raise InputError(
-                f"weights must be finite and not negative, got {bad_weight} in row {i}; "
-                "look for NaN in the model."
+                f"weights must be finite and not negative, got {bad[0]} in row {i}; look for NaN "
+                "in the model."
             )
         unique, place = np.unique(ids.astype(np.int64), return_inverse=True)
         if unique.size < ids.size and duplicates == "error":

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.connectors.base import Hit, Id, Payload
+from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.elasticsearch.filters import FACTS, payload_facts
-from vdr_db.connectors.ids import MAX_ID_BYTES, id_order
+from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import ConfigError, InputError, require
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
     "delete_lines",
     "document_id",
     "feature_objects",
-    "fuse_ranks",
     "id_of",
     "index_mapping",
     "index_settings",
@@ -144,17 +143,9 @@ def bulk_lines(
     action: Literal["index", "create"],
     field: str,
 ) -> list[bytes]:
-    """The two lines of a bulk request for each row.
+    """The two lines of a bulk request for each checked row, ending in a newline.
 
-    Args:
-        rows: Checked rows.
-        ids: The checked id of each row.
-        payloads: The checked payload of each row.
-        action: `"index"` replaces a document, `"create"` leaves the one that is there.
-        field: Name of the vector field.
-
-    Returns:
-        One bytes object per row, ending in a newline.
+    `action` `"index"` replaces a document, `"create"` leaves the one that is there.
     """
     orjson = require("orjson", "elasticsearch")
     lines: list[bytes] = []
@@ -194,12 +185,7 @@ def query_scale(weights: WeightArray) -> float:
 
 
 def row_query(
-    ids: IdArray,
-    weights: WeightArray,
-    *,
-    field: str,
-    kind: FieldKind,
-    scale: float = 1.0,
+    ids: IdArray, weights: WeightArray, *, field: str, kind: FieldKind, scale: float = 1.0
 ) -> dict[str, Any]:
     """A query whose score is the dot product with the (truncated) vectors of the documents.
 
@@ -235,11 +221,7 @@ def search_body(
 ) -> dict[str, Any]:
     """A search whose hits come best first, equal scores by ascending id.
 
-    Args:
-        query: What gives the score.
-        limit: Hits wanted.
-        offset: Hits passed over.
-        filter: What must be true besides, without a say in the score.
+    The filter must be true besides, without a say in the score.
     """
     if filter is not None:
         query = {"bool": {"must": [dict(query)], "filter": [dict(filter)]}}
@@ -256,22 +238,6 @@ def search_body(
 def text_query(text: str, field: str, *, boost: float = 1.0) -> dict[str, Any]:
     """BM25 of a text against a payload field."""
     return {"match": {f"payload.{field}": {"query": text, "boost": boost}}}
-
-
-def fuse_ranks(rankings: Sequence[Sequence[Hit]], *, constant: int, limit: int) -> list[Hit]:
-    """Reciprocal rank fusion: a hit's score is the sum of 1 / (constant + rank) over the rankings.
-
-    Source: Cormack, Clarke and Buettcher 2009, "Reciprocal rank fusion outperforms Condorcet and
-    individual rank learning methods".
-    """
-    scores: dict[Id, float] = {}
-    hits: dict[Id, Hit] = {}
-    for ranking in rankings:
-        for rank, hit in enumerate(ranking, start=1):
-            scores[hit.id] = scores.get(hit.id, 0.0) + 1.0 / (constant + rank)
-            hits.setdefault(hit.id, hit)
-    best = sorted(scores, key=lambda id: (-scores[id], *id_order(id)))[:limit]
-    return [Hit(id, scores[id], hits[id].payload) for id in best]
 
 
 # Indices
@@ -308,20 +274,11 @@ def index_mapping(
     text_fields: Sequence[str] = (),
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
 ) -> dict[str, Any]:
-    """The mapping of an index of ours.
+    """The mapping of an index of ours, which remembers `meta` under `_meta`.
 
     Filters go through `facts`. Payload fields are indexed by themselves only when they are named:
-    for text search, or with a type of your own for other programs that read the index.
-
-    Args:
-        meta: What the index remembers of us, kept under `_meta`.
-        field: Name of the vector field.
-        kind: Type of the vector field.
-        version: Server version, major and minor.
-        store_vectors: Whether `_source` keeps the vectors.
-        text_fields: Payload fields that are searched as text (BM25).
-        payload_types: Payload fields with an Elasticsearch type of their own: `{"year": "long"}`.
-            A document whose value does not fit the type is refused.
+    for text search, or with a type of your own for other programs that read the index. A document
+    whose value does not fit the type is refused.
 
     Raises:
         ConfigError: The field name or a payload type is impossible, or the server is too old.

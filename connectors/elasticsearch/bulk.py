@@ -45,7 +45,6 @@ class BulkWriter:
     def __init__(
         self, transport: Transport, *, max_docs: int = 500, max_bytes: int = 8 << 20
     ) -> None:
-        """Sends through `transport`."""
         self.max_docs = max_docs
         self.max_bytes = max_bytes
         self._transport = transport
@@ -60,16 +59,8 @@ class BulkWriter:
     ) -> BulkReport:
         """Writes every item that the server takes, however often it must be asked.
 
-        Args:
-            path: Quoted name of the index or alias.
-            lines: The bytes of each item; empty ones are passed over.
-            action: What the lines ask for.
-            require_alias: Lets the server refuse, rather than make a new index with types of its
-                own guess, when the alias is gone.
-
-        Raises:
-            StoreUnavailable: The server stayed busy or away; items before are written.
-            StoreError: The index is gone, or the credentials do not allow writing.
+        Items whose lines are empty are passed over. With `require_alias` the server refuses, rather
+        than make a new index with types of its own guess, when the alias is gone.
         """
         report = BulkReport()
         params = {"require_alias": "true"} if require_alias else {}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -94,11 +92,10 @@ class VersionedIndex:
     """
 
     def __init__(self, transport: Transport, name: str, new: NewIndex) -> None:
-        """Opens nothing yet."""
         self.name = indices.check_name(name)
         self.is_loading = False
-        self._transport = transport
-        self._new = new
+        self.transport = transport
+        self.new = new
         self._state: indices.IndexState | None = None
 
     @property
@@ -117,25 +114,15 @@ class VersionedIndex:
         return self.state().is_alias
 
     def state(self) -> indices.IndexState:
-        """What the server holds under the name.
-
-        Raises:
-            StoreError: Nothing.
-        """
-        if self._state is None:
-            self._state = indices.read_state(self._transport, self.name)
-        if self._state is None:
-            raise StoreError(f"{self.where} holds nothing yet; add documents first.")
+        """What the server holds under the name; nothing is a `StoreError`."""
+        self.made()
+        assert self._state is not None
         return self._state
 
     def meta(self) -> IndexMeta | None:
-        """What is known about the index, `None` when there is none.
-
-        Raises:
-            StoreMismatch: The index was not made by this library, or by a newer version of it.
-        """
+        """What is known about the index, `None` without any; foreign ones are a `StoreMismatch`."""
         if self._state is None:
-            self._state = indices.read_state(self._transport, self.name)
+            self._state = indices.read_state(self.transport, self.name)
         if self._state is None:
             return None
         stored = self._state.meta
@@ -155,11 +142,7 @@ class VersionedIndex:
         return meta
 
     def made(self) -> IndexMeta:
-        """`meta` of an index that is there.
-
-        Raises:
-            StoreError: There is none.
-        """
+        """`meta` of an index that is there; none is a `StoreError`."""
         meta = self.meta()
         if meta is None:
             raise StoreError(f"{self.where} holds nothing yet; add documents first.")
@@ -173,152 +156,56 @@ class VersionedIndex:
                 width=width,
                 stamp=None if stamp is None else stamp.to_dict(),
                 documents=documents,
-                kind=self._new.kind,
-                field=self._new.field,
-                store_vectors=self._new.store_vectors,
-                text_fields=list(self._new.text_fields),
+                kind=self.new.kind,
+                field=self.new.field,
+                store_vectors=self.new.store_vectors,
+                text_fields=list(self.new.text_fields),
             )
             # Processes that come at once all ask for the first name, and one of them gets it.
             # Another name is taken only when that index is there without the alias.
-            bodies = {"mapping": self._mapping(meta), "settings": self._settings()}
+            mapping = index_mapping(
+                {indices.META_KEY: asdict(meta)},
+                field=meta.field,
+                kind=meta.kind,
+                version=self._version(),
+                store_vectors=meta.store_vectors,
+                text_fields=meta.text_fields,
+                payload_types=self.new.payload_types,
+            )
+            settings = index_settings(
+                shards=self.new.shards,
+                replicas=self.new.replicas,
+                kind=self.new.kind,
+                version=self._version(),
+                extra=self.new.settings,
+            )
+            bodies = {"mapping": mapping, "settings": settings}
             first = f"{self.name}-000001"
-            is_ours = indices.create_index(self._transport, first, alias=self.name, **bodies)
+            is_ours = indices.create_index(self.transport, first, alias=self.name, **bodies)
             if not is_ours and self.meta() is None:
-                free = indices.next_backing(self._transport, self.name)
-                indices.create_index(self._transport, free, alias=self.name, **bodies)
+                free = indices.next_backing(self.transport, self.name)
+                indices.create_index(self.transport, free, alias=self.name, **bodies)
         stored = self.made()
         check_stamp(
-            self.where,
-            (stored.width, stored.encoder, stored.documents),
-            (width, stamp, documents),
+            self.where, (stored.width, stored.encoder, stored.documents), (width, stamp, documents)
         )
-
-    @contextmanager
-    def loading(self) -> Iterator[None]:
-        """No refreshes and no replicas inside the block."""
-        meta = self.made()
-        backing = self.state().backing
-        self.is_loading = True
-        try:
-            with indices.load_settings(self._transport, backing, asdict(meta)):
-                yield
-        finally:
-            self.is_loading = False
-            self._state = None
-
-    def create_template(self) -> str:
-        """Writes a template for all indices `name-*`; returns its name."""
-        state = self.state()
-        settings = self._settings_of(state.backing)
-        return indices.put_template(
-            self._transport,
-            self.name,
-            mapping=_fresh_mapping(state, self.made()),
-            settings=settings,
-        )
-
-    @contextmanager
-    def rebuild(
-        self,
-        *,
-        width: int | None,
-        stamp: EncoderStamp | None,
-        expected: int | None,
-        keep_old: bool,
-    ) -> Iterator[VersionedIndex]:
-        """A new index, filled inside the block, to which the alias moves at its end."""
-        old, meta = self.state(), self.made()
-        if not old.is_alias:
-            raise StoreError(
-                f"{self.where} is no alias, so nothing can be put in its place; open it by its "
-                "alias."
-            )
-        meta = replace(
-            meta,
-            width=width or meta.width,
-            stamp=meta.stamp if stamp is None else stamp.to_dict(),
-            made_by=uuid.uuid4().hex,
-        )
-        fresh = VersionedIndex(
-            self._transport, indices.next_backing(self._transport, self.name), self._new
-        )
-        indices.create_index(
-            self._transport,
-            fresh.name,
-            alias=None,
-            mapping=_fresh_mapping(old, meta),
-            settings=self._settings_of(old.backing),
-        )
-        if fresh.made().made_by != meta.made_by:
-            raise StoreError(
-                f"index {fresh.name!r} was made by someone else just now; run this again."
-            )
-        try:
-            with fresh.loading():
-                yield fresh
-            count = indices.count_documents(self._transport, fresh.name)
-            if expected is not None and count != expected:
-                raise StoreError(
-                    f"the new index of {self.name!r} must have {expected} documents, got {count}; "
-                    "the alias stays with the old one."
-                )
-            indices.swap_alias(self._transport, self.name, old=old.backing, new=fresh.name)
-        except BaseException:
-            indices.delete_index(self._transport, fresh.name)
-            raise
-        self._state = None
-        if not keep_old:
-            indices.delete_index(self._transport, old.backing)
-
-    def rollover(self, *, keep_old: bool) -> str:
-        """Copies all documents into a new index and moves the alias; returns its name."""
-        meta = self.made()
-        if not meta.store_vectors:
-            raise StoreError(
-                f"{self.where} was made with store_vectors=False, so its documents cannot be "
-                "copied; fill a new index through `rebuild`."
-            )
-        old = self.state().backing
-        with indices.blocked_writes(self._transport, old):
-            indices.refresh_index(self._transport, old)
-            expected = indices.count_documents(self._transport, old)
-            with self.rebuild(
-                width=None, stamp=None, expected=expected, keep_old=keep_old
-            ) as fresh:
-                indices.copy_documents(self._transport, old, fresh.name)
-        return self.state().backing
 
     def _version(self) -> tuple[int, int]:
         # Only this type's mapping depends on the version; others may use servers that hide theirs.
-        return self._transport.version() if self._new.kind == "sparse_vector" else (8, 11)
+        return self.transport.version() if self.new.kind == "sparse_vector" else (8, 11)
 
-    def _mapping(self, meta: IndexMeta) -> dict[str, Any]:
-        return index_mapping(
-            {indices.META_KEY: asdict(meta)},
-            field=meta.field,
-            kind=meta.kind,
-            version=self._version(),
-            store_vectors=meta.store_vectors,
-            text_fields=meta.text_fields,
-            payload_types=self._new.payload_types,
-        )
+    def forget(self) -> None:
+        """Reads the server again when next asked."""
+        self._state = None
 
-    def _settings(self) -> dict[str, Any]:
-        return index_settings(
-            shards=self._new.shards,
-            replicas=self._new.replicas,
-            kind=self._new.kind,
-            version=self._version(),
-            extra=self._new.settings,
-        )
+    def mapping_of(self, meta: IndexMeta) -> dict[str, Any]:
+        """The mapping of another index like the one that is there."""
+        clean = asdict(replace(meta, before_load=None))
+        return {**self.state().mapping, "_meta": {indices.META_KEY: clean}}
 
-    def _settings_of(self, backing: str) -> dict[str, Any]:
-        settings = indices.read_settings(self._transport, backing)
+    def settings_of(self, backing: str) -> dict[str, Any]:
+        """The settings of another index like `backing`."""
+        settings = indices.read_settings(self.transport, backing)
         # A load that was not ended left its own values; the right ones are remembered.
         settings.update(self.made().before_load or {})
         return {name: value for name, value in settings.items() if value is not None}
-
-
-def _fresh_mapping(state: indices.IndexState, meta: IndexMeta) -> dict[str, Any]:
-    clean = asdict(replace(meta, before_load=None))
-    return {**state.mapping, "_meta": {indices.META_KEY: clean}}

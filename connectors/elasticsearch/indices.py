@@ -48,11 +48,7 @@ class IndexState:
 
 
 def check_name(name: str) -> str:
-    """The name, if Elasticsearch and our numbering allow it.
-
-    Raises:
-        ConfigError: It is not a plain lower-case index name.
-    """
+    """The name, if Elasticsearch and our numbering allow it."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,199}", name):
         raise ConfigError(
             "an index name must be lower-case letters, digits, '_', '.' and '-', start with a "
@@ -62,11 +58,7 @@ def check_name(name: str) -> str:
 
 
 def read_state(transport: Transport, name: str) -> IndexState | None:
-    """What the server holds under `name`, or `None`.
-
-    Raises:
-        StoreMismatch: The name is an alias of several indices.
-    """
+    """What the server holds under `name`, or `None`; an alias of several is a `StoreMismatch`."""
     reply = transport.call("GET", f"/{quote(name)}/_mapping", allow=(404,))
     if reply.status == 404:
         return None
@@ -133,13 +125,11 @@ def put_template(
     return template
 
 
-def swap_alias(transport: Transport, alias: str, *, old: str | None, new: str) -> None:
+def swap_alias(transport: Transport, alias: str, *, old: str, new: str) -> None:
     """Moves an alias to another index in one step."""
-    actions: list[dict[str, Any]] = []
-    if old is not None:
-        actions.append({"remove": {"index": old, "alias": alias}})
-    actions.append({"add": {"index": new, "alias": alias, "is_write_index": True}})
-    transport.call("POST", "/_aliases", {"actions": actions})
+    gone = {"remove": {"index": old, "alias": alias}}
+    made = {"add": {"index": new, "alias": alias, "is_write_index": True}}
+    transport.call("POST", "/_aliases", {"actions": [gone, made]})
 
 
 def refresh_index(transport: Transport, index: str) -> None:
@@ -158,11 +148,7 @@ def delete_index(transport: Transport, index: str) -> None:
 
 
 def copy_documents(transport: Transport, old: str, new: str) -> None:
-    """Copies all documents on the server and waits until it is done.
-
-    Raises:
-        StoreError: The server refused documents.
-    """
+    """Copies all documents on the server and waits until it is done."""
     body = {"source": {"index": old}, "dest": {"index": new}}
     answer = run_task(transport, "/_reindex", body)
     failures = answer.get("failures") or answer.get("error")
@@ -188,8 +174,7 @@ def run_task(
 ) -> dict[str, Any]:
     """Starts long work on the server and asks for its end, so that no request has to be long.
 
-    Returns:
-        What the work reports; empty when the server has forgotten a finished task.
+    Returns what the work reports; nothing when the server has forgotten a finished task.
     """
     params = {**(params or {}), "wait_for_completion": "false"}
     # Not repeated when the answer is lost: two copies of such work would get in each other's way.
@@ -204,13 +189,10 @@ def run_task(
         if reply.status == 404:
             return {}
         if reply.body.get("completed"):
-            return {**(reply.body.get("response") or {}), **_error_of(reply.body)}
+            ended = {"error": reply.body["error"]} if reply.body.get("error") else {}
+            return {**(reply.body.get("response") or {}), **ended}
         sleep(pause_s)
         pause_s = min(5.0, pause_s * 1.5)
-
-
-def _error_of(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {"error": task["error"]} if task.get("error") else {}
 
 
 @contextmanager

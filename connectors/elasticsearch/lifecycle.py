@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from vdr_db.connectors.base import OpenStore
+from vdr_db.connectors.elasticsearch import indices
 from vdr_db.connectors.elasticsearch.index import VersionedIndex
+from vdr_db.connectors.elasticsearch.transport import Transport
+from vdr_db.connectors.store import BaseStore
+from vdr_db.errors import StoreError
 from vdr_db.stamp import EncoderStamp
 
 if TYPE_CHECKING:
@@ -17,9 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["IndexLifecycle"]
 
 
-class IndexLifecycle(OpenStore):
+class IndexLifecycle(BaseStore):
     """The part of `ElasticsearchStore` that works on whole indices."""
 
+    transport: Transport
     _index: VersionedIndex
 
     @contextmanager
@@ -30,8 +36,15 @@ class IndexLifecycle(OpenStore):
         writing process at a time.
         """
         self._check_open()
-        with self._index.loading():
-            yield self
+        index = self._index
+        meta, backing = index.made(), index.state().backing
+        index.is_loading = True
+        try:
+            with indices.load_settings(self.transport, backing, asdict(meta)):
+                yield self
+        finally:
+            index.is_loading = False
+            index.forget()
 
     def create_template(self) -> str:
         """Writes a composable template with this index's mapping for all indices `name-*`.
@@ -40,7 +53,10 @@ class IndexLifecycle(OpenStore):
         the template's name.
         """
         self._check_open()
-        return self._index.create_template()
+        mapping = self._index.mapping_of(self._index.made())
+        settings = self._index.settings_of(self._index.state().backing)
+        name = self._index.name
+        return indices.put_template(self.transport, name, mapping=mapping, settings=settings)
 
     @contextmanager
     def rebuild(
@@ -66,12 +82,47 @@ class IndexLifecycle(OpenStore):
             StoreError: The number of documents is another one, or the name is no alias.
         """
         self._check_open()
-        with self._index.rebuild(
-            width=width, stamp=stamp, expected=expected, keep_old=keep_old
-        ) as fresh:
-            target = copy.copy(self)
-            target._index = fresh
-            yield target
+        index, transport = self._index, self.transport
+        old, meta = index.state(), index.made()
+        if not old.is_alias:
+            raise StoreError(
+                f"{self._where} is no alias, so nothing can be put in its place; open it by its "
+                "alias."
+            )
+        meta = replace(
+            meta,
+            width=width or meta.width,
+            stamp=meta.stamp if stamp is None else stamp.to_dict(),
+            made_by=uuid.uuid4().hex,
+        )
+        new = indices.next_backing(transport, index.name)
+        indices.create_index(
+            transport,
+            new,
+            alias=None,
+            mapping=index.mapping_of(meta),
+            settings=index.settings_of(old.backing),
+        )
+        fresh = copy.copy(self)
+        fresh._index = VersionedIndex(transport, new, index.new)
+        if fresh._index.made().made_by != meta.made_by:
+            raise StoreError(f"index {new!r} was made by someone else just now; run this again.")
+        try:
+            with fresh.loading():
+                yield fresh
+            count = indices.count_documents(transport, new)
+            if expected is not None and count != expected:
+                raise StoreError(
+                    f"the new index of {index.name!r} must have {expected} documents, got {count}; "
+                    "the alias stays with the old one."
+                )
+            indices.swap_alias(transport, index.name, old=old.backing, new=new)
+        except BaseException:
+            indices.delete_index(transport, new)
+            raise
+        index.forget()
+        if not keep_old:
+            indices.delete_index(transport, old.backing)
 
     def rollover(self, *, keep_old: bool = False) -> str:
         """Copies all documents into a new index on the server and moves the alias to it.
@@ -84,7 +135,18 @@ class IndexLifecycle(OpenStore):
                 the numbers of documents differ afterwards; the alias stays with the old index.
         """
         self._check_open()
-        return self._index.rollover(keep_old=keep_old)
+        if not self._index.made().store_vectors:
+            raise StoreError(
+                f"{self._where} was made with store_vectors=False, so its documents cannot be "
+                "copied; fill a new index through `rebuild`."
+            )
+        old = self._index.state().backing
+        with indices.blocked_writes(self.transport, old):
+            indices.refresh_index(self.transport, old)
+            expected = indices.count_documents(self.transport, old)
+            with self.rebuild(expected=expected, keep_old=keep_old) as fresh:
+                indices.copy_documents(self.transport, old, fresh._index.name)
+        return self._index.state().backing
 
     @property
     def _where(self) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
-from vdr_db.connectors.base import Hit, Id, Record
+from vdr_db.connectors.base import Hit, Id, Record, checked_page
 from vdr_db.connectors.elasticsearch.bodies import (
     document_id,
-    fuse_ranks,
     id_of,
     query_scale,
     read_features,
@@ -17,13 +17,17 @@ from vdr_db.connectors.elasticsearch.bodies import (
     text_query,
 )
 from vdr_db.connectors.elasticsearch.filters import filter_query
-from vdr_db.connectors.elasticsearch.index import VersionedIndex
-from vdr_db.connectors.elasticsearch.transport import Transport, busy, error_reason, refusal
-from vdr_db.errors import ConfigError, StoreUnavailable, require
+from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
+from vdr_db.connectors.elasticsearch.transport import busy, error_reason, refusal
+from vdr_db.connectors.fusion import fused
+from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.renamed import renamed
+from vdr_db.connectors.validation import checked_query
+from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 from vdr_db.filters import Filter, parse_filter
 from vdr_db.sparse import SparseRows
 
-__all__ = ["Fusion", "Searcher", "as_query"]
+__all__ = ["IndexReader"]
 
 Fusion = Literal["rrf", "sum"]
 
@@ -38,77 +42,90 @@ def as_query(filter: Filter | Mapping[str, Any] | None) -> dict[str, Any] | None
     return filter_query(parse_filter(filter))
 
 
-class Searcher:
-    """Reads `index`; searches use at most `query_top_k` tokens of each query."""
+class IndexReader(IndexLifecycle):
+    """The part of `ElasticsearchStore` that reads; `query_top_k` tokens of each query at most."""
 
-    def __init__(
-        self, transport: Transport, index: VersionedIndex, query_top_k: int | None
-    ) -> None:
-        """Sends through `transport`."""
-        self._transport = transport
-        self._index = index
-        self._query_top_k = query_top_k
+    query_top_k: int | None
 
-    def rows(
-        self, rows: SparseRows, limit: int, filter: Filter | Mapping[str, Any] | None, offset: int
-    ) -> list[list[Hit]]:
-        """The best documents of each row; no request is made for rows without entries."""
-        tree = as_query(filter)
-        result: list[list[Hit]] = [[] for _ in range(len(rows))]
-        numbers, bodies, scales = [], [], []
-        for number, row in enumerate(rows):
-            query, scale = self._row_query(row)
-            if query is not None:
-                numbers.append(number)
-                scales.append(scale)
-                bodies.append(search_body(query, limit=limit, offset=offset, filter=tree))
-        for number, hits in zip(numbers, self._run(bodies, scales), strict=True):
-            result[number] = hits
-        return result
-
-    def hybrid(
+    def search_with_text(
         self,
         row: SparseRows,
         text: str,
         text_field: str,
-        limit: int,
-        filter: Filter | Mapping[str, Any] | None,
+        limit: int = 10,
+        filter: Filter | Mapping[str, Any] | None = None,
         *,
-        fusion: Fusion,
-        text_weight: float,
-        depth: int,
-        rank_constant: int,
+        fusion: Fusion = "rrf",
+        text_weight: float = 1.0,
+        depth: int = 100,
+        rank_constant: int = 60,
     ) -> list[Hit]:
-        """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`."""
+        """The best documents by vector and BM25 together.
+
+        Args:
+            row: The query's vector.
+            text: The query's text.
+            text_field: A payload field that was named in `text_fields` when the index was made.
+            limit: Hits wanted.
+            filter: Limits both sides.
+            fusion: `"rrf"` joins the two rankings by reciprocal ranks, here rather than on the
+                server, where it needs a licence; `"sum"` adds `text_weight` times BM25 to the score
+                in one query.
+            text_weight: Weight of BM25 in a sum.
+            depth: Hits of each side that fusion by ranks looks at.
+            rank_constant: Larger values give the first ranks less weight.
+
+        Raises:
+            ConfigError: The field is not indexed as text, or an option is impossible.
+        """
+        checked_page(limit, 0)
+        row = checked_query(row, self._made_width(), self._where, single=True)
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")
-        meta = self._index.made()
-        if text_field not in meta.text_fields:
+        fields = self._index.made().text_fields
+        if text_field not in fields:
             raise ConfigError(
-                f"{self._index.where} has no text field {text_field!r}, only "
-                f"{list(meta.text_fields)}; name it in `text_fields` when the index is made."
+                f"{self._where} has no text field {text_field!r}, only {list(fields)}; name it in "
+                "`text_fields` when the index is made."
             )
-        vector, scale = self._row_query(row)
+        sides = [text_query(text, text_field)]
+        scale = 1.0
+        if row.nnz:
+            vector, scale = self._row_query(row)
+            sides.append(vector)
         tree = as_query(filter)
         if fusion == "sum":
-            clauses = [text_query(text, text_field, boost=text_weight * scale)]
-            clauses += [] if vector is None else [vector]
-            both = {"bool": {"should": clauses, "minimum_should_match": 1}}
+            sides[0] = text_query(text, text_field, boost=text_weight * scale)
+            both = {"bool": {"should": sides, "minimum_should_match": 1}}
             return self._run([search_body(both, limit=limit, filter=tree)], [scale])[0]
-        sides = [text_query(text, text_field)] + ([] if vector is None else [vector])
         bodies = [search_body(side, limit=max(depth, limit), filter=tree) for side in sides]
         rankings = self._run(bodies, [1.0] * len(bodies))
-        return fuse_ranks(rankings, constant=rank_constant, limit=limit)
+        payloads = {hit.id: hit.payload for ranking in rankings for hit in ranking}
+        # The constant of the paper counts ranks from 1.
+        scores = fused([[hit.id for hit in one] for one in rankings], rank_constant + 1, id_order)
+        return [Hit(id, scores[id], payloads[id]) for id in islice(scores, limit)]
 
-    def get(self, ids: Sequence[Id], with_rows: bool) -> list[Record]:
-        """The documents of checked ids, in their order."""
-        meta = self._index.made()
+    search_hybrid = renamed("search_hybrid", search_with_text)
+
+    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
+        """The documents of these ids in this order; unknown ids are left out.
+
+        Raises:
+            StoreError: `with_rows`, and the index was made with `store_vectors=False`.
+        """
+        self._check_open()
+        meta, checked = self._index.made(), checked_ids(ids)
+        if with_rows and not meta.store_vectors:
+            raise StoreError(
+                f"{self._where} was made with store_vectors=False, so no vectors can be read "
+                "back; make the index anew with store_vectors=True to explain or copy from it."
+            )
         source = ["payload", meta.field] if with_rows else ["payload"]
         records = []
-        for start in range(0, len(ids), _PAGE):
-            part = ids[start : start + _PAGE]
+        for start in range(0, len(checked), _PAGE):
+            part = checked[start : start + _PAGE]
             docs = [{"_id": document_id(id), "_source": source} for id in part]
-            answer = self._transport.call("POST", f"/{self._index.path}/_mget", {"docs": docs}).body
+            answer = self.transport.call("POST", f"/{self._index.path}/_mget", {"docs": docs}).body
             for id, document in zip(part, answer["docs"], strict=True):
                 if not document.get("found"):
                     continue
@@ -121,34 +138,47 @@ class Searcher:
         return records
 
     def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
-        """All ids, or those the filter keeps, each page behind the last id of the one before."""
+        """All ids, or those the filter keeps, integers first, each kind in ascending order."""
+        self._made_width()
+        return self._all_ids(as_query(filter))
+
+    def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
+        """Number of documents, of those the filter keeps when one is given."""
+        if self._about() is None:
+            return 0
         tree = as_query(filter)
+        body = {"query": {"bool": {"filter": [tree]}}} if tree is not None else None
+        return int(self.transport.call("POST", f"/{self._index.path}/_count", body).body["count"])
+
+    def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
+        tree = as_query(filter)
+        native, scales = zip(*map(self._row_query, queries), strict=True)
+        bodies = [search_body(q, limit=limit, offset=offset, filter=tree) for q in native]
+        return self._run(bodies, scales)
+
+    def _all_ids(self, tree: dict[str, Any] | None) -> Iterator[Id]:
+        """Each page behind the last id of the one before."""
         query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
-        after: list[Any] | None = None
+        body: dict[str, Any] = {
+            "query": query,
+            "size": _PAGE,
+            "sort": [{"order": "asc"}],
+            "_source": False,
+            "track_total_hits": False,
+        }
         while True:
-            body: dict[str, Any] = {
-                "query": query,
-                "size": _PAGE,
-                "sort": [{"order": "asc"}],
-                "_source": False,
-                "track_total_hits": False,
-            }
-            if after is not None:
-                body["search_after"] = after
-            reply = self._transport.call("POST", f"/{self._index.path}/_search", body)
+            reply = self.transport.call("POST", f"/{self._index.path}/_search", body)
             hits = reply.body["hits"]["hits"]
             yield from (id_of(hit["sort"][0]) for hit in hits)
             if len(hits) < _PAGE:
                 return
-            after = hits[-1]["sort"]
+            body["search_after"] = hits[-1]["sort"]
 
-    def _row_query(self, row: SparseRows) -> tuple[dict[str, Any] | None, float]:
-        """Query and scale of one row; no query for a row without entries."""
-        if self._query_top_k is not None:
-            row = row.topk(self._query_top_k)
+    def _row_query(self, row: SparseRows) -> tuple[dict[str, Any], float]:
+        """Query and scale of one row that has entries."""
+        if self.query_top_k is not None:
+            row = row.topk(self.query_top_k)
         ids, weights = row.row(0)
-        if not ids.size:
-            return None, 1.0
         meta, scale = self._index.made(), query_scale(weights)
         return row_query(ids, weights, field=meta.field, kind=meta.kind, scale=scale), scale
 
@@ -158,7 +188,7 @@ class Searcher:
             # Some hits of some shards would look like all hits.
             params = {"allow_partial_search_results": "false"}
             path = f"/{self._index.path}/_search"
-            answers = [self._transport.call("POST", path, bodies[0], params=params).body]
+            answers = [self.transport.call("POST", path, bodies[0], params=params).body]
         else:
             for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
                 answers += self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
@@ -183,7 +213,7 @@ class Searcher:
             waiting = [number for number, answer in enumerate(answers) if answer is None]
             head = b'{"allow_partial_search_results":false}\n'
             body = b"".join(head + orjson.dumps(bodies[number]) + b"\n" for number in waiting)
-            responses = self._transport.once("POST", path, body).body["responses"]
+            responses = self.transport.once("POST", path, body).body["responses"]
             passing = None
             for number, answer in zip(waiting, responses, strict=True):
                 status, reason = int(answer.get("status", 200)), error_reason(answer)
@@ -196,5 +226,5 @@ class Searcher:
             if passing is not None:
                 raise StoreUnavailable(passing.reason, failure=passing)
 
-        self._transport.retrier.call(ask)
+        self.transport.retrier.call(ask)
         return answers

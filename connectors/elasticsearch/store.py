@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vdr_db.connectors.base import (
-    BatchLimits,
-    Documents,
-    EmptyRows,
-    Hit,
-    Id,
-    Record,
-    Written,
-    checked_page,
-)
-from vdr_db.connectors.elasticsearch.bodies import (
-    FieldKind,
-    bulk_lines,
-    delete_lines,
-)
+from vdr_db.connectors.base import BatchLimits, Documents, EmptyRows, Id, Written
+from vdr_db.connectors.elasticsearch.bodies import FieldKind, bulk_lines, delete_lines
 from vdr_db.connectors.elasticsearch.bulk import BulkWriter
 from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, VersionedIndex
 from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_index
-from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
-from vdr_db.connectors.elasticsearch.search import Fusion, Searcher, as_query
+from vdr_db.connectors.elasticsearch.search import IndexReader
 from vdr_db.connectors.elasticsearch.transport import Transport, connect
 from vdr_db.connectors.ids import checked_ids
-from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.retry import Retrier, RetryPolicy
-from vdr_db.connectors.validation import checked_query, prepare
-from vdr_db.errors import ConfigError, RejectedRows, StoreError
-from vdr_db.filters import Filter
+from vdr_db.connectors.store import About
+from vdr_db.connectors.validation import prepare
+from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 __all__ = ["ElasticsearchStore"]
 
 
-class ElasticsearchStore(IndexLifecycle):
+class ElasticsearchStore(IndexReader):
     """A `Store` behind an alias, whose scores are inner products with 9-bit document weights.
 
     The engine cuts each document weight to 9 significant bits, so a score lies between 0 and 0.4 %
@@ -142,31 +127,13 @@ class ElasticsearchStore(IndexLifecycle):
             raise
 
     def __repr__(self) -> str:
-        """The name only: addresses may hold what is nobody's business."""
+        # The name only: addresses may hold what is nobody's business.
         return f"{type(self).__name__}({self._index.name!r})"
 
     @property
     def name(self) -> str:
         """The alias, or the name of an index opened by itself."""
         return self._index.name
-
-    @property
-    def width(self) -> int | None:
-        """Width of all rows, `None` while the index is not made."""
-        meta = self._meta()
-        return None if meta is None else meta.width
-
-    @property
-    def stamp(self) -> EncoderStamp | None:
-        """The encoder the index was made for, as far as known."""
-        meta = self._meta()
-        return None if meta is None else meta.encoder
-
-    @property
-    def documents(self) -> Documents:
-        """What the document side is."""
-        meta = self._meta()
-        return "encoded" if meta is None else meta.documents
 
     def create(
         self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
@@ -265,125 +232,21 @@ class ElasticsearchStore(IndexLifecycle):
         self._made()
         merge_segments(self.transport, self.name)
 
-    # Reading
-
-    def search(
-        self,
-        row: SparseRows,
-        limit: int = 10,
-        filter: Filter | Mapping[str, Any] | None = None,
-        offset: int = 0,
-    ) -> list[Hit]:
-        """The best documents; see `Store.search`."""
-        checked_page(limit, offset)
-        query = checked_query(row, self._made().width, self._where, single=True)
-        return self._searcher().rows(query, limit, filter, offset)[0]
-
-    def search_batch(
-        self,
-        rows: SparseRows,
-        limit: int = 10,
-        filter: Filter | Mapping[str, Any] | None = None,
-    ) -> list[list[Hit]]:
-        """`search` for each row, many in one request."""
-        checked_page(limit, 0)
-        query = checked_query(rows, self._made().width, self._where)
-        return self._searcher().rows(query, limit, filter, 0)
-
-    def search_with_text(
-        self,
-        row: SparseRows,
-        text: str,
-        text_field: str,
-        limit: int = 10,
-        filter: Filter | Mapping[str, Any] | None = None,
-        *,
-        fusion: Fusion = "rrf",
-        text_weight: float = 1.0,
-        depth: int = 100,
-        rank_constant: int = 60,
-    ) -> list[Hit]:
-        """The best documents by vector and BM25 together.
-
-        Args:
-            row: The query's vector.
-            text: The query's text.
-            text_field: A payload field that was named in `text_fields` when the index was made.
-            limit: Hits wanted.
-            filter: Limits both sides.
-            fusion: `"rrf"` joins the two rankings by reciprocal ranks, here rather than on the
-                server, where it needs a licence; `"sum"` adds `text_weight` times BM25 to the score
-                in one query.
-            text_weight: Weight of BM25 in a sum.
-            depth: Hits of each side that fusion by ranks looks at.
-            rank_constant: Larger values give the first ranks less weight.
-
-        Raises:
-            ConfigError: The field is not indexed as text, or an option is impossible.
-        """
-        checked_page(limit, 0)
-        query = checked_query(row, self._made().width, self._where, single=True)
-        return self._searcher().hybrid(
-            query,
-            text,
-            text_field,
-            limit,
-            filter,
-            fusion=fusion,
-            text_weight=text_weight,
-            depth=depth,
-            rank_constant=rank_constant,
-        )
-
-    search_hybrid = renamed("search_hybrid", search_with_text)
-
-    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
-        """The documents of these ids in this order; unknown ids are left out.
-
-        Raises:
-            StoreError: `with_rows`, and the index was made with `store_vectors=False`.
-        """
-        meta = self._made()
-        if with_rows and not meta.store_vectors:
-            raise StoreError(
-                f"{self._where} was made with store_vectors=False, so no vectors can be read "
-                "back; make the index anew with store_vectors=True to explain or copy from it."
-            )
-        return self._searcher().get(checked_ids(ids), with_rows)
-
-    def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
-        """All ids, or those the filter keeps, integers first, each kind in ascending order."""
-        self._made()
-        return self._searcher().ids(filter)
-
-    def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
-        """Number of documents, of those the filter keeps when one is given."""
-        if self._meta() is None:
-            return 0
-        tree = as_query(filter)
-        body = {"query": {"bool": {"filter": [tree]}}} if tree is not None else None
-        return int(self.transport.call("POST", f"/{self._index.path}/_count", body).body["count"])
-
-    def close(self) -> None:
-        """Closes the connections, unless the client was given; a second call does nothing."""
-        if not self._is_closed:
-            self._is_closed = True
-            self.transport.retrier.stop.set()
-            if self._owns_client:
-                self.transport.close()
-
     # Inside
 
-    def _meta(self) -> IndexMeta | None:
+    def _about(self) -> About | None:
         self._check_open()
-        return self._index.meta()
+        meta = self._index.meta()
+        return None if meta is None else (meta.width, meta.encoder, meta.documents)
 
     def _made(self) -> IndexMeta:
         self._check_open()
         return self._index.made()
 
-    def _searcher(self) -> Searcher:
-        return Searcher(self.transport, self._index, self.query_top_k)
+    def _release(self) -> None:
+        self.transport.retrier.stop.set()
+        if self._owns_client:
+            self.transport.close()
 
     def _refresh(self) -> None:
         if not self._index.is_loading:

@@ -39,15 +39,12 @@ class Reply:
 
 
 class Transport:
-    """Sends requests through a client object.
+    """Sends requests through an `elasticsearch` or `opensearch-py` client.
 
     Args:
-        client: An `elasticsearch` or `opensearch-py` client.
+        client: The client; another one is a `ConfigError`.
         retrier: Makes requests again that failed for a passing reason.
         secrets: Texts that must never appear in an error.
-
-    Raises:
-        ConfigError: It is another client.
     """
 
     def __init__(
@@ -69,7 +66,6 @@ class Transport:
             )
 
     def __repr__(self) -> str:
-        """Names the kind of client and nothing that could be secret."""
         return f"Transport({'opensearch-py' if self._is_opensearch else 'elasticsearch'})"
 
     def call(
@@ -89,11 +85,6 @@ class Transport:
             body: JSON, or bytes of newline-delimited JSON.
             params: Query parameters.
             allow: Statuses at and above 400 that are returned rather than raised.
-
-        Raises:
-            StoreUnavailable: No answer within tries and deadline.
-            StoreError: The server refused the request.
-            ConfigError: Client and server do not fit each other.
         """
         return self.retrier.call(lambda: self.once(method, path, body, params=params, allow=allow))
 
@@ -152,11 +143,7 @@ class Transport:
         except elasticsearch.ApiError as error:
             return error.status_code, error.body, wait_asked_for(error.meta.headers)
         except transport.TlsError as error:
-            raise StoreError(
-                f"no secure connection ({self._scrub(str(error))}); check `ca_certs` or "
-                "`ssl_assert_fingerprint`.",
-                failure=Failure("setup", "no secure connection"),
-            ) from error
+            raise self._insecure(error, "`ca_certs` or `ssl_assert_fingerprint`") from error
         except (transport.TransportError, transport.SerializationError) as error:
             raise self._unanswered(method, path, error) from None
         return reply.meta.status, reply.body, None
@@ -170,16 +157,16 @@ class Transport:
                 method, path, headers=headers, params=params, body=body
             )
         except opensearchpy.SSLError as error:
-            raise StoreError(
-                f"no secure connection ({self._scrub(str(error))}); check the client's TLS "
-                "options.",
-                failure=Failure("setup", "no secure connection"),
-            ) from error
+            raise self._insecure(error, "the client's TLS options") from error
         except (opensearchpy.ConnectionError, opensearchpy.SerializationError) as error:
             raise self._unanswered(method, path, error) from None
         except opensearchpy.TransportError as error:
             return int(error.status_code), error.info, None
         return 200, answer, None
+
+    def _insecure(self, error: Exception, options: str) -> StoreError:
+        told = f"no secure connection ({self._scrub(str(error))}); check {options}."
+        return StoreError(told, failure=Failure("setup", "no secure connection"))
 
     def _unanswered(self, method: str, path: str, error: Exception) -> StoreUnavailable:
         # To be raised unchained: what a client puts in its errors is not ours to vouch for.
@@ -200,12 +187,7 @@ def connect(
     basic_auth: tuple[str, str] | None,
     options: Mapping[str, Any],
 ) -> tuple[Any, list[str]]:
-    """An `elasticsearch` client and the secrets that went into it.
-
-    Raises:
-        ConfigError: Not exactly one of `url` and `cloud_id`, or two kinds of credentials.
-        MissingExtraError: The `elasticsearch` package is not installed.
-    """
+    """An `elasticsearch` client and the secrets that went into it."""
     elasticsearch = require("elasticsearch", "elasticsearch")
     if (url is None) == (cloud_id is None):
         raise ConfigError("give exactly one of `url`, `cloud_id` and `client`.")
@@ -274,9 +256,7 @@ def refusal(status: int, reason: str) -> StoreError:
     elif status == 403:
         message = f"the credentials do not allow this ({reason})."
     elif "too_many" in reason and "clauses" in reason:
-        message = (
-            f"the query has more clauses than the server allows ({reason}); set `query_top_k`."
-        )
+        message = f"the query has too many clauses for the server ({reason}); set `query_top_k`."
     else:
         message = f"the server refused the request ({reason})."
     return StoreError(message, failure=Failure("setup", reason))

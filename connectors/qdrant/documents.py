@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,70 +10,15 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, EmptyRows, Hit, Id, Payload, Record, Written
 from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.qdrant.engine import (
-    DenseRows,
-    DenseVector,
-    Found,
-    Manifest,
-    PointId,
-    Stored,
-)
+from vdr_db.connectors.qdrant.engine import ID_FIELD, Batch, DenseVector, Found, Manifest, Stored
 from vdr_db.connectors.qdrant.existing import point_of
 from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
-__all__ = [
-    "ID_FIELD",
-    "Batch",
-    "Upload",
-    "checked_fusion",
-    "checked_nearest",
-    "hits_of",
-    "record_of",
-]
-
-ID_FIELD = RESERVED_PREFIX + "id"
-"""Payload field of the caller's id: a string id cannot be read off its point."""
+__all__ = ["Upload", "checked_fusion", "checked_nearest", "hits_of", "id_of", "record_of", "shown"]
 
 _BYTES_OF_FLOAT = 4
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Documents of one request.
-
-    Attributes:
-        ids: The caller's ids.
-        points: Where they go.
-        rows: Their vectors.
-        payloads: Their payloads, with the fields of the library.
-        dense: Their dense vectors.
-        size: Estimated bytes of all that.
-    """
-
-    ids: Sequence[Id]
-    points: Sequence[PointId]
-    rows: SparseRows
-    payloads: Sequence[Payload]
-    dense: DenseRows
-    size: int
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        return len(self.ids)
-
-    def __getitem__(self, part: slice) -> Batch:
-        """Some of the documents."""
-        points = self.points[part]
-        return Batch(
-            ids=self.ids[part],
-            points=points,
-            rows=self.rows[part],
-            payloads=self.payloads[part],
-            dense={name: column[part] for name, column in self.dense.items()},
-            size=self.size * len(points) // max(1, len(self.points)),
-        )
 
 
 class Upload:
@@ -83,13 +27,6 @@ class Upload:
     Attributes:
         refused: Id → reason; the engine's own refusals are added by the caller.
         written: What was done when all batches are through and nothing was refused.
-
-    Raises:
-        TypeError: Something came in another form.
-        ConfigError: The policy for empty rows or the name of a dense vector is unknown.
-        ShapeError: Rows, ids, payloads and dense vectors are not equally many, or of other sizes.
-        InputError: An id is unusable or repeated, the width is another one, or a payload uses a
-            field of the library.
     """
 
     def __init__(
@@ -177,13 +114,7 @@ def _checked_columns(
 def checked_nearest(
     vector: Any, using: str | None, known: Mapping[str, DenseVector], where: str
 ) -> tuple[str, npt.NDArray[np.float32]]:
-    """Name and numbers of a dense query.
-
-    Raises:
-        ConfigError: The collection has no such dense vector, or several and none is named.
-        ShapeError: It is not one vector of that size.
-        InputError: It has other than finite numbers.
-    """
+    """Name and numbers of a dense query, `[size]` float32."""
     if using is None:
         if len(known) != 1:
             raise ConfigError(
@@ -206,11 +137,7 @@ def checked_nearest(
 
 
 def checked_fusion(depth: int, rank_constant: int | None) -> None:
-    """Refuses numbers that no fusion can use.
-
-    Raises:
-        ConfigError: One is not an integer of at least 1.
-    """
+    """Refuses numbers that no fusion can use."""
     for name, value in (("depth", depth), ("rank_constant", rank_constant)):
         if name == "rank_constant" and value is None:
             continue
@@ -229,9 +156,7 @@ def _known(known: Mapping[str, DenseVector], name: str, where: str) -> DenseVect
 
 def hits_of(found: Sequence[Found]) -> list[Hit]:
     """What a search shows of its points: the best first, equal scores by ascending id."""
-    hits = [
-        Hit(one.payload.get(ID_FIELD, one.point), one.score, _own(one.payload)) for one in found
-    ]
+    hits = [Hit(id_of(one), one.score, shown(one.payload)) for one in found]
     return sorted(hits, key=lambda hit: (-hit.score, *id_order(hit.id)))
 
 
@@ -244,8 +169,15 @@ def record_of(stored: Stored, width: int | None) -> Record:
         order = np.argsort(indices)
         row = SparseRows([0, indices.size], indices[order], values[order], width)
     payload = {name: value for name, value in stored.payload.items() if name != ID_FIELD}
-    return Record(stored.payload.get(ID_FIELD, stored.point), payload, row)
+    return Record(id_of(stored), payload, row)
 
 
-def _own(payload: Payload) -> Payload:
+def id_of(one: Found | Stored) -> Id:
+    """The caller's id of a point; the point itself in a collection that others made."""
+    id: Id = one.payload.get(ID_FIELD, one.point)
+    return id
+
+
+def shown(payload: Payload) -> Payload:
+    """The payload without the fields of the library."""
     return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.base import BatchLimits
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.engine import (
+    ID_FIELD,
     VECTOR_NAME,
-    DenseRows,
+    Batch,
     Found,
     HybridQuery,
     Manifest,
     PointId,
     Stored,
 )
-from vdr_db.connectors.qdrant.filters import EdgeDialect, to_qdrant
+from vdr_db.connectors.qdrant.filters import EdgeDialect
 from vdr_db.errors import StoreError, StoreUnavailable, require
-from vdr_db.filters import parse_filter
 from vdr_db.sparse import SparseRows
 
 __all__ = ["EdgeEngine"]
@@ -42,8 +42,6 @@ _DISK_BYTES_PER_BYTE = 4
 _OPTIMIZE_AFTER_ROWS = 10_000
 
 _QUERIES_AT_ONCE = 256
-# What the engine's server uses when a request names none.
-_RANK_CONSTANT = 2
 _UNAVAILABLE_SIGNS = (
     "WouldBlock",
     "No space left",
@@ -56,22 +54,15 @@ _UNAVAILABLE_SIGNS = (
 
 
 class EdgeEngine:
-    """An `Engine` over one `EdgeShard`.
+    """An `Engine` over one `EdgeShard`, in a folder or, with `":memory:"`, a temporary one.
 
-    Args:
-        collection: Name of the collection.
-        path: Folder of the collection, or `":memory:"` for a temporary one that goes with `close`.
-        reserve_bytes: Free disk space below which writes are refused.
+    Writes are refused while less than `reserve_bytes` would remain free on its disk.
     """
 
     limits = BatchLimits(rows=1024, bytes=16 << 20, row_bytes=64 << 20)
 
     def __init__(
-        self,
-        collection: str,
-        path: str | os.PathLike[str],
-        *,
-        reserve_bytes: int = _RESERVE_BYTES,
+        self, collection: str, path: str | os.PathLike[str], *, reserve_bytes: int = _RESERVE_BYTES
     ) -> None:
         self._edge: Any = require("qdrant_edge", "qdrant")
         self._dialect = EdgeDialect(self._edge)
@@ -94,12 +85,7 @@ class EdgeEngine:
         return self._where
 
     def open(self) -> Manifest | None:
-        """Opens the folder; `None` when nothing is there yet.
-
-        Raises:
-            StoreMismatch: The path holds something else, or a collection of another name.
-            StoreUnavailable: It is open elsewhere, or cannot be read and written.
-        """
+        """Opens the folder; `None` when nothing is there yet."""
         if not self._folder.holds_shard():
             return None
         self._folder.take()
@@ -113,11 +99,7 @@ class EdgeEngine:
         return manifest
 
     def create(self, manifest: Manifest) -> None:
-        """Makes the collection.
-
-        Raises:
-            StoreUnavailable: The folder cannot be written, or the disk is nearly full.
-        """
+        """Makes the collection."""
         if self._in_memory:
             self._check_space(0)
             with self._translated("be made"):
@@ -139,59 +121,64 @@ class EdgeEngine:
             self._folder.release()
             raise
 
-    def upsert(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        size: int,
-        dense: DenseRows | None = None,
-    ) -> None:
+    def upsert(self, batch: Batch) -> None:
         """Writes one batch; see `Engine.upsert`."""
         self._check_usable()
-        self._check_space(size)
+        self._check_space(batch.size)
         edge = self._edge
-        bounds = rows.indptr.tolist()
-        indices, values = rows.indices.astype(np.uint32), rows.values
+        bounds = batch.rows.indptr.tolist()
+        indices, values = batch.rows.indices.astype(np.uint32), batch.rows.values
         vectors: list[dict[str, Any]] = [
             {VECTOR_NAME: edge.SparseVector(indices[a:b], values[a:b])} for a, b in pairwise(bounds)
         ]
-        for name, column in (dense or {}).items():
+        for name, column in batch.dense.items():
             for vector, numbers in zip(vectors, column.tolist(), strict=True):
                 vector[name] = numbers
-        batch = [
-            edge.Point(point, vector, payload)
-            for point, vector, payload in zip(points, vectors, payloads, strict=True)
-        ]
-        with self._translated("be written", points):
-            self._shard.update(edge.UpdateOperation.upsert_points(batch))
+        points = list(map(edge.Point, batch.points, vectors, batch.payloads))
+        with self._translated("be written", batch.points):
+            self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
+        queries = [self._sparse(row) for row in rows]
+        return self._query(queries, filter, limit, offset, with_payload=True)
+
+    def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
+        """The best points by each side; see `Engine.rankings`."""
+        queries = [self._edge.Query.Nearest(asked.vector.tolist(), using=asked.using)]
+        if asked.row.nnz:
+            queries.insert(0, self._sparse(asked.row))
+        return self._query(queries, asked.filter, limit, 0, with_payload=[ID_FIELD])
+
+    def _sparse(self, row: SparseRows) -> Any:
+        indices, values = row.row(0)
+        vector = self._edge.SparseVector(indices.astype(np.uint32), values)
+        return self._edge.Query.Nearest(vector, using=VECTOR_NAME)
+
+    def _query(
+        self, queries: Sequence[Any], filter: Any, limit: int, offset: int, *, with_payload: Any
+    ) -> list[list[Found]]:
         self._check_usable()
         edge = self._edge
-        native = self._native(filter)
+        native = self._dialect.native(filter)
+        answers: list[Any] = []
         with self._translated("be searched"):
             # No more can be found than there are points, and limits beyond them cost memory.
             most = max(1, self._shard.info().points_count)
-            requests = []
-            for i in range(len(rows)):
-                indices, values = rows.row(i)
-                vector = edge.SparseVector(indices.astype(np.uint32), values)
-                requests.append(
-                    edge.QueryRequest(
-                        limit=min(limit, most),
-                        offset=min(offset, most),
-                        query=edge.Query.Nearest(vector, using=VECTOR_NAME),
-                        filter=native,
-                        with_payload=True,
-                    )
+            requests = [
+                edge.QueryRequest(
+                    limit=min(limit, most),
+                    offset=min(offset, most),
+                    query=query,
+                    filter=native,
+                    with_payload=with_payload,
                 )
+                for query in queries
+            ]
             if len(requests) == 1:
                 answers = [self._shard.query(requests[0])]
             else:
-                answers = []
                 for start in range(0, len(requests), _QUERIES_AT_ONCE):
                     part = requests[start : start + _QUERIES_AT_ONCE]
                     answers += self._shard.query_batch(edge.QueryBatchRequest(part))
@@ -200,39 +187,12 @@ class EdgeEngine:
             for hits in answers
         ]
 
-    def hybrid(self, asked: HybridQuery) -> list[Found]:
-        """The best points by both rankings; see `Engine.hybrid`."""
-        self._check_usable()
-        edge = self._edge
-        native = self._native(asked.filter)
-        queries = [edge.Query.Nearest(asked.vector.tolist(), using=asked.using)]
-        if asked.row.nnz:
-            indices, values = asked.row.row(0)
-            sparse = edge.SparseVector(indices.astype(np.uint32), values)
-            queries.insert(0, edge.Query.Nearest(sparse, using=VECTOR_NAME))
-        constant = _RANK_CONSTANT if asked.rank_constant is None else asked.rank_constant
-        with self._translated("be searched"):
-            most = max(1, self._shard.info().points_count)
-            prefetches = [
-                edge.Prefetch(limit=min(asked.depth, most), query=query, filter=native)
-                for query in queries
-            ]
-            request = edge.QueryRequest(
-                limit=min(asked.limit, most),
-                offset=min(asked.offset, most),
-                query=edge.Fusion.Rrf(constant),
-                prefetches=prefetches,
-                with_payload=True,
-            )
-            hits = self._shard.query(request)
-        return [Found(_plain_id(hit.id), hit.score, hit.payload or {}) for hit in hits]
-
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
         self._check_usable()
         with self._translated("be read"):
             records = self._shard.retrieve(list(points), True, with_rows)
-        return [_stored(record, with_rows) for record in records]
+        return [_stored(record, VECTOR_NAME if with_rows else None) for record in records]
 
     def scroll(
         self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
@@ -240,17 +200,20 @@ class EdgeEngine:
         """A page of points; see `Engine.scroll`."""
         self._check_usable()
         request = self._edge.ScrollRequest(
-            offset=after, limit=limit, with_payload=list(fields), filter=self._native(filter)
+            offset=after,
+            limit=limit,
+            with_payload=list(fields),
+            filter=self._dialect.native(filter),
         )
         with self._translated("be read"):
             records, following = self._shard.scroll(request)
-        page = [_stored(record, False) for record in records]
+        page = [_stored(record, None) for record in records]
         return page, None if following is None else _plain_id(following)
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
         self._check_usable()
-        request = self._edge.CountRequest(filter=self._native(filter), exact=True)
+        request = self._edge.CountRequest(filter=self._dialect.native(filter), exact=True)
         with self._translated("be counted"):
             return int(self._shard.count(request))
 
@@ -269,11 +232,7 @@ class EdgeEngine:
                 self._shard.flush()
 
     def optimize(self) -> None:
-        """Rewrites segments that grew or lost many rows.
-
-        Raises:
-            StoreUnavailable: The disk has no room for the second copy this takes.
-        """
+        """Rewrites segments that grew or lost many rows; the disk needs room for a second copy."""
         if self._shard is not None:
             self._check_usable()
             self._check_space(self._folder.used_bytes() // _DISK_BYTES_PER_BYTE)
@@ -371,11 +330,6 @@ class EdgeEngine:
             kind = StoreUnavailable if full else StoreError
             raise kind(f"{self._where} cannot {action}{named}: {_short(error)}.") from error
 
-    def _native(self, filter: Any) -> Any:
-        if filter is None or isinstance(filter, self._edge.Filter):
-            return filter
-        return to_qdrant(parse_filter(filter), self._dialect)
-
 
 def _remove_folder(path: str, owner: int) -> None:
     # The end of a forked child must not take its parent's folder away.
@@ -383,14 +337,8 @@ def _remove_folder(path: str, owner: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _stored(record: Any, with_rows: bool) -> Stored:
-    vector = (record.vector or {}).get(VECTOR_NAME) if with_rows else None
-    return Stored(
-        _plain_id(record.id),
-        record.payload or {},
-        None if vector is None else vector.indices,
-        None if vector is None else vector.values,
-    )
+def _stored(record: Any, vector: str | None) -> Stored:
+    return Stored.of(record, _plain_id(record.id), vector)
 
 
 def _plain_id(point: Any) -> PointId:

@@ -49,12 +49,7 @@ class CollectionFolder:
         return self.path / _SHARD
 
     def holds_shard(self) -> bool:
-        """Whether a collection is there.
-
-        Raises:
-            StoreMismatch: Something else is.
-            StoreUnavailable: It cannot be read.
-        """
+        """Whether a collection is there; anything else there is a `StoreMismatch`."""
         try:
             present = set(os.listdir(self.path))
         except FileNotFoundError:
@@ -76,11 +71,7 @@ class CollectionFolder:
         return _SHARD in present
 
     def make(self) -> None:
-        """Makes the folder if need be.
-
-        Raises:
-            StoreUnavailable: It cannot be made.
-        """
+        """Makes the folder if need be."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,11 +80,7 @@ class CollectionFolder:
             ) from error
 
     def take(self) -> None:
-        """Takes the lock.
-
-        Raises:
-            StoreUnavailable: Another opener has it, or the folder cannot be written.
-        """
+        """Takes the lock."""
         if self._lock is None:
             self._lock = FolderLock(self.path / _LOCK, self.where)
 
@@ -119,12 +106,7 @@ class CollectionFolder:
         unfinished.rename(self.shard)
 
     def read_manifest(self) -> Any:
-        """The manifest as JSON types, `None` when it is not JSON.
-
-        Raises:
-            StoreMismatch: It is missing.
-            StoreUnavailable: It cannot be read.
-        """
+        """The manifest as JSON types, `None` when it is not JSON."""
         try:
             return json.loads((self.shard / _MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError as error:

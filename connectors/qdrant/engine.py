@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.connectors.base import BatchLimits, Documents, Payload
+from vdr_db.connectors.base import BatchLimits, Documents, Id, Payload
 from vdr_db.connectors.halving import RefusedBatch
 from vdr_db.connectors.qdrant.filters import json_path
+from vdr_db.connectors.store import About
+from vdr_db.connectors.validation import RESERVED_PREFIX
 from vdr_db.errors import ConfigError, StoreMismatch
 from vdr_db.filters import Key
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 __all__ = [
+    "ID_FIELD",
     "VECTOR_NAME",
+    "Batch",
     "Datatype",
     "DenseRows",
     "DenseVector",
@@ -37,6 +41,9 @@ __all__ = [
 
 VECTOR_NAME = "vdr"
 """Name of the sparse vector unless the caller has another one."""
+
+ID_FIELD = RESERVED_PREFIX + "id"
+"""Payload field of the caller's id: a string id cannot be read off its point."""
 
 PointId: TypeAlias = int | str
 """Unsigned 64-bit integer, or the text of a UUID."""
@@ -114,28 +121,18 @@ class Manifest:
     vector: str = VECTOR_NAME
     foreign_points: bool = False
 
+    @property
+    def about(self) -> About:
+        """Width, encoder and kind of documents."""
+        return self.width, self.stamp, self.documents
+
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON types."""
-        data: dict[str, Any] = {
-            "format": _FORMAT,
-            "collection": self.collection,
-            "width": self.width,
-            "stamp": None if self.stamp is None else self.stamp.to_dict(),
-            "documents": self.documents,
-            "datatype": self.datatype,
-            "full_scan_threshold": self.full_scan_threshold,
-            "payload_indexes": dict(self.payload_indexes),
-        }
-        if self.dense:
-            data["dense"] = {
-                name: {"size": one.size, "distance": one.distance}
-                for name, one in self.dense.items()
-            }
-        if self.vector != VECTOR_NAME:
-            data["vector"] = self.vector
-        if self.foreign_points:
-            data["foreign_points"] = True
-        return data
+        data = {"format": _FORMAT, **asdict(self)}
+        data["stamp"] = None if self.stamp is None else self.stamp.to_dict()
+        # What is as usual is left out, so that older versions of this library read the rest.
+        usual = {"dense": {}, "vector": VECTOR_NAME, "foreign_points": False}
+        return {name: one for name, one in data.items() if usual.get(name) != one}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -200,25 +197,58 @@ class Manifest:
         Raises:
             StoreMismatch: Precision, a payload index or a dense vector differs.
         """
-        if datatype not in (None, self.datatype):
-            raise StoreMismatch(
-                f"{where} keeps weights as {self.datatype}, not as {datatype}; "
-                "build another collection to change that."
-            )
-        missing = {
-            key: kind for key, kind in indexes.items() if self.payload_indexes.get(key) != kind
+        has: dict[str, tuple[Any, Any]] = {
+            "the weights": (self.datatype, datatype or self.datatype),
+            "the payload indexes": (
+                dict(self.payload_indexes),
+                {k: kind for k, kind in indexes.items() if self.payload_indexes.get(k) != kind},
+            ),
+            "the dense vectors": (
+                dict(self.dense),
+                {name: one for name, one in dense.items() if self.dense.get(name) != one},
+            ),
         }
-        if missing:
-            raise StoreMismatch(
-                f"{where} has the payload indexes {dict(self.payload_indexes)}, not {missing}; "
-                "build another collection to change that."
-            )
-        others = {name: one for name, one in dense.items() if self.dense.get(name) != one}
-        if others:
-            raise StoreMismatch(
-                f"{where} has the dense vectors {dict(self.dense) or 'nothing'}, not {others}; "
-                "build another collection to change that."
-            )
+        for what, (own, wanted) in has.items():
+            if wanted and wanted != own:
+                raise StoreMismatch(
+                    f"{where} has {what} {own or 'nothing'}, not {wanted}; build another "
+                    "collection to change that."
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of one request.
+
+    Attributes:
+        ids: The caller's ids.
+        points: Where they go.
+        rows: Their vectors.
+        payloads: Their payloads, with the fields of the library.
+        dense: Their dense vectors.
+        size: Estimated bytes of all that.
+    """
+
+    ids: Sequence[Id]
+    points: Sequence[PointId]
+    rows: SparseRows
+    payloads: Sequence[Payload]
+    dense: DenseRows
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> Batch:
+        points = self.points[part]
+        return Batch(
+            ids=self.ids[part],
+            points=points,
+            rows=self.rows[part],
+            payloads=self.payloads[part],
+            dense={name: column[part] for name, column in self.dense.items()},
+            size=self.size * len(points) // max(1, len(self.points)),
+        )
 
 
 @dataclass(frozen=True)
@@ -239,6 +269,17 @@ class Stored:
     indices: Sequence[int] | None = None
     values: Sequence[float] | None = None
 
+    @classmethod
+    def of(cls, record: Any, point: PointId, vector: str | None) -> Stored:
+        """What a client read of a point, with the sparse vector of a name or without any."""
+        sparse = None if vector is None else (record.vector or {}).get(vector)
+        payload = record.payload or {}
+        return (
+            cls(point, payload)
+            if sparse is None
+            else cls(point, payload, sparse.indices, sparse.values)
+        )
+
 
 @dataclass(frozen=True)
 class HybridQuery:
@@ -248,21 +289,13 @@ class HybridQuery:
         row: The sparse one, one row, which may be empty.
         using: Name of the dense vector.
         vector: The dense one, `[size]`.
-        limit: Points wanted.
-        offset: Points to leave out at the start.
         filter: Conditions on payloads, for both sides.
-        depth: Points of each side that are looked at.
-        rank_constant: Larger values give the first ranks less weight; `None` is the engine's own.
     """
 
     row: SparseRows
     using: str
     vector: npt.NDArray[np.float32]
-    limit: int
-    offset: int
     filter: Any
-    depth: int
-    rank_constant: int | None
 
 
 class Engine(Protocol):
@@ -284,22 +317,8 @@ class Engine(Protocol):
     def create(self, manifest: Manifest) -> None:
         """Makes the collection."""
 
-    def upsert(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        size: int,
-        dense: DenseRows | None = None,
-    ) -> None:
+    def upsert(self, batch: Batch) -> None:
         """Writes one batch; when it returns, searches see it and a crash does not lose it.
-
-        Args:
-            points: Where to.
-            rows: Vectors.
-            payloads: Payloads, with the fields of the library.
-            size: Estimated bytes of all that.
-            dense: Dense vectors of these points.
 
         Raises:
             RefusedBatch: Some of its rows are unacceptable; nothing is written.
@@ -308,8 +327,8 @@ class Engine(Protocol):
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, which is not empty."""
 
-    def hybrid(self, asked: HybridQuery) -> list[Found]:
-        """The best points by reciprocal ranks of the sparse row and a dense vector."""
+    def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
+        """The best points by each side that is not empty, with no more payload than their ids."""
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there, in any order."""

@@ -30,13 +30,7 @@ def translated(
         where: The collection and its place.
         action: What was tried, as in "cannot be written".
         secret: A key to leave out of messages.
-        refusable: Whether a refusal means that rows of a batch are unacceptable.
-
-    Raises:
-        RefusedBatch: `refusable`, and the server refuses the content.
-        NameTaken: A collection of the name is there already.
-        StoreUnavailable: The server cannot be reached or is in trouble.
-        StoreError: Anything else.
+        refusable: Whether a refusal means that rows of a batch are unacceptable, a `RefusedBatch`.
     """
     try:
         yield

@@ -31,29 +31,9 @@ class Existing:
 
 
 def read_manifest(
-    about: Any,
-    data: Any,
-    name: str,
-    where: str,
-    *,
-    vector: str | None,
-    existing: Existing | None,
+    about: Any, data: Any, name: str, where: str, *, vector: str | None, existing: Existing | None
 ) -> Manifest:
-    """What a collection is.
-
-    Args:
-        about: The client's answer about the collection.
-        data: What we wrote about it, or `None`.
-        name: Its name.
-        where: The collection and its place.
-        vector: Name of the sparse vector the caller wants, `None` for the only one.
-        existing: How to take a collection of others; `None` refuses those.
-
-    Raises:
-        StoreMismatch: It is not described and not to be adopted, has no such sparse vector or
-            several to choose from, or multiplies weights by a modifier.
-        ConfigError: It is to be adopted and its width is not told.
-    """
+    """What a collection is: by `data`, what we wrote about it, or by what `about` shows of it."""
     sparse = about.config.params.sparse_vectors or {}
     dense = _dense_vectors(about.config.params.vectors)
     if data is not None or existing is None:
@@ -98,16 +78,7 @@ def read_manifest(
 
 
 def check_width_of(largest: int | None, width: int, where: str) -> None:
-    """Refuses to adopt vectors with token ids that the encoder does not have.
-
-    Args:
-        largest: The largest index among some vectors, `None` when there are none.
-        width: Vocabulary size.
-        where: The collection and its place.
-
-    Raises:
-        StoreMismatch: An index does not fit.
-    """
+    """Refuses to adopt vectors whose largest token id, `None` without any, the vocabulary lacks."""
     if largest is not None and largest >= width:
         raise StoreMismatch(
             f"{where} has vectors with the index {largest}, the vocabulary has {width} tokens; "

@@ -1,6 +1,6 @@
 """Payload filters in the words of Qdrant, for the embedded engine and for the client alike.
 
-Both packages build filters from classes of their own; a `Dialect` names the six pieces needed.
+Both packages build filters from classes of their own; a `Dialect` names the pieces needed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,39 +23,93 @@ from vdr_db.filters import (
     OneOf,
     Range,
     TimeRange,
+    parse_filter,
 )
 
-__all__ = ["ClientDialect", "Dialect", "EdgeDialect", "json_path", "to_qdrant"]
+__all__ = ["Dialect", "EdgeDialect", "json_path"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _BOUNDS = ("gt", "gte", "lt", "lte")
 
 
-class Dialect(Protocol):
-    """The filter classes of one package."""
+class Dialect:
+    """The filter classes of one package; what both spell alike is here.
+
+    Args:
+        models: The module that has them.
+    """
+
+    def __init__(self, models: Any) -> None:
+        self.models = models
 
     def match(self, path: str, value: str | int | bool) -> Any:
         """The value equals."""
+        return self.models.FieldCondition(key=path, match=self.models.MatchValue(value=value))
 
     def match_any(self, path: str, values: list[str] | list[int]) -> Any:
         """The value equals one of several."""
+        return self.models.FieldCondition(key=path, match=self.models.MatchAny(any=values))
 
     def numbers(self, path: str, bounds: dict[str, float]) -> Any:
         """The number lies in a range."""
+        return self.models.FieldCondition(key=path, range=self.models.Range(**bounds))
 
     def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
         """The time lies in a range."""
+        return self.models.FieldCondition(key=path, range=self.models.DatetimeRange(**bounds))
 
     def no_value(self, path: str) -> Any:
         """The field is absent, null or an empty list."""
+        return self.models.IsEmptyCondition(is_empty=self.models.PayloadField(key=path))
 
     def group(
         self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
     ) -> Any:
         """Conditions joined into a filter, which is a condition again."""
+        return self.models.Filter(
+            must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None
+        )
 
     def index(self, kind: str) -> Any:
         """The schema of a kind of payload index."""
+        if kind == "tenant":
+            return self.models.KeywordIndexParams(type="keyword", is_tenant=True)
+        return self.models.PayloadSchemaType(kind)
+
+    def native(self, filter: Any) -> Any:
+        """A filter in any of its forms as the package's own."""
+        if filter is None or isinstance(filter, self.models.Filter):
+            return filter
+        return to_qdrant(parse_filter(filter), self)
+
+
+class EdgeDialect(Dialect):
+    """The classes of `qdrant_edge` where they differ from those of `qdrant_client.models`."""
+
+    def match(self, path: str, value: str | int | bool) -> Any:
+        """The value equals."""
+        # A plain True would be taken for the integer 1; NumPy's boolean is not an integer.
+        plain: Any = np.bool_(value) if isinstance(value, bool) else value
+        return super().match(path, plain)
+
+    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
+        """The number lies in a range."""
+        return self.models.FieldCondition(path, range=self.models.RangeFloat(**bounds))
+
+    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
+        """The time lies in a range."""
+        texts = {name: time.isoformat() for name, time in bounds.items()}
+        return self.models.FieldCondition(path, range=self.models.RangeDateTime(**texts))
+
+    def no_value(self, path: str) -> Any:
+        """The field is absent, null or an empty list."""
+        return self.models.IsEmptyCondition(path)
+
+    def index(self, kind: str) -> Any:
+        """The schema of a kind of payload index."""
+        if kind == "tenant":
+            return self.models.KeywordIndexParams(is_tenant=True)
+        return getattr(self.models.PayloadSchemaType, kind.capitalize())
 
 
 def json_path(key: Key) -> str:
@@ -122,96 +176,3 @@ def _any(conditions: list[Any], dialect: Dialect) -> Any:
 def _bounds(filter: Range | TimeRange) -> dict[str, Any]:
     values = {name: getattr(filter, name) for name in _BOUNDS}
     return {name: value for name, value in values.items() if value is not None}
-
-
-class EdgeDialect:
-    """The classes of `qdrant_edge`.
-
-    Args:
-        edge: The module.
-    """
-
-    def __init__(self, edge: Any) -> None:
-        self._edge = edge
-
-    def match(self, path: str, value: str | int | bool) -> Any:
-        """The value equals."""
-        # A plain True would be taken for the integer 1; NumPy's boolean is not an integer.
-        plain = np.bool_(value) if isinstance(value, bool) else value
-        return self._edge.FieldCondition(path, match=self._edge.MatchValue(plain))
-
-    def match_any(self, path: str, values: list[str] | list[int]) -> Any:
-        """The value equals one of several."""
-        return self._edge.FieldCondition(path, match=self._edge.MatchAny(values))
-
-    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
-        """The number lies in a range."""
-        return self._edge.FieldCondition(path, range=self._edge.RangeFloat(**bounds))
-
-    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
-        """The time lies in a range."""
-        texts = {name: time.isoformat() for name, time in bounds.items()}
-        return self._edge.FieldCondition(path, range=self._edge.RangeDateTime(**texts))
-
-    def no_value(self, path: str) -> Any:
-        """The field is absent, null or an empty list."""
-        return self._edge.IsEmptyCondition(path)
-
-    def group(
-        self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
-    ) -> Any:
-        """Conditions joined into a filter."""
-        return self._edge.Filter(
-            must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None
-        )
-
-    def index(self, kind: str) -> Any:
-        """The schema of a kind of payload index."""
-        if kind == "tenant":
-            return self._edge.KeywordIndexParams(is_tenant=True)
-        return getattr(self._edge.PayloadSchemaType, kind.capitalize())
-
-
-class ClientDialect:
-    """The classes of `qdrant_client.models`.
-
-    Args:
-        models: The module.
-    """
-
-    def __init__(self, models: Any) -> None:
-        self._models = models
-
-    def match(self, path: str, value: str | int | bool) -> Any:
-        """The value equals."""
-        return self._models.FieldCondition(key=path, match=self._models.MatchValue(value=value))
-
-    def match_any(self, path: str, values: list[str] | list[int]) -> Any:
-        """The value equals one of several."""
-        return self._models.FieldCondition(key=path, match=self._models.MatchAny(any=values))
-
-    def numbers(self, path: str, bounds: dict[str, float]) -> Any:
-        """The number lies in a range."""
-        return self._models.FieldCondition(key=path, range=self._models.Range(**bounds))
-
-    def times(self, path: str, bounds: dict[str, dt.datetime]) -> Any:
-        """The time lies in a range."""
-        return self._models.FieldCondition(key=path, range=self._models.DatetimeRange(**bounds))
-
-    def no_value(self, path: str) -> Any:
-        """The field is absent, null or an empty list."""
-        return self._models.IsEmptyCondition(is_empty=self._models.PayloadField(key=path))
-
-    def group(
-        self, *, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()
-    ) -> Any:
-        """Conditions joined into a filter."""
-        return self._models.Filter(
-            must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None
-        )
-
-    def index(self, kind: str) -> Any:
-        """The schema of a kind of payload index."""
-        if kind == "tenant":
-            return self._models.KeywordIndexParams(type="keyword", is_tenant=True)
-        return self._models.PayloadSchemaType(kind)

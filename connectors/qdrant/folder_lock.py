@@ -21,14 +21,10 @@ except ImportError:
 
 
 class FolderLock:
-    """An exclusive lock on a file, held until `release` or the death of the process.
-
-    Args:
-        path: File to lock; it stays behind, unlocked.
-        where: What it stands for, for messages.
+    """An exclusive lock on a file, which stays behind, held until `release` or the process's death.
 
     Raises:
-        StoreUnavailable: Another opener holds it, or the file cannot be written.
+        StoreUnavailable: Another opener of `where` holds it, or the file cannot be written.
     """
 
     def __init__(self, path: Path, where: str) -> None:

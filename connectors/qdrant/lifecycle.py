@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.base import Documents, OpenStore, check_stamp
+from vdr_db.connectors.base import Documents, check_stamp
 from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     Datatype,
@@ -21,6 +21,7 @@ from vdr_db.connectors.qdrant.engine import (
 )
 from vdr_db.connectors.qdrant.errors import NameTaken
 from vdr_db.connectors.qdrant.server import ServerEngine
+from vdr_db.connectors.store import About, BaseStore
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CollectionLifecycle"]
 
 
-class CollectionLifecycle(OpenStore):
+class CollectionLifecycle(BaseStore):
     """The part of `QdrantStore` for whole collections: it makes, describes and replaces them."""
 
     name: str
@@ -42,21 +43,6 @@ class CollectionLifecycle(OpenStore):
     _dense: dict[str, DenseVector]
     _vector_name: str | None
     _full_scan_threshold: int
-
-    @property
-    def width(self) -> int | None:
-        """Width of all rows, `None` while the collection is not made."""
-        return None if self._manifest is None else self._manifest.width
-
-    @property
-    def stamp(self) -> EncoderStamp | None:
-        """The encoder the collection was made for, as far as known."""
-        return None if self._manifest is None else self._manifest.stamp
-
-    @property
-    def documents(self) -> Documents:
-        """What the document side is."""
-        return "encoded" if self._manifest is None else self._manifest.documents
 
     @property
     def datatype(self) -> Datatype:
@@ -75,8 +61,7 @@ class CollectionLifecycle(OpenStore):
         """Makes the collection, or checks the one that is there; see `Store.create`."""
         self._check_open()
         if self._manifest is not None:
-            kept = (self._manifest.width, self._manifest.stamp, self._manifest.documents)
-            check_stamp(self._where, kept, (width, stamp, documents))
+            check_stamp(self._where, self._manifest.about, (width, stamp, documents))
             return
         SparseRows.empty(0, width)  # checks the width
         manifest = Manifest(
@@ -232,14 +217,16 @@ class CollectionLifecycle(OpenStore):
             )
         return self._engine
 
+    def _about(self) -> About | None:
+        return None if self._manifest is None else self._manifest.about
+
     def _made(self) -> Manifest:
-        self._check_open()
-        if self._manifest is None:
-            raise StoreError(
-                f"{self._where} holds nothing yet; add documents first, or check its name "
-                "and place."
-            )
+        self._made_width()
+        assert self._manifest is not None
         return self._manifest
+
+    def _release(self) -> None:
+        self._engine.close()
 
     @property
     def _where(self) -> str:

@@ -1,25 +1,22 @@
 """Points as the protobuf messages that go over gRPC, built from arrays.
 
-The client's models of a point are lists of Python numbers, which it then copies, number by number,
-into such messages; that was most of what a write cost. Here the two lists of a sparse vector are
-laid out as bytes for a whole batch at once, and protobuf reads them back, which is a copy. The
-messages go to the client's own stub, `grpc_points`, whose channel has its keys and options.
-
-What goes over the wire is the same; that is compared with the client's own conversion once, before
-the first message is sent, and where it is not so, the models are used.
+The client's models of a point are lists of Python numbers, which it copies, number by number, into
+such messages; that was most of what a write cost. Here the two lists of a sparse vector are laid
+out as bytes for a whole batch at once, which protobuf reads back, and the messages go to the
+client's own stub, `grpc_points`. That they equal the client's own conversion is compared once,
+before the first is sent; where they do not, the models are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.connectors.base import Payload
 from vdr_db.connectors.halving import RefusedBatch
-from vdr_db.connectors.qdrant.engine import DenseRows, PointId
+from vdr_db.connectors.qdrant.engine import Batch
 from vdr_db.sparse import SparseRows
 
 __all__ = ["PointMessages"]
@@ -28,14 +25,7 @@ _PACKED = 2  # protobuf's wire type of anything with a length, such as repeated 
 
 
 class PointMessages:
-    """Builds points as messages and sends them; `of` gives one for a client that speaks gRPC.
-
-    Args:
-        grpc: `qdrant_client.grpc`.
-        convert: The client's own conversion, `RestToGrpc`.
-        client: Who sends them; `None` when they are only built.
-        timeout: Seconds for one request.
-    """
+    """Builds points as messages and sends them; `of` gives one for a client that speaks gRPC."""
 
     def __init__(
         self, grpc: Any, convert: Any, client: Any = None, timeout: float | None = None
@@ -68,42 +58,23 @@ class PointMessages:
         except (ImportError, AttributeError, KeyError, TypeError, ValueError):
             return None  # another client than those known
 
-    def upsert(
-        self,
-        collection: str,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-        vector: str,
-    ) -> Any:
-        """Writes one batch and waits until it is visible; to be awaited with an async client.
+    def upsert(self, collection: str, batch: Batch, vector: str) -> None:
+        """Writes one batch and waits until it is visible."""
+        points = self.points(batch, vector)
+        request = self._request(collection_name=collection, wait=True, points=points)
+        self._client.grpc_points.Upsert(request, timeout=self._timeout)
+
+    def points(self, batch: Batch, vector: str) -> list[Any]:
+        """The points of one batch, with the sparse vector under a name.
 
         Raises:
             RefusedBatch: A payload holds what gRPC cannot carry.
         """
-        batch = self.points(points, rows, payloads, dense, vector)
-        request = self._request(collection_name=collection, wait=True, points=batch)
-        return self._client.grpc_points.Upsert(request, timeout=self._timeout)
-
-    def points(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-        vector: str,
-    ) -> list[Any]:
-        """The points of one batch, with the sparse vector under a name.
-
-        Raises:
-            RefusedBatch: A payload holds what gRPC cannot carry, such as an integer of 64 bits
-                without sign.
-        """
-        batch = []
-        sparse = self._sparse_bytes(rows)
-        others = {name: self._dense_bytes(column) for name, column in dense.items()}
-        for i, (point, payload, content) in enumerate(zip(points, payloads, sparse, strict=True)):
+        points = []
+        sparse = self._sparse_bytes(batch.rows)
+        others = {name: self._dense_bytes(column) for name, column in batch.dense.items()}
+        whole = zip(batch.points, batch.payloads, sparse, strict=True)
+        for i, (point, payload, content) in enumerate(whole):
             id = self._id(num=point) if isinstance(point, int) else self._id(uuid=point)
             try:
                 message = self._point(id=id, payload=self._payload(payload))
@@ -113,8 +84,8 @@ class PointMessages:
             named[vector].sparse.MergeFromString(content)
             for name, columns in others.items():
                 named[name].dense.MergeFromString(columns[i])
-            batch.append(message)
-        return batch
+            points.append(message)
+        return points
 
     def _sparse_bytes(self, rows: SparseRows) -> Iterator[bytes]:
         """A `SparseVector` message of each row, as bytes."""
@@ -139,7 +110,8 @@ class PointMessages:
         indices, values, dense = [0, 127, 128, 70_000], [0.5, 1.0, 1e-30, 3.25], [0.5, -2.0]
         row = SparseRows([0, 4], indices, values, 70_001)
         column = np.array([dense], np.float32)
-        (built,) = self.points([id], row, [payload], {"dense": column}, "sparse")
+        batch = Batch([id], [id], row, [payload], {"dense": column}, 0)
+        (built,) = self.points(batch, "sparse")
         vectors: dict[str, Any] = {
             "sparse": models.SparseVector(indices=indices, values=values),
             "dense": dense,

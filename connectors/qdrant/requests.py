@@ -1,24 +1,21 @@
-"""Requests to a Qdrant server and what its answers hold, for `QdrantClient` and its async twin."""
+"""Requests to a Qdrant server and what its answers hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
-from vdr_db.connectors.base import Payload
 from vdr_db.connectors.qdrant.engine import (
+    ID_FIELD,
     VECTOR_NAME,
-    DenseRows,
+    Batch,
     Found,
     HybridQuery,
     Manifest,
-    PointId,
-    Stored,
 )
-from vdr_db.connectors.qdrant.filters import ClientDialect, to_qdrant
+from vdr_db.connectors.qdrant.filters import Dialect
 from vdr_db.connectors.qdrant.messages import PointMessages
-from vdr_db.errors import StoreError
-from vdr_db.filters import parse_filter
 from vdr_db.sparse import SparseRows
 
 __all__ = ["METADATA_KEY", "QUERIES_AT_ONCE", "IndexMemory", "Requests"]
@@ -41,7 +38,7 @@ class Requests:
     Args:
         models: `qdrant_client.models`.
         vector: Name of the sparse vector.
-        client: Who writes points, a `QdrantClient` or an `AsyncQdrantClient`.
+        client: The `QdrantClient` that writes points.
     """
 
     def __init__(self, models: Any, vector: str = VECTOR_NAME, *, client: Any = None) -> None:
@@ -49,17 +46,7 @@ class Requests:
         self.vector = vector
         self._client = client
         self._messages = PointMessages.of(client)
-        self._dialect = ClientDialect(models)
-
-    def filter(self, filter: Any) -> Any:
-        """A filter in any of its forms as the client's own."""
-        if filter is None or isinstance(filter, self.models.Filter):
-            return filter
-        return to_qdrant(parse_filter(filter), self._dialect)
-
-    def index(self, kind: str) -> Any:
-        """The schema of a kind of payload index."""
-        return self._dialect.index(kind)
+        self.dialect = Dialect(models)
 
     def collection(
         self,
@@ -70,15 +57,7 @@ class Requests:
         with_metadata: bool,
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The arguments of `create_collection` but the name.
-
-        Args:
-            manifest: What the collection is to be.
-            version: Major and minor version of the server.
-            index_memory: Where the sparse index lives.
-            with_metadata: Whether the server keeps metadata with a collection.
-            options: The caller's own arguments of `create_collection`.
-        """
+        """The arguments of `create_collection` but the name, `options` being the caller's own."""
         models = self.models
         index: dict[str, Any] = {
             "full_scan_threshold": manifest.full_scan_threshold,
@@ -109,110 +88,66 @@ class Requests:
         arguments["sparse_vectors_config"] = {**others, self.vector: sparse}
         return arguments
 
-    def upsert(
-        self,
-        collection: str,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-    ) -> Any:
-        """Writes one batch and waits until it is visible; to be awaited with an async client.
+    def upsert(self, collection: str, batch: Batch) -> None:
+        """Writes one batch and waits until it is visible.
 
         Raises:
             RefusedBatch: A payload holds what gRPC cannot carry.
         """
         if self._messages is not None:
-            return self._messages.upsert(collection, points, rows, payloads, dense, self.vector)
-        batch = self.points(points, rows, payloads, dense)
-        return self._client.upsert(collection, points=batch, wait=True)
+            self._messages.upsert(collection, batch, self.vector)
+        else:
+            self._client.upsert(collection, points=self.points(batch), wait=True)
 
-    def points(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        dense: DenseRows,
-    ) -> list[Any]:
+    def points(self, batch: Batch) -> list[Any]:
         """The points of one batch, as models."""
-        models = self.models
-        bounds = rows.indptr.tolist()
+        models, rows = self.models, batch.rows
         indices, values = rows.indices.tolist(), rows.values.tolist()
-        others = {name: column.tolist() for name, column in dense.items()}
-        batch = []
-        for i, point in enumerate(points):
-            a, b = bounds[i], bounds[i + 1]
+        others = {name: column.tolist() for name, column in batch.dense.items()}
+        points = []
+        for i, (a, b) in enumerate(pairwise(rows.indptr.tolist())):
             # Checked data needs no second validation by the client's models, which costs most.
-            vector: dict[str, Any] = {
-                self.vector: models.SparseVector.model_construct(
-                    indices=indices[a:b], values=values[a:b]
+            sparse = models.SparseVector.model_construct(indices=indices[a:b], values=values[a:b])
+            vector = {self.vector: sparse, **{name: column[i] for name, column in others.items()}}
+            points.append(
+                models.PointStruct.model_construct(
+                    id=batch.points[i], vector=vector, payload=batch.payloads[i]
                 )
-            }
-            for name, column in others.items():
-                vector[name] = column[i]
-            batch.append(
-                models.PointStruct.model_construct(id=point, vector=vector, payload=payloads[i])
             )
-        return batch
+        return points
 
     def searches(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[Any]:
         """One query for each row."""
-        native = self.filter(filter)
+        native = self.dialect.native(filter)
         return [
             self.models.QueryRequest(
-                query=self._sparse(rows, i),
+                query=self._sparse(row),
                 using=self.vector,
                 limit=limit,
                 offset=offset,
                 filter=native,
                 with_payload=True,
             )
-            for i in range(len(rows))
+            for row in rows
         ]
 
-    def hybrid(self, asked: HybridQuery) -> Any:
-        """One query that joins the rankings by the sparse and by the dense vector."""
-        models = self.models
-        native = self.filter(asked.filter)
+    def rankings(self, asked: HybridQuery, limit: int) -> list[Any]:
+        """One query for each side that is not empty; only ids come with the points."""
         sides = [(asked.vector.tolist(), asked.using)]
         if asked.row.nnz:
-            sides.insert(0, (self._sparse(asked.row, 0), self.vector))
-        prefetch = [
-            models.Prefetch(query=query, using=using, limit=asked.depth, filter=native)
+            sides.insert(0, (self._sparse(asked.row), self.vector))
+        native = self.dialect.native(asked.filter)
+        return [
+            self.models.QueryRequest(
+                query=query, using=using, limit=limit, filter=native, with_payload=[ID_FIELD]
+            )
             for query, using in sides
         ]
-        if asked.rank_constant is None:
-            # Known to every server that has the query API; a constant of one's own is newer.
-            fusion = models.FusionQuery(fusion=models.Fusion.RRF)
-        elif hasattr(models, "RrfQuery"):
-            fusion = models.RrfQuery(rrf=models.Rrf(k=asked.rank_constant))
-        else:
-            raise StoreError(
-                "this qdrant-client knows no `rank_constant`; install a newer one, or leave the "
-                "argument out."
-            )
-        return models.QueryRequest(
-            prefetch=prefetch,
-            query=fusion,
-            limit=asked.limit,
-            offset=asked.offset,
-            with_payload=True,
-        )
 
     def found(self, answer: Any) -> list[Found]:
         """The points of one answer."""
         return [Found(hit.id, hit.score, hit.payload or {}) for hit in answer.points]
 
-    def stored(self, record: Any, with_rows: bool) -> Stored:
-        """A point that was read back."""
-        vector = (record.vector or {}).get(self.vector) if with_rows else None
-        return Stored(
-            record.id,
-            record.payload or {},
-            None if vector is None else vector.indices,
-            None if vector is None else vector.values,
-        )
-
-    def _sparse(self, rows: SparseRows, i: int) -> Any:
-        indices, values = rows.row(i)
+    def _sparse(self, row: SparseRows) -> Any:
+        indices, values = row.row(0)
         return self.models.SparseVector(indices=indices.tolist(), values=values.tolist())

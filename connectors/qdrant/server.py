@@ -9,16 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from vdr_db.connectors.base import BatchLimits, Payload
-from vdr_db.connectors.qdrant.engine import DenseRows, Found, HybridQuery, Manifest, PointId, Stored
+from vdr_db.connectors.base import BatchLimits
+from vdr_db.connectors.qdrant.engine import Batch, Found, HybridQuery, Manifest, PointId, Stored
 from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
 from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
-from vdr_db.connectors.qdrant.requests import (
-    METADATA_KEY,
-    QUERIES_AT_ONCE,
-    IndexMemory,
-    Requests,
-)
+from vdr_db.connectors.qdrant.requests import METADATA_KEY, QUERIES_AT_ONCE, IndexMemory, Requests
 from vdr_db.connectors.qdrant.versions import Versions
 from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
@@ -39,22 +34,10 @@ _LOOKED_AT = 64
 
 
 class ServerEngine:
-    """An `Engine` over `QdrantClient`.
+    """An `Engine` over `QdrantClient`; `QdrantStore` explains the arguments.
 
-    Args:
-        collection: Name of the collection, or an alias of one.
-        url: Address of the server.
-        client: A ready client instead of `url`; `close` leaves it open.
-        api_key: For `url`; it is never shown.
-        prefer_grpc: Speak gRPC (port 6334 unless `client_options` says otherwise).
-        timeout: Seconds for one request.
-        retry: When to try again; opening is tried once, so that a wrong address is told at once.
-        index_memory: Where the sparse index lives; `None` is the server's default (pinned).
-        client_options: More arguments of `QdrantClient`, such as `grpc_port` or TLS settings.
-        collection_options: More arguments of `create_collection`, such as `shard_number`.
-        vector_name: Name of the sparse vector, `None` for the one that is there.
-        versioned: Make `collection-000001` with `collection` as its alias.
-        existing: Open what is there, and neither make nor change anything.
+    Opening is tried once, so that a wrong address is told at once. A client that was given is not
+    closed, and a key is never shown.
     """
 
     limits = SERVER_LIMITS
@@ -73,7 +56,7 @@ class ServerEngine:
         client_options: Mapping[str, Any] | None = None,
         collection_options: Mapping[str, Any] | None = None,
         vector_name: str | None = None,
-        versioned: bool = False,
+        versioned: bool | None = None,
         existing: Existing | None = None,
     ) -> None:
         module = require("qdrant_client", "qdrant")
@@ -151,7 +134,7 @@ class ServerEngine:
         present = set(about.payload_schema or {})
         missing = {k: v for k, v in manifest.payload_indexes.items() if k not in present}
         self._make_indexes(
-            self._collection, {k: self._requests.index(v) for k, v in missing.items()}
+            self._collection, {k: self._requests.dialect.index(v) for k, v in missing.items()}
         )
         return manifest
 
@@ -167,7 +150,9 @@ class ServerEngine:
             with_metadata=self._keeps_metadata(version),
             options=self._collection_options,
         )
-        indexes = {key: self._requests.index(k) for key, k in manifest.payload_indexes.items()}
+        indexes = {
+            key: self._requests.dialect.index(k) for key, k in manifest.payload_indexes.items()
+        }
         if not self._versioned:
             self._make(self._collection, manifest, arguments, indexes)
             return
@@ -190,17 +175,7 @@ class ServerEngine:
     def beside(
         self, name: str, old: str, manifest: Manifest, changes: Mapping[str, Any]
     ) -> ServerEngine:
-        """Makes another collection with the settings of this one, and an engine for it.
-
-        Args:
-            name: Of the new collection.
-            old: The collection whose settings and payload indexes it gets.
-            manifest: What it is.
-            changes: Arguments of `create_collection` that differ.
-
-        Raises:
-            NameTaken: The name is used by now.
-        """
+        """Makes another collection like `old`, with `changes`, and gives an engine for it."""
         settings = {**self.versions.settings(old), **changes}
         with self._translated("be made"):
             version = self._version()
@@ -222,7 +197,9 @@ class ServerEngine:
                 update={"index": index.model_copy(update=told)}
             )
         indexes = self.versions.indexes(old)
-        indexes.update((k, self._requests.index(v)) for k, v in manifest.payload_indexes.items())
+        indexes.update(
+            (k, self._requests.dialect.index(v)) for k, v in manifest.payload_indexes.items()
+        )
         engine = copy.copy(self)
         engine._collection = name
         engine._where = self._where.replace(repr(self._collection), repr(name), 1)
@@ -232,41 +209,34 @@ class ServerEngine:
         engine._make(name, manifest, asked, indexes)
         return engine
 
-    def upsert(
-        self,
-        points: Sequence[PointId],
-        rows: SparseRows,
-        payloads: Sequence[Payload],
-        size: int,
-        dense: DenseRows | None = None,
-    ) -> None:
+    def upsert(self, batch: Batch) -> None:
         """Writes one batch and waits until it is visible; see `Engine.upsert`."""
 
         def send() -> None:
             with self._translated("be written", refusable=True):
-                self._requests.upsert(self._collection, points, rows, payloads, dense or {})
+                self._requests.upsert(self._collection, batch)
 
-        self._retrier.call(send, is_splittable=len(points) > 1)
+        self._retrier.call(send, is_splittable=len(batch) > 1)
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row, several queries in one request."""
-        requests = self._requests.searches(rows, limit, offset, filter)
-        return self._query(requests)
+        return self._query(self._requests.searches(rows, limit, offset, filter))
 
-    def hybrid(self, asked: HybridQuery) -> list[Found]:
-        """The best points by both rankings, in one request; see `Engine.hybrid`."""
-        return self._query([self._requests.hybrid(asked)])[0]
+    def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
+        """The best points by each side, in one request; see `Engine.rankings`."""
+        return self._query(self._requests.rankings(asked, limit))
 
     def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
+        vector = self._requests.vector if with_rows else None
         records = self._asked(
             "be read",
             self._client.retrieve,
             ids=list(points),
             with_payload=True,
-            with_vectors=[self._requests.vector] if with_rows else False,
+            with_vectors=False if vector is None else [vector],
         )
-        return [self._requests.stored(record, with_rows) for record in records]
+        return [Stored.of(record, record.id, vector) for record in records]
 
     def scroll(
         self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
@@ -275,16 +245,16 @@ class ServerEngine:
         records, following = self._asked(
             "be read",
             self._client.scroll,
-            scroll_filter=self._requests.filter(filter),
+            scroll_filter=self._requests.dialect.native(filter),
             offset=after,
             limit=limit,
             with_payload=list(fields),
         )
-        return [self._requests.stored(record, False) for record in records], following
+        return [Stored.of(record, record.id, None) for record in records], following
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
-        native = self._requests.filter(filter)
+        native = self._requests.dialect.native(filter)
         answer = self._asked("be counted", self._client.count, count_filter=native, exact=True)
         return int(answer.count)
 
@@ -345,7 +315,7 @@ class ServerEngine:
     def _largest_index(self) -> int | None:
         options = {"with_payload": False, "with_vectors": [self._requests.vector]}
         records, _ = self._asked("be read", self._client.scroll, limit=_LOOKED_AT, **options)
-        stored = [self._requests.stored(record, True).indices for record in records]
+        stored = [Stored.of(record, record.id, self._requests.vector).indices for record in records]
         return max((max(indices) for indices in stored if indices), default=None)
 
     def _sidecar_manifest(self) -> Any:

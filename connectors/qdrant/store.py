@@ -10,30 +10,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vdr_db.connectors.base import (
-    Documents,
-    EmptyRows,
-    Hit,
-    Id,
-    Record,
-    Written,
-    checked_page,
-)
+from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Written, checked_page
+from vdr_db.connectors.fusion import paged
 from vdr_db.connectors.halving import deliver
-from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.qdrant.documents import (
-    ID_FIELD,
-    Batch,
     Upload,
     checked_fusion,
     checked_nearest,
     hits_of,
+    id_of,
     record_of,
+    shown,
 )
 from vdr_db.connectors.qdrant.engine import (
     DATATYPES,
+    ID_FIELD,
+    Batch,
     Datatype,
     DenseVector,
     Engine,
@@ -58,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["QdrantStore"]
 
 _PAGE = 1000
+RANK_CONSTANT = 2
+"""What Qdrant uses for its own fusion when a request names none; it counts ranks from 0."""
 
 
 class QdrantStore(CollectionLifecycle):
@@ -127,16 +122,20 @@ class QdrantStore(CollectionLifecycle):
                 "exactly one of `path` (a folder or ':memory:'), `url` and `client` is needed; "
                 "pass path=':memory:' to try things out."
             )
-        for name, option, place, fits in (
-            ("api_key", api_key, "url", url is not None),
-            ("client_options", client_options, "url", url is not None),
-            ("retry", retry, "url` or `client", path is None),
-            ("collection_options", collection_options, "url` or `client", path is None),
-            ("index_memory", index_memory, "url` or `client", path is None),
-            ("vector_name", vector_name, "url` or `client", path is None),
-            ("versioned", versioned or None, "url` or `client", path is None),
-            ("existing", existing, "url` or `client", path is None),
-        ):
+        server: dict[str, Any] = {
+            "api_key": api_key,
+            "client_options": client_options,
+            "retry": retry,
+            "collection_options": collection_options,
+            "index_memory": index_memory,
+            "vector_name": vector_name,
+            "versioned": versioned or None,
+            "existing": existing,
+        }
+        for name, option in server.items():
+            place, fits = "url` or `client", path is None
+            if name in ("api_key", "client_options"):
+                place, fits = "url", url is not None
             if option is not None and not fits:
                 raise ConfigError(f"`{name}` goes with `{place}`; leave it out here.")
         if datatype is not None and datatype not in DATATYPES:
@@ -161,21 +160,8 @@ class QdrantStore(CollectionLifecycle):
         else:
             from vdr_db.connectors.qdrant.server import ServerEngine
 
-            self._engine = ServerEngine(
-                collection,
-                url=url,
-                client=client,
-                api_key=api_key,
-                prefer_grpc=prefer_grpc,
-                timeout=timeout,
-                retry=retry,
-                index_memory=index_memory,
-                client_options=client_options,
-                collection_options=collection_options,
-                vector_name=vector_name,
-                versioned=versioned,
-                existing=existing,
-            )
+            server.update(url=url, client=client, prefer_grpc=prefer_grpc, timeout=timeout)
+            self._engine = ServerEngine(collection, **server)
         try:
             self._manifest = self._engine.open()
             if self._manifest is not None:
@@ -218,7 +204,6 @@ class QdrantStore(CollectionLifecycle):
         return cls(collection, vector_name=vector_name, existing=existing, **options)
 
     def __repr__(self) -> str:
-        """The collection and its place, without secrets."""
         state = ", closed" if self._is_closed else ""
         return f"QdrantStore({self._where}{state})"
 
@@ -256,33 +241,10 @@ class QdrantStore(CollectionLifecycle):
             upload.refused[one.ids[0]] = str(error)
 
         for batch in upload.batches():
-            deliver(batch, self._write, refuse)
+            deliver(batch, self._engine.upsert, refuse)
         if upload.refused:
             raise RejectedRows(list(upload.refused), list(upload.refused.values()))
         return upload.written
-
-    def search(
-        self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
-    ) -> list[Hit]:
-        """The best documents; see `Store.search`.
-
-        Args:
-            row: The query, one row.
-            limit: Hits wanted.
-            filter: A dictionary (see `vdr_db.filters`), or a filter object of the engine's package.
-            offset: Hits to leave out at the start.
-        """
-        checked_page(limit, offset)
-        query = checked_query(row, self._made().width, self._where, single=True)
-        return self._search(query, limit, offset, filter)[0]
-
-    def search_batch(
-        self, rows: SparseRows, limit: int = 10, filter: Any = None
-    ) -> list[list[Hit]]:
-        """`search` for each row, in as few requests as possible."""
-        checked_page(limit, 0)
-        queries = checked_query(rows, self._made().width, self._where)
-        return self._search(queries, limit, 0, filter)
 
     def search_with_dense(
         self,
@@ -305,9 +267,8 @@ class QdrantStore(CollectionLifecycle):
             filter: Conditions on payloads, for both sides.
             offset: Hits to leave out at the start.
             using: Name of the dense vector; needed when there are several.
-            depth: Hits of each side that the fusion looks at.
-            rank_constant: Larger values give the first ranks less weight; `None` is the engine's
-                own. Servers before 1.16 know no other.
+            depth: Hits of each side that the fusion looks at; those below follow after them.
+            rank_constant: Larger values give the first ranks less weight; `None` is Qdrant's, 2.
 
         Raises:
             ConfigError: There is no such dense vector, or a number is impossible.
@@ -318,9 +279,24 @@ class QdrantStore(CollectionLifecycle):
         made = self._made()
         query = checked_query(row, made.width, self._where, single=True)
         using, numbers = checked_nearest(vector, using, made.dense, self._where)
-        depth = max(depth, limit + offset)
-        asked = HybridQuery(query, using, numbers, limit, offset, filter, depth, rank_constant)
-        return hits_of(self._engine.hybrid(asked))
+        asked = HybridQuery(query, using, numbers, filter)
+
+        def rankings(count: int) -> list[list[tuple[tuple[Id, PointId], float]]]:
+            answers = self._engine.rankings(asked, count)
+            return [[((id_of(one), one.point), one.score) for one in answer] for answer in answers]
+
+        page = paged(
+            rankings,
+            RANK_CONSTANT if rank_constant is None else rank_constant,
+            lambda one: id_order(one[0]),
+            depth=depth,
+            limit=limit,
+            offset=offset,
+        )
+        records = self._engine.retrieve([point for (_, point), _ in page], False)
+        payloads = {one.point: shown(one.payload) for one in records}
+        # One that was deleted meanwhile is not there any more.
+        return [Hit(id, x, payloads[point]) for (id, point), x in page if point in payloads]
 
     search_hybrid = renamed("search_hybrid", search_with_dense)
 
@@ -350,7 +326,7 @@ class QdrantStore(CollectionLifecycle):
             self._check_open()
             page, after = self._engine.scroll(after, _PAGE, [ID_FIELD], filter)
             for stored in page:
-                yield stored.payload.get(ID_FIELD, stored.point)
+                yield id_of(stored)
             if after is None:
                 return
 
@@ -381,23 +357,5 @@ class QdrantStore(CollectionLifecycle):
         self._check_open()
         self._engine.optimize()
 
-    def close(self) -> None:
-        """Releases the store; a second call does nothing."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._engine.close()
-
-    def _write(self, batch: Batch) -> None:
-        arguments: list[Any] = [batch.points, batch.rows, batch.payloads, batch.size]
-        if batch.dense:
-            arguments.append(batch.dense)
-        self._engine.upsert(*arguments)
-
-    def _search(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
-        results: list[list[Hit]] = [[] for _ in range(len(queries))]
-        asked = np.flatnonzero(queries.counts)
-        if asked.size:
-            answers = self._engine.search(queries[asked], limit, offset, filter)
-            for i, answer in zip(asked, answers, strict=True):
-                results[i] = hits_of(answer)
-        return results
+    def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
+        return list(map(hits_of, self._engine.search(queries, limit, offset, filter)))

@@ -35,14 +35,7 @@ _OF_CONFIG = (
 
 
 class Versions:
-    """What is done with whole collections of one server.
-
-    Args:
-        client: A `QdrantClient`.
-        models: `qdrant_client.models`.
-        where: The collection and its place, for messages.
-        secret: A key that no message may show.
-    """
+    """What is done with whole collections of one server, called `where`; no message shows a key."""
 
     def __init__(self, client: Any, models: Any, where: str, secret: str | None) -> None:
         self._client = client
@@ -144,22 +137,14 @@ class Versions:
             return int(self._client.count(collection, exact=True).count)
 
     def drop(self, collection: str, *, unless_named: bool = False) -> None:
-        """Deletes a collection; one that still has an alias stays when `unless_named`.
-
-        Raises:
-            StoreError: It cannot be deleted.
-        """
+        """Deletes a collection; one that still has an alias stays when `unless_named`."""
         if unless_named and self.aliases_of(collection):
             return
         with self._translated("lose an old collection"):
             self._client.delete_collection(collection)
 
     def check_target(self, name: str, expected: str) -> None:
-        """Refuses an alias that stands for something else by now.
-
-        Raises:
-            StoreError: It does.
-        """
+        """Refuses an alias that stands for something else by now."""
         seen = self.target(name)
         if seen != expected:
             raise StoreError(
@@ -168,11 +153,7 @@ class Versions:
             )
 
     def move_alias(self, name: str, new: str) -> None:
-        """Moves an alias to another collection, and looks when the answer gets lost.
-
-        Raises:
-            StoreError: It was not moved, as far as one can tell.
-        """
+        """Moves an alias to another collection, and looks when the answer gets lost."""
         try:
             self.point_alias(name, new, moved=True)
         except StoreError:

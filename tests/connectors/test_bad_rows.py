@@ -35,9 +35,9 @@ class Recorder:
         self.write = self.engine.upsert
         self.engine.upsert = self
 
-    def __call__(self, points, *rest):
-        self.points += points
-        return self.write(points, *rest)
+    def __call__(self, batch):
+        self.points += batch.points
+        return self.write(batch)
 
 
 @pytest.fixture(scope="module")

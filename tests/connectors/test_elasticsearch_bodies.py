@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from sparse_samples import truncated, zipf_rows
 
 from vdr_db import SparseRows
-from vdr_db.connectors.base import Hit
 from vdr_db.connectors.elasticsearch.bodies import (
     bulk_lines,
     delete_lines,
     document_id,
     feature_objects,
-    fuse_ranks,
     id_of,
     index_mapping,
     index_settings,
@@ -277,17 +275,3 @@ def test_a_foreign_vector_is_not_read_as_ours():
     with pytest.raises(InputError, match="no vector of ours"):
         read_features({"vdr": [1.0]}, "vdr", "a")
     assert read_features({}, "vdr", "a") == {}
-
-
-def test_ranks_are_fused_by_their_reciprocals():
-    first = [Hit("a", 9.0, {"x": 1}), Hit(2, 8.0)]
-    second = [Hit(2, 0.5), Hit("b", 0.4)]
-    fused = fuse_ranks([first, second], constant=60, limit=10)
-    assert [(hit.id, hit.score) for hit in fused] == [
-        (2, 1 / 62 + 1 / 61),
-        ("a", 1 / 61),
-        ("b", 1 / 62),
-    ]
-    assert fused[1].payload == {"x": 1}
-    tied = fuse_ranks([[Hit("z", 1.0)], [Hit(7, 1.0)]], constant=1, limit=1)
-    assert [hit.id for hit in tied] == [7]

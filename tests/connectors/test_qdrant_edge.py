@@ -18,6 +18,7 @@ from store_samples import WIDTH, assert_same_hits, filters, row, rows
 
 from vdr_db.connectors import MemoryStore, QdrantStore
 from vdr_db.connectors.qdrant import edge as edge_module
+from vdr_db.connectors.qdrant.engine import Batch
 from vdr_db.errors import (
     ConfigError,
     InputError,
@@ -271,7 +272,7 @@ class Poison:
 def test_a_panic_of_the_engine_is_a_store_error(path, capfd):
     store = opened(path)
     with pytest.raises(StoreError, match=r"\(1 points, 99 to 99\), the engine panicked"):
-        store._engine.upsert([99], Poison(), [{}], 100)
+        store._engine.upsert(Batch([99], [99], Poison(), [{}], {}, 100))
     for use in (
         lambda: store.upsert(rows(1), ["x"]),
         lambda: store.search(row({1: 1.0})),

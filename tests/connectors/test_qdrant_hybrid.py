@@ -233,7 +233,7 @@ def test_large_dense_vectors_keep_batches_within_their_bytes(connect, monkeypatc
     monkeypatch.setattr(
         store._engine,
         "upsert",
-        lambda points, *rest: (sizes.append(len(points)), upsert(points, *rest)),
+        lambda batch: (sizes.append(len(batch)), upsert(batch)),
     )
     store.upsert(rows(300), list(range(300)), dense={"text": dense(300, size=4096)})
     if hasattr(store._engine, "_client"):

@@ -14,6 +14,7 @@ from store_samples import WIDTH, rows
 
 from vdr_db.connectors import AsyncVDRQdrant, QdrantStore
 from vdr_db.connectors.halving import RefusedBatch
+from vdr_db.connectors.qdrant.engine import Batch
 from vdr_db.connectors.qdrant.messages import PointMessages
 from vdr_db.connectors.qdrant.requests import Requests
 from vdr_db.errors import RejectedRows
@@ -91,20 +92,19 @@ def wire(points):
 def test_the_bytes_are_those_of_the_clients_own_conversion(batch, name):
     points, vectors, contents, dense = batch
     dense = {key: column for key, column in dense.items() if key != name}
-    models_of = Requests(models, name).points(points, vectors, contents, dense)
+    batch = Batch(points, points, vectors, contents, dense, 0)
+    models_of = Requests(models, name).points(batch)
     converted = [RestToGrpc.convert_point_struct(point) for point in models_of]
-    built = PointMessages(grpc, RestToGrpc).points(points, vectors, contents, dense, name)
+    built = PointMessages(grpc, RestToGrpc).points(batch, name)
     assert wire(built) == wire(converted)
 
 
 @needs_pass
 def test_a_slice_of_rows_is_laid_out_like_the_whole():
     many = rows(300, seed=3)
-    part = many[100:200]
     builder, ids = PointMessages(grpc, RestToGrpc), list(range(300))
-    nothing = [{} for _ in ids]
-    whole = builder.points(ids, many, nothing, {}, "v")
-    assert builder.points(ids[100:200], part, nothing[:100], {}, "v") == whole[100:200]
+    batch = Batch(ids, ids, many, [{} for _ in ids], {}, 0)
+    assert builder.points(batch[100:200], "v") == builder.points(batch, "v")[100:200]
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_client_that_converts_otherwise_gets_its_models(server, monkeypatch):
 @needs_pass
 def test_a_number_too_large_for_grpc_takes_no_neighbour_with_it(server):
     with pytest.raises(RefusedBatch, match="payload cannot be sent"):
-        PointMessages(grpc, RestToGrpc).points([1], rows(1), [{"n": 2**63}], {}, "v")
+        PointMessages(grpc, RestToGrpc).points(Batch([1], [1], rows(1), [{"n": 2**63}], {}, 0), "v")
     options = {"grpc_port": server.grpc_port}
     with QdrantStore("c", url=server.url, client_options=options) as store:
         store.create(WIDTH)
