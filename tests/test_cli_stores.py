@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import noida
 import pytest
 import services
 from store_servers import KEY, KINDS, running_place
@@ -47,6 +48,15 @@ def spool(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stand_in_port(tmp_path_factory):
+    reason = noida.why_missing()
+    if reason is not None:
+        services.skip(reason)
+    with noida.running_noida(tmp_path_factory.mktemp("noida")) as port:
+        yield port
+
+
 @pytest.fixture(params=KINDS)
 def place(request, tmp_path, monkeypatch):
     if request.param in ("rest", "grpc"):
@@ -54,7 +64,7 @@ def place(request, tmp_path, monkeypatch):
     if request.param == "opensearch":
         pytest.importorskip("opensearchpy")
     is_search = request.param in ("elasticsearch", "opensearch")
-    port = request.getfixturevalue("noida_port") if is_search else None
+    port = request.getfixturevalue("stand_in_port") if is_search else None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDR_DB_API_KEY", KEY)
     with running_place(request.param, tmp_path, port) as place:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
-from vdr_db.readers import Fields
+from vdr_db.readers import Fields, Kind
 
 if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Mode
@@ -99,6 +99,20 @@ def add_field_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="field kept beside the text, may be repeated (default: all)",
     )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_column,
+        metavar="NAME=KIND",
+        help="kind of a column of CSV or TSV: int, float, bool or text; may be repeated "
+        "(default: what every cell of the file reads as)",
+    )
+    parser.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="between cells of CSV (default: comma, or semicolon or tab where the header has none)",
+    )
 
 
 def fields_of(arguments: argparse.Namespace) -> Fields:
@@ -108,7 +122,18 @@ def fields_of(arguments: argparse.Namespace) -> Fields:
         id=arguments.id_field,
         text=tuple(arguments.text_field),
         payload=None if payload is None else tuple(payload),
+        kinds=tuple(arguments.column),
+        delimiter=arguments.delimiter,
     )
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, is_named, kind = text.rpartition("=")
+    if not is_named or kind not in get_args(Kind):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=KIND with a kind of {', '.join(get_args(Kind))}, got {text!r}"
+        )
+    return name, kind
 
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:
