@@ -153,15 +153,26 @@ class Allowance:
         self.failures = 0
         self._began = self._retrier.clock()
 
-    def wait(self, failure: Failure, error: BaseException, what: str = "the request") -> None:
-        """Waits before the next attempt; says what failed last when no tries or no time is left."""
+    def wait(
+        self,
+        failure: Failure,
+        error: BaseException,
+        what: str = "the request",
+        *,
+        has_tries: bool = True,
+    ) -> None:
+        """Waits before the next attempt; says what failed last when no tries or no time is left.
+
+        What takes its time by nature has no limit of tries (not `has_tries`), only the deadline.
+        """
         if error is self._given_up:  # by a wait within the attempt
             raise error
         policy, retrier = self._retrier.policy, self._retrier
         self.failures += 1
         delay_s = policy.delay_s(self.failures, failure.retry_after_s, retrier.chance)
         spent_s = retrier.clock() - self._began
-        if self.failures >= policy.tries or spent_s + delay_s > policy.deadline_s:
+        is_tried = has_tries and self.failures >= policy.tries
+        if is_tried or spent_s + delay_s > policy.deadline_s:
             self._given_up = StoreUnavailable(
                 f"{what} failed {self.failures} times in {spent_s:.0f} s, last with: "
                 f"{failure.reason.rstrip('.')}; what was acknowledged is safe, so run the same "

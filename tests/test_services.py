@@ -115,13 +115,13 @@ def test_an_address_that_does_not_answer_fails(monkeypatch, kind, engine, contai
 
 
 def test_an_address_that_answers_goes_before_any_engine(
-    monkeypatch, proxy, kind, engine, containers
+    monkeypatch, stand_in, kind, engine, containers
 ):
-    monkeypatch.setenv(f"VDR_TEST_{kind}_URL", proxy.url + "/")
+    monkeypatch.setenv(f"VDR_TEST_{kind}_URL", stand_in.url + "/")
     monkeypatch.setenv(f"VDR_TEST_{kind}_API_KEY", "sesame")
     monkeypatch.setenv("VDR_TEST_QDRANT_GRPC_PORT", "6334")
     service = enter(kind)
-    assert service.url == proxy.url
+    assert service.url == stand_in.url
     assert service.api_key == "sesame"
     assert service.grpc_port == (6334 if kind == "QDRANT" else None)
     assert "sesame" not in repr(service)

@@ -271,7 +271,7 @@ def index_mapping(
     kind: FieldKind,
     version: tuple[int, int],
     store_vectors: bool = True,
-    text_fields: Sequence[str] = (),
+    text_fields: Mapping[str, str | None] | None = None,
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
 ) -> dict[str, Any]:
     """The mapping of an index of ours, which remembers `meta` under `_meta`.
@@ -299,8 +299,9 @@ def index_mapping(
             vector["index_options"] = {"prune": False}
     properties: dict[str, Any] = {}
     keyword = {"type": "keyword", "ignore_above": LONGEST_KEYWORD}
-    for name in text_fields:
-        _nest(properties, name, {"type": "text", "fields": {"keyword": keyword}})
+    for name, analyser in (text_fields or {}).items():
+        own = {} if analyser is None else {"analyzer": analyser}
+        _nest(properties, name, {"type": "text", **own, "fields": {"keyword": keyword}})
     for name, type in (payload_types or {}).items():
         _nest(properties, name, {"type": type} if isinstance(type, str) else dict(type))
     payload: dict[str, Any] = {"type": "object", "enabled": False}

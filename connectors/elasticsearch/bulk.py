@@ -19,6 +19,11 @@ from vdr_db.failure import Failure
 __all__ = ["BulkReport", "BulkWriter"]
 
 
+# A rollover blocks writes until the alias has moved: minutes, for a large index.
+_BLOCKED = "index write (api)"
+_BLOCKED_S = 1.0
+
+
 @dataclass
 class BulkReport:
     """What became of the items of a call, by their number in the call.
@@ -27,11 +32,13 @@ class BulkReport:
         written: Items written, or deleted.
         skipped: Items that were there already (`create`), or were not there (`delete`).
         rejected: Number of each refused item -> reason.
+        requests: Requests that took.
     """
 
     written: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
+    requests: int = 0
 
 
 class BulkWriter:
@@ -56,14 +63,17 @@ class BulkWriter:
         *,
         action: Literal["index", "create", "delete"],
         require_alias: bool,
+        refresh: bool = False,
     ) -> BulkReport:
         """Writes every item that the server takes, however often it must be asked.
 
         Items whose lines are empty are passed over. With `require_alias` the server refuses, rather
-        than make a new index with types of its own guess, when the alias is gone.
+        than make a new index with types of its own guess, when the alias is gone. `refresh` makes
+        what the last request writes visible, which needs no right beyond that to write.
         """
         report = BulkReport()
         params = {"require_alias": "true"} if require_alias else {}
+        last = {**params, "refresh": "true"} if refresh else params
         address = f"/{path}/_bulk"
 
         def fitting(numbers: Sequence[int]) -> int:
@@ -81,7 +91,8 @@ class BulkWriter:
             def send() -> None:
                 nonlocal waiting
                 while waiting:
-                    waiting = self._send(address, params, waiting, lines, action, report)
+                    given = last if waiting[-1] == items[-1] else params
+                    waiting = self._send(address, given, waiting, lines, action, report)
 
             self._transport.retrier.call(send, is_splittable=len(numbers) > 1)
 
@@ -106,6 +117,7 @@ class BulkWriter:
         """Sends items in one request; returns those to send again, after a wait."""
         body = b"".join(lines[number] for number in numbers)
         # Ids are the caller's, so a request whose answer was lost may be sent again.
+        report.requests += 1
         reply = self._transport.once("POST", address, body, params=params, allow=(400, 413))
         if reply.status == 400:
             raise RefusedBatch(error_reason(reply.body))
@@ -119,8 +131,15 @@ class BulkWriter:
             allowance.progress()
         if failure is not None:
             error = StoreUnavailable(failure.reason, failure=failure)
-            allowance.wait(failure, error)
+            allowance.wait(failure, error, has_tries=_BLOCKED not in failure.reason)
         return left
+
+
+def _passing(status: int, reason: str) -> Failure | None:
+    """What an item's refusal means that passes: busy servers, and writes blocked by a rollover."""
+    if status == 403 and _BLOCKED in reason:
+        return Failure("transient", reason, _BLOCKED_S)
+    return busy(status, reason)
 
 
 def _account(
@@ -141,7 +160,7 @@ def _account(
         status = int(outcome.get("status", 500))
         if status < 300:
             report.written.append(number)
-        elif failure := busy(status, error_reason(outcome)):
+        elif failure := _passing(status, error_reason(outcome)):
             left.append(number)
             passing = failure
         elif (status == 409 and action == "create") or (

@@ -41,6 +41,8 @@ FACTS = "facts"
 
 # Lucene refuses terms above 32,766 bytes; longer names and texts are known by their digest.
 _LONGEST = 512
+# The limit of servers for one `terms` query.
+_MOST_TERMS = 65_536
 _EPOCH = dt.datetime(1, 1, 1, tzinfo=dt.timezone.utc)
 
 
@@ -61,11 +63,10 @@ def filter_query(filter: Filter) -> dict[str, Any]:
     if isinstance(filter, OneOf):
         path = _name(filter.key.quoted)
         terms = [_equality(path, value) for value in filter.values if value is not None]
-        either: dict[str, Any] = {"terms": {FACTS: terms}} if terms else {"match_none": {}}
-        if None not in filter.values:
-            return either
-        missing = filter_query(Equals(filter.key, None))
-        return {"bool": {"should": [either, missing], "minimum_should_match": 1}}
+        either = _any_term(terms)
+        return _either(
+            [*either, filter_query(Equals(filter.key, None))] if None in filter.values else either
+        )
     if isinstance(filter, (Range, TimeRange)):
         return _range(filter)
     if isinstance(filter, AllOf):
@@ -73,16 +74,30 @@ def filter_query(filter: Filter) -> dict[str, Any]:
             return {"match_all": {}}
         return {"bool": {"filter": [filter_query(part) for part in filter.parts]}}
     if isinstance(filter, AnyFilter):
-        if not filter.parts:
-            return {"match_none": {}}
+        # All conditions on one term are one clause together, as servers count clauses.
         parts = [filter_query(part) for part in filter.parts]
-        return {"bool": {"should": parts, "minimum_should_match": 1}}
+        terms = [part["term"][FACTS] for part in parts if "term" in part]
+        return _either([*_any_term(terms), *(part for part in parts if "term" not in part)])
     if isinstance(filter, Negation):
         return {"bool": {"must_not": [filter_query(filter.part)]}}
     raise InputError(
         f"this store has no translation of the filter {type(filter).__name__}; "
         "write it as a dictionary."
     )
+
+
+def _any_term(terms: list[str]) -> list[dict[str, Any]]:
+    """Queries that are true where any term is there; none for none."""
+    starts = range(0, len(terms), _MOST_TERMS)
+    return [{"terms": {FACTS: terms[start : start + _MOST_TERMS]}} for start in starts]
+
+
+def _either(queries: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(queries) == 1:
+        return queries[0]
+    if not queries:
+        return {"match_none": {}}
+    return {"bool": {"should": queries, "minimum_should_match": 1}}
 
 
 def _collect(value: Any, path: str, facts: set[str], *, walks_list: bool) -> None:

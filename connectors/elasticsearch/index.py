@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -30,7 +31,7 @@ class NewIndex:
     kind: FieldKind = "rank_features"
     field: str = "vdr"
     store_vectors: bool = True
-    text_fields: tuple[str, ...] = ()
+    text_fields: Mapping[str, str | None] | None = None
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None
     shards: int = 1
     replicas: int = 1
@@ -60,7 +61,7 @@ class IndexMeta:
         field: Name of the vector field.
         store_vectors: Whether `_source` keeps vectors.
         text_fields: Payload fields indexed as text.
-        before_load: Settings to come back to when a load was not ended, or `None`.
+        before_load: What versions before 0.9 wrote when they began to load; `None` since.
         format: Version of this description.
         made_by: Random name of the request that made the index, so that a process whose answer got
             lost recognises its own.
@@ -88,12 +89,12 @@ class VersionedIndex:
 
     Attributes:
         name: The alias, or the name of an index opened by itself.
-        is_loading: Whether a `loading` block runs.
+        loader: Tells the server that a `loading` block runs, while one does.
     """
 
     def __init__(self, transport: Transport, name: str, new: NewIndex) -> None:
         self.name = indices.check_name(name)
-        self.is_loading = False
+        self.loader: Callable[[], None] | None = None
         self.transport = transport
         self.new = new
         self._state: indices.IndexState | None = None
@@ -159,7 +160,7 @@ class VersionedIndex:
                 kind=self.new.kind,
                 field=self.new.field,
                 store_vectors=self.new.store_vectors,
-                text_fields=list(self.new.text_fields),
+                text_fields=list(self.new.text_fields or ()),
             )
             # Processes that come at once all ask for the first name, and one of them gets it.
             # Another name is taken only when that index is there without the alias.
@@ -169,7 +170,7 @@ class VersionedIndex:
                 kind=meta.kind,
                 version=self._version(),
                 store_vectors=meta.store_vectors,
-                text_fields=meta.text_fields,
+                text_fields=self.new.text_fields,
                 payload_types=self.new.payload_types,
             )
             settings = index_settings(
@@ -203,9 +204,17 @@ class VersionedIndex:
         clean = asdict(replace(meta, before_load=None))
         return {**self.state().mapping, "_meta": {indices.META_KEY: clean}}
 
+    def put_right(self) -> None:
+        """Ends what a killed process left undone, as far as the credentials allow it."""
+        if self.meta() is not None:
+            with contextlib.suppress(StoreError):
+                if indices.put_right(self.transport, self.state()):
+                    self.forget()
+
     def settings_of(self, backing: str) -> dict[str, Any]:
         """The settings of another index like `backing`."""
         settings = indices.read_settings(self.transport, backing)
-        # A load that was not ended left its own values; the right ones are remembered.
-        settings.update(self.made().before_load or {})
+        # Work that goes on, or was not ended, has its own values; the right ones are remembered.
+        settings.update(indices.undone(self.state()))
+        settings.pop("index.blocks.write", None)
         return {name: value for name, value in settings.items() if value is not None}

@@ -6,25 +6,72 @@ in one step, so a search sees all of the old index or all of the new one.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
 from vdr_db.connectors.base import next_version
 from vdr_db.connectors.elasticsearch.transport import Transport, error_reason
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
+from vdr_db.failure import Failure
 
-__all__ = ["META_KEY", "IndexState", "check_name", "create_index", "load_settings", "read_state"]
+__all__ = ["META_KEY", "IndexState", "Work", "check_name", "create_index", "read_state"]
 
 META_KEY = "vdr_db"
+WORK_KEY = "vdr_db_work"
+# Aliases that tell what becomes of an index in a rebuild; nothing else is called like that.
+UNFINISHED, REPLACED = "-unfinished", "-replaced"
 _OF_ONE_INDEX = re.compile(
     r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
 )
-_LOAD_SETTINGS = {"index.refresh_interval": "-1", "index.number_of_replicas": "0"}
+ALIVE_S = 900.0
+"""A process that works on an index tells so more often than this."""
+
+_COMPARED = 100
+LOAD_SETTINGS = {"index.refresh_interval": "-1", "index.number_of_replicas": "0"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of a process that an index is not to stay in when the process is killed.
+
+    Attributes:
+        host: Where the process runs.
+        process: Its id.
+        since: When it last told that it is alive, in seconds of the epoch.
+        undo: Settings that put the index right again.
+    """
+
+    host: str
+    process: int
+    since: float
+    undo: Mapping[str, Any]
+
+    @classmethod
+    def of_this_process(cls, undo: Mapping[str, Any]) -> Work:
+        """Work that begins now."""
+        return cls(socket.gethostname(), os.getpid(), time.time(), undo)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its process ended without putting the index right, as far as one can tell."""
+        if time.time() - self.since > ALIVE_S:
+            return True
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # of another user
+        return False
 
 
 @dataclass(frozen=True)
@@ -46,6 +93,16 @@ class IndexState:
         """What we wrote about it, from `_meta`; empty for an index that is not ours."""
         return (self.mapping.get("_meta") or {}).get(META_KEY) or {}
 
+    @property
+    def work(self) -> Work | None:
+        """What a process is doing with it, or was when it was killed."""
+        told = (self.mapping.get("_meta") or {}).get(WORK_KEY)
+        return Work(**told) if told else None
+
+    def leaves_out(self, field: str) -> bool:
+        """Whether its documents do not keep a field in `_source`."""
+        return field in ((self.mapping.get("_source") or {}).get("excludes") or ())
+
 
 def check_name(name: str) -> str:
     """The name, if Elasticsearch and our numbering allow it."""
@@ -61,6 +118,12 @@ def read_state(transport: Transport, name: str) -> IndexState | None:
     """What the server holds under `name`, or `None`; an alias of several is a `StoreMismatch`."""
     reply = transport.call("GET", f"/{quote(name)}/_mapping", allow=(404,))
     if reply.status == 404:
+        if not isinstance(reply.body, Mapping) or "error" not in reply.body:
+            raise StoreError(
+                f"what answers for {name!r} is no search server, it says "
+                f"{str(reply.body)[:100]!r}; check the address.",
+                failure=Failure("setup", "no search server"),
+            )
         return None
     backings = sorted(reply.body)
     if len(backings) != 1:
@@ -91,16 +154,16 @@ def create_index(
     transport: Transport,
     backing: str,
     *,
-    alias: str | None,
+    alias: str,
     mapping: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> bool:
     """Creates an index; False when another process, or our own lost request, made it already."""
     body: dict[str, Any] = {"mappings": dict(mapping), "settings": dict(settings)}
-    if alias is not None:
-        body["aliases"] = {alias: {"is_write_index": True}}
+    body["aliases"] = {alias: {"is_write_index": True}}
     reply = transport.call("PUT", f"/{quote(backing)}", body, allow=(400,))
     if reply.status < 400:
+        _check_made(transport, backing, mapping)
         return True
     text = str(reply.body)
     if "resource_already_exists_exception" in text or "more than one write index" in text:
@@ -114,10 +177,11 @@ def create_index(
 def put_template(
     transport: Transport, name: str, *, mapping: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """Writes a composable template for all indices `name-*`; returns its name."""
+    """Writes a composable template for the numbered indices of a name; returns its own name."""
     template = f"vdr-{name}"
     body = {
-        "index_patterns": [f"{name}-*"],
+        # Not all of `name-*`: `news-en` is an index of its own beside `news`.
+        "index_patterns": [f"{name}-0*"],
         "priority": 200,
         "template": {"mappings": dict(mapping), "settings": dict(settings)},
     }
@@ -125,11 +189,84 @@ def put_template(
     return template
 
 
-def swap_alias(transport: Transport, alias: str, *, old: str, new: str) -> None:
-    """Moves an alias to another index in one step."""
-    gone = {"remove": {"index": old, "alias": alias}}
-    made = {"add": {"index": new, "alias": alias, "is_write_index": True}}
-    transport.call("POST", "/_aliases", {"actions": [gone, made]})
+def _check_made(transport: Transport, backing: str, wanted: Mapping[str, Any]) -> None:
+    """Takes back a new index that a template of the cluster made another one than was asked for."""
+    made = read_state(transport, backing)
+    if made is None:
+        return
+    told = made.mapping
+    differing = [
+        part
+        for part, is_same in (
+            ("_meta", made.meta == wanted["_meta"][META_KEY]),
+            ("_source", told.get("_source") == wanted.get("_source")),
+            ("properties", _types(told) == _types(wanted)),
+        )
+        if not is_same
+    ]
+    if differing:
+        delete_index(transport, backing)
+        raise StoreMismatch(
+            f"the server made {backing!r} with another {' and '.join(differing)} than asked for: a "
+            "template takes it in; change the pattern of that template, or choose another name."
+        )
+
+
+def _types(mapping: Mapping[str, Any]) -> dict[str, str]:
+    fields: Mapping[str, Mapping[str, Any]] = mapping.get("properties") or {}
+    return {name: str(about.get("type", "object")) for name, about in fields.items()}
+
+
+def aliases_of(transport: Transport, index: str) -> dict[str, dict[str, Any]]:
+    """Name → options of each alias of an index; empty when it is gone."""
+    reply = transport.call("GET", f"/{quote(index)}/_alias", allow=(404,))
+    found: dict[str, dict[str, Any]] = {}
+    for about in reply.body.values() if reply.status == 200 else ():
+        found.update(about["aliases"])
+    return found
+
+
+def swap_aliases(transport: Transport, alias: str, *, old: str, new: str, keep_old: bool) -> None:
+    """Moves an alias, and all others of the old index, to the new one in one step.
+
+    Source of truth is the server: when an answer is lost, or the second try of a request whose
+    first one got through is refused, it is asked where the alias is.
+    """
+    actions: list[dict[str, Any]] = [{"remove": {"index": new, "alias": f"{new}{UNFINISHED}"}}]
+    for name, options in aliases_of(transport, old).items():
+        actions.append({"remove": {"index": old, "alias": name}})
+        is_write = {"is_write_index": True} if name == alias else {}
+        actions.append({"add": {"index": new, "alias": name, **_as_asked(options), **is_write}})
+    if not keep_old:
+        actions.append({"add": {"index": old, "alias": f"{old}{REPLACED}"}})
+    try:
+        transport.call("POST", "/_aliases", {"actions": actions})
+    except StoreError:
+        if alias not in aliases_of(transport, new):
+            raise
+
+
+def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an alias as a request has them; an answer splits `routing` in two."""
+    names = {"index_routing", "search_routing", "filter", "is_write_index", "is_hidden"}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def leftovers(transport: Transport, name: str) -> dict[str, str]:
+    """Index → why nothing needs it: what killed rebuilds of a name left behind."""
+    reply = transport.call("GET", f"/{quote(name)}-*", allow=(404,))
+    pattern = re.compile(re.escape(name) + r"-\d{6}")
+    found: dict[str, str] = {}
+    for index, about in reply.body.items() if reply.status == 200 else ():
+        aliases = set(about.get("aliases") or ())
+        work = IndexState(index, False, about.get("mappings") or {}).work
+        if not pattern.fullmatch(index) or not aliases:
+            continue
+        if aliases == {f"{index}{REPLACED}"}:
+            found[index] = "it was replaced by a rebuild"
+        elif aliases == {f"{index}{UNFINISHED}"} and (work is None or work.is_abandoned):
+            found[index] = "the rebuild that made it did not end"
+    return dict(sorted(found.items()))
 
 
 def refresh_index(transport: Transport, index: str) -> None:
@@ -196,36 +333,81 @@ def run_task(
 
 
 @contextmanager
-def blocked_writes(transport: Transport, index: str) -> Iterator[None]:
-    """Refuses writes to an index meanwhile, so that none is lost between two indices."""
-    path = f"/{quote(index)}/_settings"
-    transport.call("PUT", path, {"index.blocks.write": True})
-    try:
-        yield
-    finally:
-        transport.call("PUT", path, {"index.blocks.write": None}, allow=(404,))
+def changed_settings(
+    transport: Transport, index: str, changes: Mapping[str, Any]
+) -> Iterator[Callable[[], None]]:
+    """Other settings of an index meanwhile; they come back as they were, and a refresh runs.
 
-
-@contextmanager
-def load_settings(transport: Transport, index: str, meta: Mapping[str, Any]) -> Iterator[None]:
-    """No refreshes and no replicas meanwhile; both come back as they were, and one refresh runs.
-
-    The values to come back to are written into the index first. A process killed in between
-    leaves the index in this state; the next load restores what was there before that process.
+    What undoes the change is written into the index first, so that whoever opens it after this
+    process was killed can put it right. What is yielded tells that the process is alive.
     """
     path = f"/{quote(index)}"
-    before = meta.get("before_load")
-    if before is None:
-        current = read_settings(transport, index)
-        before = {name: current.get(name) for name in _LOAD_SETTINGS}
-    marked = {META_KEY: {**meta, "before_load": before}}
-    transport.call("PUT", f"{path}/_mapping", {"_meta": marked})
-    try:
-        transport.call("PUT", f"{path}/_settings", _LOAD_SETTINGS)
-        yield
-    finally:
-        transport.call("PUT", f"{path}/_settings", dict(before))
+    state = read_state(transport, index)
+    if state is None:
+        raise StoreError(f"index {index!r} is gone; run the same again.")
+    # Those of work that was never ended come first: its own settings are no ones to come back to.
+    current = {**read_settings(transport, index), **undone(state)}
+    work = Work.of_this_process({name: current.get(name) for name in changes})
+
+    def tell(what: Work | None) -> None:
         # Said rather than left out: a server may merge what it is told with what it had.
-        clean = {META_KEY: {**meta, "before_load": None}}
-        transport.call("PUT", f"{path}/_mapping", {"_meta": clean})
-        refresh_index(transport, index)
+        meta = {META_KEY: {**state.meta, "before_load": None}, WORK_KEY: what and asdict(what)}
+        transport.call("PUT", f"{path}/_mapping", {"_meta": meta}, allow=(404,))
+
+    def is_alive() -> None:
+        nonlocal work
+        if time.time() - work.since > ALIVE_S / 3:
+            work = replace(work, since=time.time())
+            tell(work)
+
+    tell(work)
+    try:
+        transport.call("PUT", f"{path}/_settings", changes)
+        yield is_alive
+    finally:
+        transport.call("PUT", f"{path}/_settings", dict(work.undo), allow=(404,))
+        tell(None)
+        transport.call("POST", f"{path}/_refresh", allow=(404,))
+
+
+def undone(state: IndexState) -> dict[str, Any]:
+    """The settings that put an index right when its work was not ended."""
+    # Versions before 0.9 kept them elsewhere.
+    return {**(state.meta.get("before_load") or {}), **(state.work.undo if state.work else {})}
+
+
+def put_right(transport: Transport, state: IndexState) -> bool:
+    """Ends the work of a process that was killed; whether there was such work."""
+    work = state.work
+    if not undone(state) or (work is not None and not work.is_abandoned):
+        return False
+    path = f"/{quote(state.backing)}"
+    transport.call("PUT", f"{path}/_settings", undone(state))
+    meta = {META_KEY: {**state.meta, "before_load": None}, WORK_KEY: None}
+    transport.call("PUT", f"{path}/_mapping", {"_meta": meta})
+    transport.call("POST", f"{path}/_refresh")
+    return True
+
+
+def check_copied(transport: Transport, old: str, new: str, field: str) -> None:
+    """Compares documents of a copy, drawn by chance, with what they were made of.
+
+    Raises:
+        StoreError: They differ.
+    """
+    query: dict[str, Any] = {"function_score": {"query": {"match_all": {}}, "random_score": {}}}
+    body = {"query": query, "size": _COMPARED, "_source": [field]}
+    params = {"allow_partial_search_results": "false"}
+    drawn = transport.call("POST", f"/{quote(old)}/_search", body, params=params).body
+    hits = {hit["_id"]: hit["_source"].get(field) for hit in drawn["hits"]["hits"]}
+    if not hits:
+        return
+    docs = {"docs": [{"_id": id, "_source": [field]} for id in hits]}
+    copies = transport.call("POST", f"/{quote(new)}/_mget", docs).body["docs"]
+    found = {copy["_id"]: (copy.get("_source") or {}).get(field) for copy in copies}
+    differing = [id for id, vector in hits.items() if found.get(id) != vector]
+    if differing:
+        raise StoreError(
+            f"{len(differing)} of {len(hits)} documents have other vectors in {new!r} than in "
+            f"{old!r}, {differing[0]!r} for one; the alias stays with the old index."
+        )

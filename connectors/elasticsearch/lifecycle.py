@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import uuid
 from collections.abc import Iterator
@@ -32,22 +33,22 @@ class IndexLifecycle(BaseStore):
     def loading(self) -> Iterator[Self]:
         """Faster writes inside the block: no refreshes and no replicas, restored at its end.
 
-        Restored as well when the block fails; after a kill, by the next `loading`. Use it for one
-        writing process at a time.
+        Restored as well when the block fails, and by whoever opens the index next after a kill.
         """
         self._check_open()
         index = self._index
-        meta, backing = index.made(), index.state().backing
-        index.is_loading = True
+        index.forget()  # another process may have put another index in its place
+        backing = index.state().backing
         try:
-            with indices.load_settings(self.transport, backing, asdict(meta)):
+            with indices.changed_settings(self.transport, backing, indices.LOAD_SETTINGS) as alive:
+                index.loader = alive
                 yield self
         finally:
-            index.is_loading = False
+            index.loader = None
             index.forget()
 
     def create_template(self) -> str:
-        """Writes a composable template with this index's mapping for all indices `name-*`.
+        """Writes a composable template with this index's mapping for its numbered successors.
 
         Rollovers by this class do not need it; those that the cluster does by itself do. Returns
         the template's name.
@@ -83,6 +84,7 @@ class IndexLifecycle(BaseStore):
         """
         self._check_open()
         index, transport = self._index, self.transport
+        index.forget()
         old, meta = index.state(), index.made()
         if not old.is_alias:
             raise StoreError(
@@ -95,32 +97,36 @@ class IndexLifecycle(BaseStore):
             stamp=meta.stamp if stamp is None else stamp.to_dict(),
             made_by=uuid.uuid4().hex,
         )
+        mapping = index.mapping_of(meta)
+        mapping["_meta"][indices.WORK_KEY] = asdict(indices.Work.of_this_process({}))
         new = indices.next_backing(transport, index.name)
-        indices.create_index(
-            transport,
-            new,
-            alias=None,
-            mapping=index.mapping_of(meta),
-            settings=index.settings_of(old.backing),
-        )
+        # Written to by an alias, so that it is not made anew with guessed types if it vanishes.
+        alias = f"{new}{indices.UNFINISHED}"
+        settings = index.settings_of(old.backing)
+        indices.create_index(transport, new, alias=alias, mapping=mapping, settings=settings)
         fresh = copy.copy(self)
-        fresh._index = VersionedIndex(transport, new, index.new)
+        fresh._index = VersionedIndex(transport, alias, index.new)
         if fresh._index.made().made_by != meta.made_by:
             raise StoreError(f"index {new!r} was made by someone else just now; run this again.")
         try:
             with fresh.loading():
                 yield fresh
-            count = indices.count_documents(transport, new)
+            count = indices.count_documents(transport, alias)
             if expected is not None and count != expected:
                 raise StoreError(
                     f"the new index of {index.name!r} must have {expected} documents, got {count}; "
                     "the alias stays with the old one."
                 )
-            indices.swap_alias(transport, index.name, old=old.backing, new=new)
+            indices.swap_aliases(transport, index.name, old=old.backing, new=new, keep_old=keep_old)
         except BaseException:
-            indices.delete_index(transport, new)
+            # It may be live although its answer was lost, or this is Ctrl-C after the swap. When
+            # nobody can tell it stays, and `leftovers` lists it.
+            with contextlib.suppress(StoreError):
+                if index.name not in indices.aliases_of(transport, new):
+                    indices.delete_index(transport, new)
             raise
-        index.forget()
+        finally:
+            index.forget()
         if not keep_old:
             indices.delete_index(transport, old.backing)
 
@@ -132,21 +138,38 @@ class IndexLifecycle(BaseStore):
 
         Raises:
             StoreError: Documents cannot be copied without their vectors (`store_vectors=False`), or
-                the numbers of documents differ afterwards; the alias stays with the old index.
+                the copy differs afterwards; the alias stays with the old index.
         """
         self._check_open()
-        if not self._index.made().store_vectors:
+        self._index.forget()
+        meta, state = self._index.made(), self._index.state()
+        if not meta.store_vectors or state.leaves_out(meta.field):
             raise StoreError(
-                f"{self._where} was made with store_vectors=False, so its documents cannot be "
-                "copied; fill a new index through `rebuild`."
+                f"{self._where} keeps no vectors (store_vectors=False, or a template leaves them "
+                "out), so its documents cannot be copied; fill a new index through `rebuild`."
             )
-        old = self._index.state().backing
-        with indices.blocked_writes(self.transport, old):
+        old = state.backing
+        with indices.changed_settings(self.transport, old, {"index.blocks.write": True}):
             indices.refresh_index(self.transport, old)
             expected = indices.count_documents(self.transport, old)
             with self.rebuild(expected=expected, keep_old=keep_old) as fresh:
-                indices.copy_documents(self.transport, old, fresh._index.name)
+                new = fresh._index.state().backing
+                indices.copy_documents(self.transport, old, new)
+                indices.refresh_index(self.transport, new)
+                indices.check_copied(self.transport, old, new, meta.field)
         return self._index.state().backing
+
+    def leftovers(self) -> dict[str, str]:
+        """Index → why nothing needs it: what rebuilds and rollovers left behind when killed."""
+        self._check_open()
+        return indices.leftovers(self.transport, self._index.name)
+
+    def remove_leftovers(self) -> list[str]:
+        """Deletes the indices that `leftovers` lists; returns their names."""
+        found = list(self.leftovers())
+        for index in found:
+            indices.delete_index(self.transport, index)
+        return found
 
     @property
     def _where(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.validation import checked_query
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
+from vdr_db.failure import Failure
 from vdr_db.filters import Filter, parse_filter
 from vdr_db.sparse import SparseRows
 
@@ -32,6 +34,11 @@ __all__ = ["IndexReader"]
 Fusion = Literal["rrf", "sum"]
 
 _PAGE = 1000
+# How servers tell `index.max_result_window`, and what it is unless they do.
+_WINDOW = re.compile(r"size must be less than or equal to: \[(\d+)\]")
+_USUAL_WINDOW = 10_000
+# Errors of single documents that no waiting helps against; full pools and lost shards pass.
+_LASTING = ("index_closed", "index_not_found", "illegal_argument", "security")
 _SEARCHES_AT_ONCE = 64
 
 
@@ -46,6 +53,7 @@ class IndexReader(IndexLifecycle):
     """The part of `ElasticsearchStore` that reads; `query_top_k` tokens of each query at most."""
 
     query_top_k: int | None
+    _window = _USUAL_WINDOW
 
     def search_with_text(
         self,
@@ -125,8 +133,7 @@ class IndexReader(IndexLifecycle):
         for start in range(0, len(checked), _PAGE):
             part = checked[start : start + _PAGE]
             docs = [{"_id": document_id(id), "_source": source} for id in part]
-            answer = self.transport.call("POST", f"/{self._index.path}/_mget", {"docs": docs}).body
-            for id, document in zip(part, answer["docs"], strict=True):
+            for id, document in zip(part, self._documents(docs), strict=True):
                 if not document.get("found"):
                     continue
                 body = document.get("_source") or {}
@@ -161,18 +168,70 @@ class IndexReader(IndexLifecycle):
         query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
         body: dict[str, Any] = {
             "query": query,
-            "size": _PAGE,
             "sort": [{"order": "asc"}],
             "_source": False,
             "track_total_hits": False,
         }
+        return (id_of(hit["sort"][0]) for hit in self._paged(body, _PAGE))
+
+    def _found(self, body: dict[str, Any]) -> list[Any]:
+        """The hits of a search, page by page when they lie beyond the server's window."""
+        start, end = body["from"], body["from"] + body["size"]
+        if end <= self._window:
+            try:
+                return self._page(body)
+            except StoreError as error:
+                self._learn_window(error)
+        return list(islice(self._paged({**body, "from": 0}, end), start, end))
+
+    def _paged(self, body: dict[str, Any], size: int) -> Iterator[Any]:
+        """All hits of a search, each page behind the last hit of the one before."""
         while True:
-            reply = self.transport.call("POST", f"/{self._index.path}/_search", body)
-            hits = reply.body["hits"]["hits"]
-            yield from (id_of(hit["sort"][0]) for hit in hits)
-            if len(hits) < _PAGE:
+            body = {**body, "size": min(size, self._window)}
+            try:
+                hits = self._page(body)
+            except StoreError as error:
+                self._learn_window(error)
+                continue
+            yield from hits
+            if len(hits) < body["size"]:
                 return
             body["search_after"] = hits[-1]["sort"]
+
+    def _page(self, body: Mapping[str, Any]) -> list[Any]:
+        # Some hits of some shards would look like all hits.
+        params = {"allow_partial_search_results": "false"}
+        answer = self.transport.call("POST", f"/{self._index.path}/_search", body, params=params)
+        hits: list[Any] = answer.body["hits"]["hits"]
+        return hits
+
+    def _learn_window(self, error: StoreError) -> None:
+        """Takes a smaller window from the server's refusal of a larger one, or raises it."""
+        told = _WINDOW.search(str(error))
+        if told is None or int(told[1]) >= self._window:
+            raise error
+        self._window = int(told[1])
+
+    def _documents(self, docs: list[dict[str, Any]]) -> list[Any]:
+        """The answer for each document; an error of one is no "not there"."""
+
+        def ask() -> list[Any]:
+            found: list[Any] = self.transport.once(
+                "POST", f"/{self._index.path}/_mget", {"docs": docs}
+            ).body["docs"]
+            for document in found:
+                if error := document.get("error"):
+                    raise self._item_error(error)
+            return found
+
+        return self.transport.retrier.call(ask)
+
+    def _item_error(self, error: Any) -> StoreError:
+        """What it means that one document cannot be read."""
+        reason = f"{self._where}: {error_reason({'error': error})}"
+        if isinstance(error, Mapping) and str(error.get("type", "")).startswith(_LASTING):
+            return refusal(400, reason)
+        return StoreUnavailable(reason, failure=Failure("transient", reason))
 
     def _row_query(self, row: SparseRows) -> tuple[dict[str, Any], float]:
         """Query and scale of one row that has entries."""
@@ -183,15 +242,13 @@ class IndexReader(IndexLifecycle):
         return row_query(ids, weights, field=meta.field, kind=meta.kind, scale=scale), scale
 
     def _run(self, bodies: Sequence[dict[str, Any]], scales: Sequence[float]) -> list[list[Hit]]:
-        answers: list[Any] = []
-        if len(bodies) == 1:
-            # Some hits of some shards would look like all hits.
-            params = {"allow_partial_search_results": "false"}
-            path = f"/{self._index.path}/_search"
-            answers = [self.transport.call("POST", path, bodies[0], params=params).body]
+        answers: list[list[Any]] = []
+        if len(bodies) == 1 or bodies[0]["from"] + bodies[0]["size"] > self._window:
+            answers = list(map(self._found, bodies))
         else:
             for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
-                answers += self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
+                part = self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
+                answers += [answer["hits"]["hits"] for answer in part]
         return [
             [
                 Hit(
@@ -199,9 +256,9 @@ class IndexReader(IndexLifecycle):
                     float(hit["_score"]) / scale,
                     (hit.get("_source") or {}).get("payload") or {},
                 )
-                for hit in answer["hits"]["hits"]
+                for hit in hits
             ]
-            for answer, scale in zip(answers, scales, strict=True)
+            for hits, scale in zip(answers, scales, strict=True)
         ]
 
     def _run_many(self, bodies: Sequence[dict[str, Any]]) -> list[Any]:

@@ -16,7 +16,7 @@ from vdr_db.connectors.ids import checked_ids
 from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.connectors.store import About
 from vdr_db.connectors.validation import prepare
-from vdr_db.errors import ConfigError, RejectedRows
+from vdr_db.errors import ConfigError, RejectedRows, StoreError, StoreUnavailable
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -48,7 +48,9 @@ class ElasticsearchStore(IndexReader):
             `get(with_rows=True)`, `explain`, `rollover`, and whatever else reads `_source`.
         query_top_k: Sends only that many of the heaviest tokens of a query; `None` sends all. Time
             in the engine grows with the number of tokens.
-        text_fields: Payload fields of a new index that `search_with_text` can search by BM25.
+        text_fields: Payload fields of a new index that `search_with_text` can search by BM25; with
+            the name of an analyser for each, `{"text": "english"}`, if the standard one is not
+            wanted.
         payload_types: Elasticsearch types for payload fields of a new index that other programs
             want to query by themselves, `{"year": "long"}`; our filters do not need them.
         shards: Primary shards of a new index.
@@ -73,7 +75,7 @@ class ElasticsearchStore(IndexReader):
         vector_field: str = "vdr",
         store_vectors: bool = True,
         query_top_k: int | None = None,
-        text_fields: Sequence[str] = (),
+        text_fields: Sequence[str] | Mapping[str, str | None] = (),
         payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
         shards: int = 1,
         replicas: int = 1,
@@ -94,7 +96,9 @@ class ElasticsearchStore(IndexReader):
             kind=kind,
             field=vector_field,
             store_vectors=store_vectors,
-            text_fields=tuple(text_fields),
+            text_fields=(
+                text_fields if isinstance(text_fields, Mapping) else dict.fromkeys(text_fields)
+            ),
             payload_types=payload_types,
             shards=shards,
             replicas=replicas,
@@ -121,7 +125,7 @@ class ElasticsearchStore(IndexReader):
         self._writer = BulkWriter(self.transport, max_docs=max_docs, max_bytes=max_bytes)
         try:
             self._index = VersionedIndex(self.transport, index, new)
-            self._index.meta()
+            self._index.put_right()
         except BaseException:
             self.close()
             raise
@@ -188,7 +192,7 @@ class ElasticsearchStore(IndexReader):
             where=self._where,
         )
         action: Literal["index", "create"] = "index" if existing == "replace" else "create"
-        count = 0
+        count = requests = 0
         for batch in ready.batches(self.limits):
             lines = bulk_lines(
                 ready.rows[batch],
@@ -198,12 +202,19 @@ class ElasticsearchStore(IndexReader):
                 field=meta.field,
             )
             report = self._writer.write(
-                self._index.path, lines, action=action, require_alias=self._index.is_alias
+                self._index.path,
+                lines,
+                action=action,
+                require_alias=self._index.is_alias,
+                refresh=batch.stop == len(ready.ids) and self._index.loader is None,
             )
+            if self._index.loader is not None:
+                self._index.loader()
+            requests += report.requests
             count += len(report.written)
             for number, reason in report.rejected.items():
                 ready.refused[ready.ids[batch.start + number]] = reason
-        self._refresh()
+        self._refresh(requests)
         if ready.refused:
             raise RejectedRows(list(ready.refused), list(ready.refused.values()))
         return Written(count, ready.empty, ready.skipped)
@@ -213,9 +224,13 @@ class ElasticsearchStore(IndexReader):
         self._made()
         unique = list(dict.fromkeys(checked_ids(ids)))
         report = self._writer.write(
-            self._index.path, delete_lines(unique), action="delete", require_alias=False
+            self._index.path,
+            delete_lines(unique),
+            action="delete",
+            require_alias=False,
+            refresh=self._index.loader is None,
         )
-        self._refresh()
+        self._refresh(report.requests)
         if report.rejected:
             refused = [unique[number] for number in report.rejected]
             raise RejectedRows(refused, list(report.rejected.values()))
@@ -248,6 +263,14 @@ class ElasticsearchStore(IndexReader):
         if self._owns_client:
             self.transport.close()
 
-    def _refresh(self) -> None:
-        if not self._index.is_loading:
-            refresh_index(self.transport, self.name)
+    def _refresh(self, requests: int) -> None:
+        """Makes what several requests wrote visible; the last of them refreshed its own shards."""
+        if self._index.loader is None and requests > 1:
+            try:
+                refresh_index(self.transport, self.name)
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                # Keys that may write may still not refresh. That is no failed write: the server
+                # refreshes by itself, a second later as a rule.
+                return

@@ -54,9 +54,13 @@ class Transport:
         self._secrets = tuple(secret for secret in secrets if secret)
         self._version: tuple[int, int] | None = None
         self._is_opensearch = type(client).__module__.split(".")[0] == "opensearchpy"
-        if self._is_opensearch:
+        if self._is_opensearch and not _is_async(client):
             self._client = client
-        elif hasattr(client, "options") and hasattr(client, "perform_request"):
+        elif (
+            not _is_async(client)
+            and hasattr(client, "options")
+            and hasattr(client, "perform_request")
+        ):
             self._client = client.options(max_retries=0, retry_on_timeout=False)
         else:
             raise ConfigError(
@@ -106,13 +110,22 @@ class Transport:
         status, answer, retry_after = send(method, path, headers, dict(params or {}), body)
         if status in (400, 406):
             _check_majors(status, answer)
-        if status < 400 or status in allow:
+        if status < 300 or status in allow:
+            self._check_shards(method, path, answer)
             return Reply(status, answer)
         reason = self._scrub(f"{method} {path}: {status} {error_reason(answer)}")
         failure = busy(status, reason, retry_after)
         if failure is not None:
             raise StoreUnavailable(reason, failure=failure)
         raise refusal(status, reason)
+
+    def _check_shards(self, method: str, path: str, answer: Any) -> None:
+        """Refuses the answer of some shards for that of all."""
+        shards = answer.get("_shards") if isinstance(answer, Mapping) else None
+        if isinstance(shards, Mapping) and shards.get("failed"):
+            told = f"{shards['failed']} of {shards.get('total')} shards failed"
+            reason = f"{method} {path}: {told}"
+            raise StoreUnavailable(reason, failure=Failure("transient", reason))
 
     def version(self) -> tuple[int, int]:
         """Major and minor version of the server."""
@@ -177,6 +190,10 @@ class Transport:
 
     def _scrub(self, text: str) -> str:
         return redact(text, self._secrets)
+
+
+def _is_async(client: Any) -> bool:
+    return type(client).__name__.startswith("Async")
 
 
 def connect(
@@ -256,7 +273,13 @@ def refusal(status: int, reason: str) -> StoreError:
     elif status == 403:
         message = f"the credentials do not allow this ({reason})."
     elif "too_many" in reason and "clauses" in reason:
-        message = f"the query has too many clauses for the server ({reason}); set `query_top_k`."
+        message = (
+            f"the query has more clauses than the server allows ({reason}): tokens of the query "
+            "(fewer with `query_top_k`), words of a text and conditions of a filter count; shorten "
+            "what is long, or raise indices.query.bool.max_clause_count there."
+        )
+    elif 300 <= status < 400:
+        message = f"the server sends the request elsewhere ({reason}); use that address instead."
     else:
         message = f"the server refused the request ({reason})."
     return StoreError(message, failure=Failure("setup", reason))

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import note_real_server, remove_indices
 from store_samples import WordEncoder, rows
 
 from vdr_db.connectors import (
@@ -26,7 +26,7 @@ TEXTS = ["Einstein published the theory", "Chess is a game of kings", "Paris cap
 IDS = ["e", 1, "1"]
 
 
-@pytest.fixture(params=["memory", "embedded", "elasticsearch"])
+@pytest.fixture(params=["memory", "embedded", "noida_server", "opensearch_server"])
 def opened(request):
     """A collection and the same one made asynchronous."""
     if request.param == "memory":
@@ -37,8 +37,11 @@ def opened(request):
         made = VDRQdrant("texts", WordEncoder(), path=":memory:")
         yield made, AsyncCollection(made)
         return
-    proxy = request.getfixturevalue("proxy")
-    options = {"encoder": WordEncoder(), "url": proxy.url, "replicas": 0, "text_fields": ["text"]}
+    server = request.getfixturevalue(request.param)
+    if server.is_real:
+        note_real_server(request, server.name)
+    options = {"encoder": WordEncoder(), "replicas": 0, "text_fields": ["text"]}
+    options.update(server.options())
     name = services.unique_name()
     with VDRElasticsearch(name, **options) as made:
         yield made, AsyncVDRElasticsearch(name, **options)
@@ -78,8 +81,8 @@ def test_every_method_answers_as_the_collection_does(opened):
     asyncio.run(main())
 
 
-def test_text_and_vector_together_in_elasticsearch(proxy):
-    options = {"url": proxy.url, "replicas": 0, "text_fields": ["text"]}
+def test_text_and_vector_together_in_elasticsearch(server):
+    options = {"replicas": 0, "text_fields": ["text"], **server.options()}
 
     async def main():
         name = services.unique_name()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import remove_indices
 from store_samples import WordEncoder, row
 
 from vdr_db.connectors import AsyncVDRQdrant, Collection, MemoryStore, VDRElasticsearch, VDRQdrant
@@ -102,13 +102,13 @@ def test_the_server_of_the_environment(place, monkeypatch):
             assert "here" in repr(articles)
 
 
-def test_elasticsearch_of_the_environment(proxy, monkeypatch):
-    monkeypatch.setenv("VDR_DB_ELASTICSEARCH_URL", proxy.url)
+def test_elasticsearch_of_the_environment(stand_in, monkeypatch):
+    monkeypatch.setenv("VDR_DB_ELASTICSEARCH_URL", stand_in.url)
     name = services.unique_name()
     with VDRElasticsearch(name, WordEncoder(), replicas=0) as articles:
         articles.add_texts(["chess"], ["a"])
         assert articles.search("chess")[0].id == "a"
-        assert repr(articles) == f"VDRElasticsearch({name!r} at {proxy.url}, words)"
+        assert repr(articles) == f"VDRElasticsearch({name!r} at {stand_in.url}, words)"
         remove_indices(articles.store)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import remove_indices
 from store_samples import WORDS, WordEncoder
 
 from vdr_db.connectors.base import Store
@@ -19,13 +19,13 @@ IDS = ["einstein", 1, "1", 4]
 
 
 @pytest.fixture
-def open_collection(proxy):
+def open_collection(server):
     opened = []
 
     def open_one(index=None, encoder=None, **options):
         options.setdefault("retry", RetryPolicy(base_s=0.001))
         collection = VDRElasticsearch(
-            index or services.unique_name(), encoder, url=proxy.url, replicas=0, **options
+            index or services.unique_name(), encoder, replicas=0, **server.options(), **options
         )
         opened.append(collection)
         return collection

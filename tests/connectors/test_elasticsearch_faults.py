@@ -238,8 +238,8 @@ def test_an_answer_cut_by_a_proxy_is_not_taken_for_success(made, proxy):
     assert store.upsert(ROWS[:2], IDS[:2]).count == 2
 
 
-def test_a_server_that_is_gone_is_an_error_in_bounded_time(noida_port, open_store):
-    with running_proxy(noida_port) as dying:
+def test_a_server_that_is_gone_is_an_error_in_bounded_time(server, open_store):
+    with running_proxy(server.proxy.upstream) as dying:
         store = open_store(url=dying.url, retry=RetryPolicy(base_s=0.01, deadline_s=5.0))
         store.create(WIDTH)
     start = time.monotonic()
@@ -249,4 +249,6 @@ def test_a_server_that_is_gone_is_an_error_in_bounded_time(noida_port, open_stor
     assert time.monotonic() - start < 10
     store.close()
     with pytest.raises(StoreUnavailable):
-        ElasticsearchStore("a", url=dying.url, retry=RetryPolicy(tries=2, base_s=0.01))
+        ElasticsearchStore(
+            "a", retry=RetryPolicy(tries=2, base_s=0.01), **server.options(dying.url)
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import remove_indices
 from sparse_samples import ranking, truncated, zipf_rows
 
 from vdr_db import SparseRows

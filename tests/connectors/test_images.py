@@ -44,7 +44,7 @@ class ImageWordEncoder(WordEncoder):
         )
 
 
-STORES = ["memory", "edge", "elasticsearch"]
+STORES = ["memory", "edge", "stand-in", "OpenSearch"]
 
 
 @contextmanager
@@ -57,14 +57,18 @@ def opened_in(request, kind, encoder):
         with VDRQdrant("things", encoder, path=":memory:") as opened:
             yield opened
     else:
-        proxy = request.getfixturevalue("proxy")
+        kinds = {"stand-in": "noida_server", "OpenSearch": "opensearch_server"}
+        server = request.getfixturevalue(kinds[kind])
         import services
-        from noida_fixtures import remove_indices
+        from search_servers import note_real_server, remove_indices
+
+        if server.is_real:
+            note_real_server(request, server.name)
 
         from vdr_db.connectors import VDRElasticsearch
 
         name = services.unique_name()
-        with VDRElasticsearch(name, encoder, url=proxy.url, replicas=0) as opened:
+        with VDRElasticsearch(name, encoder, replicas=0, **server.options()) as opened:
             yield opened
             remove_indices(opened.store)
 

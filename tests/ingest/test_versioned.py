@@ -6,7 +6,7 @@ import json
 
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import note_real_server, remove_indices
 from store_samples import WordEncoder
 
 from vdr_db.connectors import QdrantStore, VDRElasticsearch, VDRQdrant
@@ -45,10 +45,14 @@ def on_qdrant(request, server):
 
 
 @pytest.fixture
-def on_elasticsearch(proxy):
+def on_elasticsearch(any_server, request):
+    if any_server.is_real:
+        note_real_server(request, any_server.name)
     retry = RetryPolicy(base_s=0.001)
     name = services.unique_name()
-    with VDRElasticsearch(name, WordEncoder(), url=proxy.url, replicas=0, retry=retry) as articles:
+    with VDRElasticsearch(
+        name, WordEncoder(), replicas=0, retry=retry, **any_server.options()
+    ) as articles:
         yield articles
         remove_indices(articles.store)
 

@@ -28,9 +28,9 @@ IDS = ["einstein", "mind", "game", "empty"]
 
 
 @pytest.fixture(params=["rank_features", "sparse_vector"])
-def store(request, proxy):
+def store(request, stand_in):
     # The client closes no connection of copies of itself, which `VectorStore` makes.
-    with closing(elasticsearch.Elasticsearch(proxy.url)) as client:
+    with closing(elasticsearch.Elasticsearch(stand_in.url)) as client:
         name = services.unique_name()
         yield vectorstore.VectorStore(
             client,

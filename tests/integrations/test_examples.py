@@ -64,12 +64,12 @@ def test_langchain(beginning):
         assert score > 0
 
 
-def test_elasticsearch(beginning, proxy):
+def test_elasticsearch(beginning, stand_in):
     need("elasticsearch.helpers.vectorstore")
     names = dict(beginning)
     (code,) = SECTIONS["Elasticsearch's `VectorStore`"]
     # The stand-in is slow on many clauses.
-    code = code.replace("http://localhost:9200", proxy.url)
+    code = code.replace("http://localhost:9200", stand_in.url)
     code = code.replace("VDRRetrievalStrategy()", "VDRRetrievalStrategy(query_top_k=16)")
     (hit,) = run(code, names)
     with closing(names["client"]) as client:

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 import services
-from noida_fixtures import remove_indices
+from search_servers import remove_indices
 from store_samples import WordEncoder
 
 from vdr_db.connectors import Collection, MemoryStore, VDRElasticsearch, VDRQdrant
@@ -122,9 +122,9 @@ def articles(request, encoder):
     elif request.param == "memory":
         collection = Collection(MemoryStore(), encoder)
     else:
-        proxy = request.getfixturevalue("proxy")
+        stand_in = request.getfixturevalue("stand_in")
         collection = VDRElasticsearch(
-            services.unique_name(), encoder, url=proxy.url, replicas=0,
+            services.unique_name(), encoder, url=stand_in.url, replicas=0,
             retry=RetryPolicy(base_s=0.001),
         )  # fmt: skip
     collection.add_texts(TEXTS, ids=IDS, payloads=[{"n": n} for n in range(4)])

@@ -398,17 +398,19 @@ def test_a_server_that_goes_away_names_the_rows(cluster, tmp_path):
             assert_holds(store, rows)
 
 
-def test_elasticsearch(cluster, proxy):
+def test_elasticsearch(cluster, stand_in):
     """Encoded rows in the protocol server; scores are those of 9-bit weights."""
     import services
 
     rows = items(40)
     name = services.unique_name()
-    sink = SparseDatasink.elasticsearch(name, ENCODER, url=proxy.url, store_options={"replicas": 0})
+    sink = SparseDatasink.elasticsearch(
+        name, ENCODER, url=stand_in.url, store_options={"replicas": 0}
+    )
     for _ in range(2):
         ray.data.from_arrow(table_of(rows)).repartition(2).write_datasink(sink)
         assert sink.written == len(rows)
-    with ElasticsearchStore(name, url=proxy.url, replicas=0) as store:
+    with ElasticsearchStore(name, url=stand_in.url, replicas=0) as store:
         try:
             assert store.count() == len(rows)
             query = ENCODER.encode_queries([rows[7]["text"]])
@@ -417,7 +419,7 @@ def test_elasticsearch(cluster, proxy):
             assert hit.score == pytest.approx(query.dot(query).item(), rel=0.005)
             assert store.get(["d6"])[0].payload["tag"] == "even"
         finally:
-            from noida_fixtures import remove_indices
+            from search_servers import remove_indices
 
             remove_indices(store)
 

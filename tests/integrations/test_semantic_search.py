@@ -131,19 +131,19 @@ def test_a_qdrant_collection_nobody_asked_for_is_removed(monkeypatch):
     assert [client.left for client, _ in made] == [[], []]
 
 
-def test_elasticsearch_scores_by_inner_product_and_cleans_up(proxy):
+def test_elasticsearch_scores_by_inner_product_and_cleans_up(stand_in):
     queries, corpus, _ = in_every_form()[0]
-    found, seconds = semantic_search_elasticsearch(queries, corpus, hosts=proxy.url)
+    found, seconds = semantic_search_elasticsearch(queries, corpus, hosts=stand_in.url)
     assert found == expected(truncated=True)
     assert 0 < seconds < 60
-    with closing(elasticsearch.Elasticsearch(proxy.url)) as client:
+    with closing(elasticsearch.Elasticsearch(stand_in.url)) as client:
         assert not [name for name in client.indices.get(index="*") if name.startswith("sparse-")]
 
 
-def test_an_elasticsearch_index_can_be_kept_and_searched_again(proxy):
+def test_an_elasticsearch_index_can_be_kept_and_searched_again(stand_in):
     queries, corpus, _ = in_every_form()[2]
     _, _, index = semantic_search_elasticsearch(
-        queries, corpus, output_index=True, hosts=[proxy.url]
+        queries, corpus, output_index=True, hosts=[stand_in.url]
     )
     client, name = index
     with closing(client):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Request:
 class FaultProxy:
     """The proxy of `running_proxy`: `url`, the `requests` seen, and the faults still planned."""
 
-    def __init__(self, upstream_port: int) -> None:
-        self.upstream_port = upstream_port
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
         self.port = 0
         self.requests: list[Request] = []
         self.planned: deque[Fault | None] = deque()
@@ -123,7 +124,7 @@ class FaultProxy:
 
     def forward(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes]:
         """Asks the server behind."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        connection = http.client.HTTPConnection(urlsplit(self.upstream).netloc, timeout=60)
         try:
             kept = {k: v for k, v in request.headers.items() if k in _PASSED_ON}
             connection.request(request.method, request.path, request.body or None, kept)
@@ -245,9 +246,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_proxy(upstream_port: int) -> Iterator[FaultProxy]:
-    """Runs a proxy on a free port of the loopback interface."""
-    proxy = FaultProxy(upstream_port)
+def running_proxy(upstream: str) -> Iterator[FaultProxy]:
+    """Runs a proxy on a free port of the loopback interface, in front of the server at a URL."""
+    proxy = FaultProxy(upstream)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     proxy.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

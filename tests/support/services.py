@@ -1,7 +1,9 @@
 """Real servers for tests: from an address in the environment, or a container, or an honest skip.
 
 ```
-VDR_TEST_ES_URL, VDR_TEST_QDRANT_URL            use that server; fail if it does not answer
+VDR_TEST_ES_URL, VDR_TEST_OPENSEARCH_URL,
+VDR_TEST_QDRANT_URL                             use that server; fail if it does not answer
+otherwise, OpenSearch: Maven and a JDK          start a node, see `opensearch_node`
 otherwise, a Docker engine that answers in 2 s  start a container of a pinned image
 otherwise                                       skip, with the reason
 VDR_TEST_REQUIRE_SERVICES=1                     fail where a skip would be
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import os
 import socket
 import urllib.error
@@ -23,9 +26,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+import opensearch_node
 import pytest
 
 ELASTICSEARCH_IMAGE = "docker.elastic.co/elasticsearch/elasticsearch:9.5.2"
@@ -124,6 +129,27 @@ def running_elasticsearch() -> Iterator[Service]:
     with container as running:
         host, port = running.get_container_host_ip(), running.get_exposed_port(9200)
         yield Service(f"http://{host}:{port}")
+
+
+def version_of(url: str) -> str:
+    """Name and version of a search server."""
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        version = json.load(answer)["version"]
+    return f"{'OpenSearch' if 'distribution' in version else 'Elasticsearch'} {version['number']}"
+
+
+@contextmanager
+def running_opensearch(folder: Path, owner: int) -> Iterator[Service]:
+    """A real OpenSearch for all processes of a run, which share `folder` and end with `owner`."""
+    given = _from_environment("OPENSEARCH")
+    if given is not None:
+        yield given
+        return
+    reason = opensearch_node.why_missing()
+    if reason is not None:
+        skip(reason)
+    with opensearch_node.shared_node(folder, owner) as url:
+        yield Service(url)
 
 
 @contextmanager
