@@ -10,7 +10,6 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import noida
 import pytest
 import services
 from store_servers import KEY, KINDS, running_place
@@ -48,26 +47,20 @@ def spool(corpus, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def stand_in_port(tmp_path_factory):
-    reason = noida.why_missing()
-    if reason is not None:
-        services.skip(reason)
-    with noida.running_noida(tmp_path_factory.mktemp("noida")) as port:
-        yield port
-
-
 @pytest.fixture(params=KINDS)
 def place(request, tmp_path, monkeypatch):
     if request.param in ("rest", "grpc"):
         pytest.importorskip("qdrant_client")
-    if request.param == "opensearch":
+    upstream = None
+    if request.param.endswith("opensearch"):
         pytest.importorskip("opensearchpy")
-    is_search = request.param in ("elasticsearch", "opensearch")
-    port = request.getfixturevalue("stand_in_port") if is_search else None
+    if request.param.startswith("real"):
+        upstream = request.getfixturevalue("opensearch_url")
+    elif request.param.endswith("search"):
+        upstream = request.getfixturevalue("noida_server").proxy.url
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDR_DB_API_KEY", KEY)
-    with running_place(request.param, tmp_path, port) as place:
+    with running_place(request.param, tmp_path, upstream) as place:
         yield place
 
 

@@ -237,6 +237,8 @@ class VDRElasticsearch(Collection):
         *,
         expected: int | None = None,
         keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
     ) -> AbstractContextManager[Self]:
         """Fills a new index inside the block; the name moves to it at the end, in one step.
 
@@ -249,8 +251,11 @@ class VDRElasticsearch(Collection):
             encoder: Makes the new vectors; the one of this collection without.
             expected: Documents the new index must have; with another number nothing changes.
             keep_old: Leaves the old index, without the name.
+            into: Goes on with this index, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new index when the block fails, for a later `into`.
         """
-        options = {"expected": expected, "keep_old": keep_old}
+        options = {"expected": expected, "keep_old": keep_old, "into": into}
+        options["keep_unfinished"] = keep_unfinished
         return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False) -> str:

@@ -319,6 +319,8 @@ class VDRQdrant(Collection):
         *,
         expected: int | None = None,
         keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
         **changes: Unpack[QdrantChanges],
     ) -> AbstractContextManager[Self]:
         """Fills a new collection inside the block; the name moves to it at the end, in one step.
@@ -335,12 +337,15 @@ class VDRQdrant(Collection):
             encoder: Makes the new vectors; the one of this collection without.
             expected: Documents the new collection must have; with another number nothing changes.
             keep_old: Leaves the old collection, without the name.
+            into: Goes on with this collection, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new collection when the block fails, for a later `into`.
             changes: `datatype`, `payload_indexes` or `collection_options` that change.
 
         Raises:
             StoreError: See `QdrantStore.rebuild`, as for the rest.
         """
-        options = {"expected": expected, "keep_old": keep_old, **changes}
+        options = {"expected": expected, "keep_old": keep_old, "into": into, **changes}
+        options["keep_unfinished"] = keep_unfinished
         return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False, **changes: Unpack[QdrantChanges]) -> str:

@@ -55,6 +55,11 @@ class Versions:
             found = self._client.get_collection_aliases(collection).aliases
         return [str(alias.alias_name) for alias in found]
 
+    def exists(self, collection: str) -> bool:
+        """Whether there is such a collection."""
+        with self._translated("be looked up"):
+            return bool(self._client.collection_exists(collection))
+
     def free_name(self, name: str) -> str:
         """The first unused name of the form `name-000001`."""
         with self._translated("be looked up"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fault_proxy import Answer, Fault, Request, running_proxy
 
-KINDS = ("embedded", "rest", "grpc", "elasticsearch", "opensearch")
+KINDS = ("embedded", "rest", "grpc", "elasticsearch", "opensearch", "real opensearch")
 KEY = "a-key-that-nobody-shows-4711"
 OPENSEARCH_ROOT = {
     "name": "stand-in",
@@ -46,8 +46,8 @@ def guarded(request: Request, *, root: dict[str, object] | None = None) -> Fault
 
 
 @contextmanager
-def running_place(kind: str, folder: Path, noida_port: int | None) -> Iterator[Place]:
-    """A store of a kind, empty, for the time of the block."""
+def running_place(kind: str, folder: Path, upstream: str | None) -> Iterator[Place]:
+    """A store of a kind, for the time of the block; `upstream` is the server behind the proxy."""
     if kind == "embedded":
         yield Place(kind, str(folder / "store"), "")
     elif kind in ("rest", "grpc"):
@@ -58,9 +58,10 @@ def running_place(kind: str, folder: Path, noida_port: int | None) -> Iterator[P
             told = "REST" if kind == "rest" else f"gRPC ({port})"
             yield Place(kind, f"http://127.0.0.1:{port}", f"Qdrant {VERSION} over {told}")
     else:
-        assert noida_port is not None
-        with running_proxy(noida_port) as proxy:
+        assert upstream is not None
+        product = kind.removeprefix("real ")
+        with running_proxy(upstream) as proxy:
             root = OPENSEARCH_ROOT if kind == "opensearch" else None
             proxy.decide = lambda request: guarded(request, root=root)
-            told = "OpenSearch 2.19.6" if kind == "opensearch" else "Elasticsearch 8.15"
-            yield Place(kind, f"{kind}+http://127.0.0.1:{proxy.port}", told)
+            told = "OpenSearch " if product == "opensearch" else "Elasticsearch 8.15"
+            yield Place(kind, f"{product}+http://127.0.0.1:{proxy.port}", told)

@@ -11,8 +11,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
         FileSource,
         ImageFolderSource,
         IngestOptions,
-        IngestReport,
         SpoolSource,
     )
     from vdr_db.ingest.report import Totals
@@ -89,7 +86,7 @@ def add_ingest_arguments(parser: argparse.ArgumentParser) -> None:
         "--versioned",
         action="store_true",
         help="on a server: write everything into a new collection, and let --collection mean that "
-        "one when it is written and checked",
+        "one when it is written and checked; the same command again goes on after a kill",
     )
 
 
@@ -249,24 +246,20 @@ def _write(
     from vdr_db.ingest import Stop, ingest, ingest_versioned, stop_on_signals
 
     is_versioned = getattr(arguments, "versioned", False)
-    if is_versioned and (arguments.ledger or arguments.restart or arguments.no_verify):
-        raise ConfigError(
-            "--versioned begins anew every time and is checked: leave out --ledger, --restart and "
-            "--no-verify."
-        )
+    if is_versioned and arguments.no_verify:
+        raise ConfigError("--versioned is checked before it is used: leave out --no-verify.")
     if arguments.no_ledger and arguments.ledger:
         raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
-    run: Callable[..., IngestReport] = ingest_versioned
-    if not is_versioned:
-        ledger = arguments.ledger
-        if ledger is None and source.is_rereadable and not arguments.no_ledger:
-            ledger = _default_ledger(arguments)
-        run = partial(ingest, ledger=ledger)
+    ledger = arguments.ledger
+    if ledger is None and source.is_rereadable and not arguments.no_ledger:
+        ledger = _default_ledger(arguments)
+    run = ingest_versioned if is_versioned else ingest
     with stop_on_signals(Stop()) as stop:
         report = run(
             source,
             collection,
             options=_options_of(arguments),
+            ledger=ledger,
             quarantine=arguments.quarantine,
             progress=arguments.progress,
             stop=stop,

@@ -16,6 +16,7 @@ written.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,6 +122,15 @@ class Sampled:
     weights: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class LastRun:
+    """What a ledger knows of an input: the store's name, and whether it ended and is unchanged."""
+
+    store: str
+    is_complete: bool
+    is_same: bool
+
+
 class Ledger:
     """The file behind an ingest; opened by one process at a time.
 
@@ -162,24 +172,26 @@ class Ledger:
         ]
         self.is_resumed = len(self.settled) > 0
 
-    @staticmethod
-    def latest_store(path: str | Path, input: Mapping[str, Any]) -> str | None:
-        """Name of the store that the run of an input writes to; `None` without such a run.
+    @classmethod
+    def last_of(cls, path: str | os.PathLike[str], input: Mapping[str, Any]) -> LastRun | None:
+        """The run of an input that a file knows; `None` without one.
 
         Raises:
             ConfigError: The file is no ledger, or open in another process.
         """
         if not Path(path).exists():
             return None
-        ledger = Ledger.__new__(Ledger)
+        ledger = cls.__new__(cls)
         ledger.path, ledger._wanted = Path(path), {"input": json.loads(json.dumps(input))}
         ledger._connection = ledger._open()
         with closing(ledger._connection):
             known = ledger._known()
-        if known is None or input_change(known[1]["input"], ledger._wanted["input"]):
-            return None
-        name = known[1].get("store", {}).get("name")
-        return name if isinstance(name, str) else None
+            if known is None:
+                return None
+            ledger.run, stored = known
+            is_same = input_change(stored["input"], ledger._wanted["input"]) is None
+            name = str((stored.get("store") or {}).get("name"))
+            return LastRun(name, ledger.is_complete, is_same)
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.parent.is_dir():
