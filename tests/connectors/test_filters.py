@@ -118,3 +118,29 @@ def test_the_tree():
         (Range(Key.parse("a"), lt=2.0), Equals(Key.parse("b"), 1))
     )
     assert Key.parse('"a b"[].c').quoted == '"a b"[]."c"'
+
+
+@pytest.mark.parametrize(
+    ("foreign", "form"),
+    [
+        ({"year": {"in": [1, 2]}}, "write {'year': [value, ...]}"),
+        ({"year": {"$in": [1, 2]}}, "write {'year': [value, ...]}"),
+        ({"year": {"ne": 1}}, "write {'not': {'year': value}}"),
+        ({"year": {"$gt": 1}}, "write {'year': {'gt': ...}}"),
+        ({"year": {"exists": True}}, "write {'not': {'year': None}}"),
+        ({"year": {"inner": 1}}, "write the key 'year.inner'"),
+        ({"or": [{"a": 1}, {"b": 2}]}, "write {'any': [{...}, {...}]}"),
+        ({"$and": [{"a": 1}]}, "write {'all': [{...}, {...}]}"),
+        ({"must_not": {"a": 1}}, "write {'not': {...}}"),
+        ({"any": {"a": 1}}, "`any` takes a list of filter dictionaries"),
+    ],
+)
+def test_words_of_other_systems_are_answered_with_ours(foreign, form):
+    with pytest.raises(InputError) as caught:
+        parse_filter(foreign)
+    assert form in str(caught.value)
+
+
+def test_a_field_may_be_called_like_a_foreign_word():
+    assert parse_filter({"or": "x"}).matches({"or": "x"})
+    assert parse_filter({'"or"': [1, 2]}).matches({"or": 2})
