@@ -150,7 +150,9 @@ def test_serve(run, place, corpus):
     name = services.unique_name()
     store = ("--store", place.address, "--collection", name)
     assert run("index", corpus, *store, *SMALL, "--json")[0] == 0
+    mode = ("--mode", "alpha") if place.kind == "rest" else ()
     command = [sys.executable, "-m", "vdr_db.cli", "serve", *store, "--k", "16", "--port", "0"]
+    command += mode
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

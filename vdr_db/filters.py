@@ -339,7 +339,8 @@ def _range(key: Key, name: str, bounds: Mapping[str, Any]) -> Filter:
         form = _WRITTEN.get(str(unknown[0]).lstrip("$")) if unknown else None
         if unknown and str(unknown[0]).lstrip("$") in _BOUNDS:
             form = "{{{key}: {{'" + str(unknown[0]).lstrip("$") + "': ...}}}}"
-        hint = f"to look inside a nested object write the key {name + '.inner'!r}"
+        inner = unknown[0] if unknown else "inner"
+        hint = f"to look inside a nested object write the key {f'{name}.{inner}'!r}"
         if form is not None:
             hint = f"write {form.format(key=repr(name))}"
         raise InputError(

@@ -10,11 +10,14 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 from vdr_db.errors import InputError
 
-__all__ = ["checked_line", "lines_of", "shown"]
+__all__ = ["Row", "checked_line", "lines_of", "shown"]
+
+Row: TypeAlias = tuple[dict[str, Any] | InputError, str]
+"""What a record is made of, or why there is nothing, and `"FILE:LINE"`."""
 
 _PEEKED = 1 << 16
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")

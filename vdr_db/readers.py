@@ -25,10 +25,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.lines import checked_line, lines_of, shown
+from vdr_db.lines import Row, checked_line, lines_of, shown
+from vdr_db.tables import Kind, table_rows
 
 __all__ = [
     "BeirFolder",
@@ -36,14 +37,12 @@ __all__ = [
     "Format",
     "Kind",
     "Record",
-    "Row",
     "json_rows",
     "read_records",
     "record_of",
 ]
 
 Format = Literal["jsonl", "csv", "tsv", "text", "beir"]
-Kind = Literal["int", "float", "bool", "text"]
 
 
 _SUFFIXES: dict[str, Format] = {
@@ -145,9 +144,14 @@ def read_records(
     elif chosen == "jsonl":
         records = _records(json_rows(path), fields, lenient)
     else:
-        from vdr_db.tables import table_rows
-
-        records = _records(table_rows(path, chosen, fields), fields, lenient)
+        rows = table_rows(
+            path,
+            chosen,
+            kinds=dict(fields.kinds),
+            texts={fields.id or "id", *(fields.text or ("title", "text")), "_id", "id"},
+            delimiter=fields.delimiter,
+        )
+        records = _records(rows, fields, lenient)
     return _unique(records) if unique else iter(records)
 
 
@@ -251,10 +255,6 @@ def _format_of(path: str | os.PathLike[str], format: Format | None) -> Format:
             f"expected one of {', '.join(_SUFFIXES)} (and .gz), or pass the format."
         )
     return _SUFFIXES[suffix]
-
-
-Row: TypeAlias = tuple[dict[str, Any] | InputError, str]
-"""What a record is made of, or why there is nothing, and `"FILE:LINE"`."""
 
 
 def _records(rows: Iterable[Row], fields: Fields, lenient: bool) -> Iterator[Record]:

@@ -15,17 +15,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from itertools import chain
 from typing import Literal, TypeAlias
 
 from vdr_db.errors import InputError
 from vdr_db.filters import EXACT_INTEGERS
-from vdr_db.lines import checked_line, lines_of, shown
-from vdr_db.readers import Fields, Kind, Row
+from vdr_db.lines import Row, checked_line, lines_of, shown
 
-__all__ = ["table_rows"]
+__all__ = ["Kind", "table_rows"]
 
+Kind = Literal["int", "float", "bool", "text"]
 Value: TypeAlias = str | int | float | bool
 
 _INT = re.compile(r"-?(0|[1-9]\d{0,18})")
@@ -34,18 +34,31 @@ _NARROWEST: tuple[Kind, ...] = ("bool", "int", "float")
 
 
 def table_rows(
-    path: str | os.PathLike[str], format: Literal["csv", "tsv"], fields: Fields
+    path: str | os.PathLike[str],
+    format: Literal["csv", "tsv"],
+    *,
+    kinds: Mapping[str, Kind],
+    texts: Container[str],
+    delimiter: str | None = None,
 ) -> Iterator[Row]:
     """Rows of a table as objects; a row that is wrong comes as its error.
+
+    Args:
+        path: The file, `-` for standard input.
+        format: A tab-separated file has no quoting.
+        kinds: Column → kind of its values, instead of what the whole file suggests.
+        texts: Columns that are text in any case.
+        delimiter: Between cells; `None` sees from the first line.
 
     Raises:
         InputError: The header is wrong, or a quotation mark is never closed.
     """
-    kinds = {} if os.fspath(path) == "-" else _kinds_of(path, format, fields)
-    kinds.update(fields.kinds)
-    for header, cells, source in _cells(path, format, fields):
+    known = dict(kinds)
+    if os.fspath(path) != "-":
+        known = {**_kinds_of(path, format, delimiter, {*kinds}, texts), **kinds}
+    for header, cells, source in _cells(path, format, delimiter):
         try:
-            yield _row(header, cells, source, kinds), source
+            yield _row(header, cells, source, known), source
         except InputError as error:
             yield error, source
 
@@ -73,7 +86,7 @@ def _row(
 
 
 def _cells(
-    path: str | os.PathLike[str], format: Literal["csv", "tsv"], fields: Fields
+    path: str | os.PathLike[str], format: Literal["csv", "tsv"], delimiter: str | None
 ) -> Iterator[tuple[list[str], list[str], str]]:
     """Header, cells and `"FILE:LINE"` of each row."""
     # The limit of the library, 128 KiB a cell, is for all readers of the process.
@@ -82,7 +95,6 @@ def _cells(
     lines = (line for _, line in lines_of(path))
     first = next(lines, "")
     skipped = 0
-    delimiter = fields.delimiter
     if format == "csv" and (told := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:
         delimiter, skipped, first = delimiter or told[1], 1, next(lines, "")
     if delimiter is None:
@@ -116,25 +128,28 @@ def _delimiter_of(line: str) -> str:
 
 
 def _kinds_of(
-    path: str | os.PathLike[str], format: Literal["csv", "tsv"], fields: Fields
+    path: str | os.PathLike[str],
+    format: Literal["csv", "tsv"],
+    delimiter: str | None,
+    told: set[str],
+    texts: Container[str],
 ) -> dict[str, Kind]:
-    """Kind of each column of numbers or truths; those of ids and texts are left out."""
-    possible: dict[str, set[Kind]] = {}
+    """Kind of each column of numbers or truths, but for those that are told or are texts."""
+    possible: dict[str, set[Kind]] | None = None
     seen: set[str] = set()
-    for header, cells, _ in _cells(path, format, fields):
-        if not possible and not seen:
-            text = {fields.id, *(fields.text or ("title", "text")), "_id", "id"}
-            declared = {name for name, _ in fields.kinds}
-            possible = {name: set(_NARROWEST) for name in header if name not in text | declared}
-            if not possible:
-                return {}
+    for header, cells, _ in _cells(path, format, delimiter):
+        if possible is None:
+            names = (name for name in header if name not in told and name not in texts)
+            possible = {name: set(_NARROWEST) for name in names}
+        if not any(possible.values()):
+            break
         for name, cell in zip(header, cells, strict=False):
             if cell and (kinds := possible.get(name)):
                 seen.add(name)
                 kinds -= {kind for kind in kinds if _value(cell, kind) is None}
     return {
         name: next(kind for kind in _NARROWEST if kind in kinds)
-        for name, kinds in possible.items()
+        for name, kinds in (possible or {}).items()
         if kinds and name in seen
     }
 

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_store_options(parser)
     add_model_options(parser, default=None)
     parser.add_argument(
+        "--mode",
+        choices=["full", "alpha"],
+        help="full: the model reads the query (default); alpha: its tokens are taken as they are, "
+        "which needs no model here and no torch",
+    )
+    parser.add_argument(
         "--host",
         default=HOST,
         help=f"address to listen on (default: {HOST}, this machine only); there is no password",

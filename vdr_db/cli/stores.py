@@ -104,10 +104,18 @@ def open_with_model(
     """The collection, and the model of `--model` or else the one it was made with.
 
     Where that reads images too, the collection has the whole of it, and its text side comes here.
+    With `--mode alpha` nothing of the model but its tokenizer is read.
     """
     with opened(arguments) as collection:
         stamp = collection.store.stamp
     made_with = stamp.model if stamp else None
+    if getattr(arguments, "mode", None) == "alpha" and not getattr(arguments, "image", None):
+        from vdr_db.encoders.token_queries import TokenQueries
+
+        name, options = _asked_for(arguments, made_with)
+        length = options["max_length"]
+        queries: Any = TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
+        return opened(arguments, queries), queries
     if stamp is not None and stamp.head.endswith("+image"):
         both = load_cross_modal(arguments, name=made_with)
         return opened(arguments, both), both.text
