@@ -19,6 +19,7 @@ beside `transient`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,16 @@ from vdr_db.errors import (
 )
 from vdr_db.failure import Failure, FailureKind
 
-__all__ = ["BUSY", "classify", "failure_of_status", "one_line", "redact", "told", "wait_asked_for"]
+__all__ = [
+    "BUSY",
+    "classify",
+    "failure_of_status",
+    "is_passing",
+    "one_line",
+    "redact",
+    "told",
+    "wait_asked_for",
+]
 
 BUSY = frozenset({408, 425, 429, 500, 501, 502, 503, 504})
 """HTTP statuses that pass: the same request may succeed a little later."""
@@ -73,6 +83,12 @@ _SIZE_WORDS = re.compile(
 _SPLIT_WORDS = re.compile(
     r"split your request|requires [\d.]+ tokens|circuit_breaking_exception", re.IGNORECASE
 )
+# A cluster with a shard or a node down, whatever status that comes with.
+_PASSING_WORDS = re.compile(
+    r"shards failed to apply|read operations failed|currently unavailable|timeout error",
+    re.IGNORECASE,
+)
+_RETRY_AFTER = re.compile(r"retry after ([\d.]+) ?s", re.IGNORECASE)
 _LONGEST_REASON = 300
 _SECRETS = (
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@"), r"\1***@"),
@@ -156,8 +172,25 @@ def told(error: BaseException, secrets: Sequence[str] = ()) -> str:
             details = details()
         except Exception:
             details = None
-    text = details if isinstance(details, str) and details else str(error)
+    text = details if isinstance(details, str) and details else _said(error) or str(error)
     return one_line(redact(" ".join(text.split()), secrets) or type(error).__name__)
+
+
+def is_passing(text: str) -> bool:
+    """Whether a sentence tells of a part of a cluster that is down, which comes back."""
+    return _PASSING_WORDS.search(text) is not None
+
+
+def _said(error: BaseException) -> str | None:
+    """The sentence in the JSON of a Qdrant's refusal over REST, which str() shows as bytes."""
+    content = getattr(error, "content", None)
+    if not isinstance(content, bytes):
+        return None
+    try:
+        sentence = json.loads(content)["status"]["error"]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return str(sentence)
 
 
 def _failure(kind: FailureKind, reason: str, retry_after_s: float | None, text: str) -> Failure:
@@ -179,6 +212,8 @@ def _kind_of_status(status: int, text: str) -> FailureKind | None:
 
 def _kind_of(error: BaseException) -> FailureKind | None:
     status = _status(error)
+    if status is not None and is_passing(f"{told(error)} {error}"):
+        return "transient"
     if isinstance(status, int):
         return _kind_of_status(status, str(error))
     if isinstance(status, str):
@@ -227,6 +262,8 @@ def _retry_after_s(error: BaseException) -> float | None:
             waiting = wait_asked_for(getattr(holder, "headers", None))
             if waiting is not None:
                 return waiting
+        if said := _RETRY_AFTER.search(told(link)):
+            return float(said[1])
     return None
 
 

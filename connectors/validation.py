@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,8 +94,11 @@ def prepare(
     empty: EmptyRows,
     limits: BatchLimits,
     where: str,
+    check: Callable[[Payload], None] | None = None,
 ) -> Prepared:
     """Checks one call of `Store.upsert` on the collection `where` of that width.
+
+    `check` raises `InputError` for payloads that the store itself cannot keep.
 
     Raises:
         TypeError: Something came in another form, for example dictionaries for `SparseRows`.
@@ -139,6 +142,8 @@ def prepare(
             if counts[i] == 0 and empty == "error":
                 raise InputError("the row has no entries")
             clean, size = clean_payload(payload)
+            if check is not None:
+                check(clean)
             size += _BYTES_OF_ROW + _BYTES_OF_ENTRY * int(counts[i])
             if size > limits.row_bytes:
                 raise InputError(
@@ -216,8 +221,11 @@ def _clean(value: Any, path: str, depth: int) -> tuple[Any, int]:
     if isinstance(value, str):
         return _clean_text(value, path)
     if isinstance(value, int):
-        if not -(2**63) <= value < 2**64:
-            raise InputError(f"`{path}` is the integer {value}, which 64 bits cannot hold")
+        if not -(2**63) <= value < 2**63:
+            raise InputError(
+                f"`{path}` is the integer {value}, which 64 bits with a sign cannot hold; store "
+                "it as text"
+            )
         return int(value), 8
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -35,7 +35,7 @@ from vdr_db.filters import (
     parse_time,
 )
 
-__all__ = ["FACTS", "filter_query", "payload_facts"]
+__all__ = ["FACTS", "filter_query", "payload_facts", "refuse_nameless"]
 
 FACTS = "facts"
 
@@ -51,6 +51,24 @@ def payload_facts(payload: Mapping[str, Any]) -> list[str]:
     facts: set[str] = set()
     _collect(payload, "", facts, walks_list=False)
     return sorted(facts)
+
+
+def refuse_nameless(payload: Mapping[str, Any]) -> None:
+    """Refuses field names that the engine cannot index, whether or not this index would.
+
+    Raises:
+        InputError: A part of a name, between dots, is empty.
+    """
+    waiting: list[Any] = [payload]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            for name in value:
+                if not all(map(str.strip, name.split("."))):
+                    raise InputError(f"the field name {name!r} has an empty part; rename the field")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def filter_query(filter: Filter) -> dict[str, Any]:

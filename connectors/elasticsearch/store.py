@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vdr_db.connectors.base import BatchLimits, Documents, EmptyRows, Id, Written
 from vdr_db.connectors.elasticsearch.bodies import FieldKind, bulk_lines, delete_lines
 from vdr_db.connectors.elasticsearch.bulk import BulkWriter
+from vdr_db.connectors.elasticsearch.filters import refuse_nameless
 from vdr_db.connectors.elasticsearch.index import IndexMeta, NewIndex, VersionedIndex
 from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_index
 from vdr_db.connectors.elasticsearch.search import IndexReader
@@ -190,6 +191,7 @@ class ElasticsearchStore(IndexReader):
             empty=empty,
             limits=self.limits,
             where=self._where,
+            check=refuse_nameless,
         )
         action: Literal["index", "create"] = "index" if existing == "replace" else "create"
         count = requests = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class Upload:
             rows, ids, payloads, width=made.width, empty=empty, limits=limits, where=where
         )
         self.refused: dict[Id, str] = dict(ready.refused)
+        if made.datatype == "float16":
+            ready = self._without(ready, _too_large(ready))
         columns = _checked_columns(dense, made.dense, len(rows), where)
         self._dense: dict[str, npt.NDArray[np.float32]] = {}
         if columns:
@@ -64,7 +67,10 @@ class Upload:
                 points=[point_of(self._made, id) for id in ids],
                 rows=ready.rows[part],
                 payloads=[
-                    {ID_FIELD: id, **payload}
+                    # Beyond 64 bits with a sign a payload holds no integer; the point is the id.
+                    {**payload}
+                    if isinstance(id, int) and id >= 2**63
+                    else {ID_FIELD: id, **payload}
                     for id, payload in zip(ids, ready.payloads[part], strict=True)
                 ],
                 dense={name: column[part] for name, column in self._dense.items()},
@@ -79,20 +85,37 @@ class Upload:
         for name, column in columns.items():
             for i in np.flatnonzero(~np.isfinite(column).all(axis=1)).tolist():
                 self.refused.setdefault(ids[i], f"the dense vector {name!r} is not finite")
-        keep = [i for i, id in enumerate(ready.ids) if id not in self.refused]
-        taken = np.array([place[ready.ids[i]] for i in keep], np.int64)
+        ready = self._without(ready, {})
+        taken = np.array([place[id] for id in ready.ids], np.int64)
         self._dense = {name: column[taken] for name, column in columns.items()}
         more = _BYTES_OF_FLOAT * sum(column.shape[1] for column in columns.values())
+        return replace(ready, sizes=ready.sizes + more)
+
+    def _without(self, ready: Prepared, refused: Mapping[Id, str]) -> Prepared:
+        """What is left when these rows are refused, and those that are refused already."""
+        self.refused.update(refused)
+        keep = [i for i, id in enumerate(ready.ids) if id not in self.refused]
+        if len(keep) == len(ready.ids):
+            return ready
         rows = ready.rows[np.array(keep, np.int64)]
-        return Prepared(
+        return replace(
+            ready,
             rows=rows,
             ids=[ready.ids[i] for i in keep],
             payloads=[ready.payloads[i] for i in keep],
-            sizes=ready.sizes[keep] + more,
+            sizes=ready.sizes[keep],
             empty=int(np.count_nonzero(rows.counts == 0)),
-            skipped=ready.skipped,
-            refused=self.refused,
         )
+
+
+def _too_large(ready: Prepared) -> dict[Id, str]:
+    """Rows with weights that float16 does not hold."""
+    most = float(np.finfo(np.float16).max)
+    rows = np.repeat(np.arange(len(ready.rows)), ready.rows.counts)
+    return {
+        ready.ids[i]: f"a weight is above {most:,.0f}, the largest number of float16"
+        for i in np.unique(rows[ready.rows.values > most]).tolist()
+    }
 
 
 def _checked_columns(

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vdr_db.connectors.qdrant.engine import (
     Batch,
     Found,
     HybridQuery,
+    IndexKind,
     Manifest,
     PointId,
     Stored,
@@ -187,11 +189,13 @@ class EdgeEngine:
             for hits in answers
         ]
 
-    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
+    def retrieve(
+        self, points: Sequence[PointId], with_rows: bool, *, with_payload: bool = True
+    ) -> list[Stored]:
         """The points that are there; see `Engine.retrieve`."""
         self._check_usable()
         with self._translated("be read"):
-            records = self._shard.retrieve(list(points), True, with_rows)
+            records = self._shard.retrieve(list(points), with_payload, with_rows)
         return [_stored(record, VECTOR_NAME if with_rows else None) for record in records]
 
     def scroll(
@@ -223,6 +227,16 @@ class EdgeEngine:
         self._check_space(0)
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
+
+    def index(self, indexes: Mapping[str, IndexKind]) -> None:
+        """Makes payload indexes over what is there."""
+        self._check_usable()
+        with self._translated("be indexed"):
+            self._make_indexes(self._shard, indexes)
+        if not self._in_memory:
+            manifest = Manifest.from_dict(self._folder.read_manifest(), self._where)
+            whole = {**manifest.payload_indexes, **indexes}
+            self._folder.write_manifest(replace(manifest, payload_indexes=whole).to_dict())
 
     def flush(self) -> None:
         """Writes everything through to the disk."""
@@ -275,10 +289,14 @@ class EdgeEngine:
             wal_enabled=not self._in_memory,
         )
         shard = edge.EdgeShard.create(str(folder), config)
-        for path, kind in manifest.payload_indexes.items():
-            shard.update(edge.UpdateOperation.create_field_index(path, self._dialect.index(kind)))
-        shard.flush()
+        self._make_indexes(shard, manifest.payload_indexes)
         return shard
+
+    def _make_indexes(self, shard: Any, indexes: Mapping[str, IndexKind]) -> None:
+        make = self._edge.UpdateOperation.create_field_index
+        for path, kind in indexes.items():
+            shard.update(make(path, self._dialect.index(kind)))
+        shard.flush()
 
     def _load(self) -> None:
         told = self._folder.damage()

@@ -99,11 +99,18 @@ class CollectionFolder:
     def finish(self, manifest: dict[str, Any]) -> None:
         """Writes the manifest and turns what was built into the shard, at once."""
         unfinished = self.path / _UNFINISHED
-        with (unfinished / _MANIFEST).open("w", encoding="utf-8") as file:
+        self.write_manifest(manifest, unfinished)
+        unfinished.rename(self.shard)
+
+    def write_manifest(self, manifest: dict[str, Any], folder: Path | None = None) -> None:
+        """Writes the manifest, whole or not at all."""
+        place = (folder or self.shard) / _MANIFEST
+        new = place.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.rename(self.shard)
+        new.replace(place)
 
     def read_manifest(self) -> Any:
         """The manifest as JSON types, `None` when it is not JSON."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Documents, Id, Payload
 from vdr_db.connectors.halving import RefusedBatch
-from vdr_db.connectors.qdrant.filters import json_path
+from vdr_db.connectors.qdrant.filters import INDEX_KINDS, json_path
 from vdr_db.connectors.store import About
 from vdr_db.connectors.validation import RESERVED_PREFIX
 from vdr_db.errors import ConfigError, StoreMismatch
@@ -60,7 +60,6 @@ Distance: TypeAlias = Literal["cosine", "dot", "euclid", "manhattan"]
 DenseRows: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
 """Name of a dense vector → `[N, size]`, one row for each document."""
 
-INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime", "uuid", "tenant")
 DATATYPES = ("float32", "float16", "uint8")
 DISTANCES = ("cosine", "dot", "euclid", "manhattan")
 _FORMAT = 1
@@ -132,7 +131,7 @@ class Manifest:
         data["stamp"] = None if self.stamp is None else self.stamp.to_dict()
         # What is as usual is left out, so that older versions of this library read the rest.
         usual = {"dense": {}, "vector": VECTOR_NAME, "foreign_points": False}
-        return {name: one for name, one in data.items() if usual.get(name) != one}
+        return {n: one for n, one in data.items() if n not in usual or usual[n] != one}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -198,12 +197,12 @@ class Manifest:
             StoreMismatch: Precision, a payload index or a dense vector differs.
         """
         has: dict[str, tuple[Any, Any]] = {
-            "the weights": (self.datatype, datatype or self.datatype),
-            "the payload indexes": (
+            "keeps weights as": (self.datatype, datatype or self.datatype),
+            "has the payload indexes": (
                 dict(self.payload_indexes),
                 {k: kind for k, kind in indexes.items() if self.payload_indexes.get(k) != kind},
             ),
-            "the dense vectors": (
+            "has the dense vectors": (
                 dict(self.dense),
                 {name: one for name, one in dense.items() if self.dense.get(name) != one},
             ),
@@ -211,7 +210,7 @@ class Manifest:
         for what, (own, wanted) in has.items():
             if wanted and wanted != own:
                 raise StoreMismatch(
-                    f"{where} has {what} {own or 'nothing'}, not {wanted}; build another "
+                    f"{where} {what} {own or 'nothing'}, not {wanted}; build another "
                     "collection to change that."
                 )
 
@@ -330,8 +329,13 @@ class Engine(Protocol):
     def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
         """The best points by each side that is not empty, with no more payload than their ids."""
 
-    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
+    def retrieve(
+        self, points: Sequence[PointId], with_rows: bool, *, with_payload: bool = True
+    ) -> list[Stored]:
         """The points that are there, in any order."""
+
+    def index(self, indexes: Mapping[str, IndexKind]) -> None:
+        """Makes payload indexes over what is there."""
 
     def scroll(
         self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None

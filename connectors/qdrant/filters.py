@@ -29,6 +29,7 @@ from vdr_db.filters import (
 __all__ = ["Dialect", "EdgeDialect", "json_path"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime", "uuid", "tenant")
 _BOUNDS = ("gt", "gte", "lt", "lte")
 
 
@@ -75,6 +76,13 @@ class Dialect:
         if kind == "tenant":
             return self.models.KeywordIndexParams(type="keyword", is_tenant=True)
         return self.models.PayloadSchemaType(kind)
+
+    def kind(self, schema: Any) -> Any:
+        """The kind of a payload index that a server has, `None` for one that we do not make."""
+        if getattr(schema.params, "is_tenant", False):
+            return "tenant"
+        kind = str(getattr(schema.data_type, "value", schema.data_type))
+        return kind if kind in INDEX_KINDS else None
 
     def native(self, filter: Any) -> Any:
         """A filter in any of its forms as the package's own."""

@@ -230,8 +230,8 @@ class CollectionLifecycle(BaseStore):
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):
             raise ConfigError(
-                f"{self._engine.where} is embedded and has no aliases; build another folder and "
-                "open that."
+                f"{self._engine.where} is embedded and has no aliases and groups; build "
+                "another folder and open that, or use a server."
             )
         return self._engine
 

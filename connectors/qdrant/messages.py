@@ -33,6 +33,7 @@ class PointMessages:
         self._client, self._timeout = client, timeout
         self._request, self._point, self._id = grpc.UpsertPoints, grpc.PointStruct, grpc.PointId
         self._payload = convert.convert_payload
+        self._has_timeout = "timeout" in self._request.DESCRIPTOR.fields_by_name
         numbers = grpc.SparseVector.DESCRIPTOR.fields_by_name
         self._values, self._indices = numbers["values"].number, numbers["indices"].number
         self._dense = grpc.DenseVector.DESCRIPTOR.fields_by_name["data"].number
@@ -58,10 +59,14 @@ class PointMessages:
         except (ImportError, AttributeError, KeyError, TypeError, ValueError):
             return None  # another client than those known
 
-    def upsert(self, collection: str, batch: Batch, vector: str) -> None:
-        """Writes one batch and waits until it is visible."""
+    def upsert(
+        self, collection: str, batch: Batch, vector: str, timeout: int | None = None
+    ) -> None:
+        """Writes one batch and waits until it is visible, for at most `timeout` seconds there."""
         points = self.points(batch, vector)
-        request = self._request(collection_name=collection, wait=True, points=points)
+        # Older clients have no such field.
+        limit = {"timeout": timeout} if timeout and self._has_timeout else {}
+        request = self._request(collection_name=collection, wait=True, points=points, **limit)
         self._client.grpc_points.Upsert(request, timeout=self._timeout)
 
     def points(self, batch: Batch, vector: str) -> list[Any]:

@@ -39,12 +39,25 @@ class Requests:
         models: `qdrant_client.models`.
         vector: Name of the sparse vector.
         client: The `QdrantClient` that writes points.
+        shard_key: Of the shards that searches look at, `None` for all.
+        payload: Fields of the payload that hits show, `True` for all.
     """
 
-    def __init__(self, models: Any, vector: str = VECTOR_NAME, *, client: Any = None) -> None:
+    def __init__(
+        self,
+        models: Any,
+        vector: str = VECTOR_NAME,
+        *,
+        client: Any = None,
+        shard_key: Any = None,
+        payload: Any = True,
+    ) -> None:
         self.models = models
         self.vector = vector
         self._client = client
+        self._shard_key = shard_key
+        # Ids stand in the payload, so whatever is chosen of it comes with them.
+        self._payload = [ID_FIELD, *payload] if isinstance(payload, (list, tuple)) else payload
         self._messages = PointMessages.of(client)
         self.dialect = Dialect(models)
 
@@ -88,16 +101,17 @@ class Requests:
         arguments["sparse_vectors_config"] = {**others, self.vector: sparse}
         return arguments
 
-    def upsert(self, collection: str, batch: Batch) -> None:
-        """Writes one batch and waits until it is visible.
+    def upsert(self, collection: str, batch: Batch, options: Mapping[str, Any]) -> None:
+        """Writes one batch and waits until it is visible; `options` are those of the client.
 
         Raises:
             RefusedBatch: A payload holds what gRPC cannot carry.
         """
-        if self._messages is not None:
-            self._messages.upsert(collection, batch, self.vector)
+        if self._messages is not None and not options.keys() - {"timeout"}:
+            self._messages.upsert(collection, batch, self.vector, options.get("timeout"))
         else:
-            self._client.upsert(collection, points=self.points(batch), wait=True)
+            points = self.points(batch)
+            self._client.upsert(collection, points=points, wait=True, **options)
 
     def points(self, batch: Batch) -> list[Any]:
         """The points of one batch, as models."""
@@ -126,12 +140,13 @@ class Requests:
                 limit=limit,
                 offset=offset,
                 filter=native,
-                with_payload=True,
+                with_payload=self._payload,
+                shard_key=self._shard_key,
             )
             for row in rows
         ]
 
-    def rankings(self, asked: HybridQuery, limit: int) -> list[Any]:
+    def rankings(self, asked: HybridQuery, limit: int, offset: int) -> list[Any]:
         """One query for each side that is not empty; only ids come with the points."""
         sides = [(asked.vector.tolist(), asked.using)]
         if asked.row.nnz:
@@ -139,7 +154,13 @@ class Requests:
         native = self.dialect.native(asked.filter)
         return [
             self.models.QueryRequest(
-                query=query, using=using, limit=limit, filter=native, with_payload=[ID_FIELD]
+                query=query,
+                using=using,
+                limit=limit,
+                offset=offset,
+                filter=native,
+                with_payload=[ID_FIELD],
+                shard_key=self._shard_key,
             )
             for query, using in sides
         ]

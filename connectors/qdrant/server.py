@@ -5,23 +5,27 @@ from __future__ import annotations
 import copy
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
 
 from vdr_db.connectors.base import BatchLimits
-from vdr_db.connectors.qdrant.engine import Batch, Found, HybridQuery, Manifest, PointId, Stored
-from vdr_db.connectors.qdrant.errors import NameTaken, shown_url, translated
+from vdr_db.connectors.failures import is_passing
+from vdr_db.connectors.qdrant.engine import (
+    IndexKind,
+    Manifest,
+    Stored,
+)
+from vdr_db.connectors.qdrant.errors import NameTaken, shown_url
 from vdr_db.connectors.qdrant.existing import Existing, check_width_of, read_manifest
-from vdr_db.connectors.qdrant.requests import METADATA_KEY, QUERIES_AT_ONCE, IndexMemory, Requests
+from vdr_db.connectors.qdrant.requests import METADATA_KEY, IndexMemory, Requests
+from vdr_db.connectors.qdrant.server_calls import ServerCalls
 from vdr_db.connectors.qdrant.versions import Versions
 from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
-from vdr_db.sparse import SparseRows
 
 __all__ = ["SERVER_LIMITS", "ServerEngine"]
-
-Answer = TypeVar("Answer")
 
 SERVER_LIMITS = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
 """The server's own limit for a request is 32 MiB; its documentation asks for far smaller ones."""
@@ -31,9 +35,10 @@ SERVER_LIMITS = BatchLimits(rows=256, bytes=4 << 20, row_bytes=24 << 20)
 _METADATA_SINCE = (1, 16)
 _MANIFESTS = "vdr_db_manifests"
 _LOOKED_AT = 64
+_REST_PORT = 6333
 
 
-class ServerEngine:
+class ServerEngine(ServerCalls):
     """An `Engine` over `QdrantClient`; `QdrantStore` explains the arguments.
 
     Opening is tried once, so that a wrong address is told at once. A client that was given is not
@@ -58,6 +63,8 @@ class ServerEngine:
         vector_name: str | None = None,
         versioned: bool | None = None,
         existing: Existing | None = None,
+        read_options: Mapping[str, Any] | None = None,
+        write_options: Mapping[str, Any] | None = None,
     ) -> None:
         module = require("qdrant_client", "qdrant")
         self._models: Any = module.models
@@ -69,6 +76,15 @@ class ServerEngine:
         self._existing = existing
         self._secret = api_key
         self._retrier = Retrier(retry)
+        self._read_options = dict(read_options or {})
+        self._write_options = dict(write_options or {})
+        # Over gRPC the client takes no plain words for these.
+        for given, name, kind in (
+            (self._read_options, "consistency", "ReadConsistencyType"),
+            (self._write_options, "ordering", "WriteOrdering"),
+        ):
+            if isinstance(given.get(name), str):
+                given[name] = getattr(self._models, kind)(given[name])
         self._owns_client = client is None
         if client is not None:
             self._where = f"collection {collection!r} of the given client"
@@ -77,8 +93,19 @@ class ServerEngine:
                     f"`client` must be a qdrant_client.QdrantClient, got {type(client).__name__}."
                 )
             self._client: Any = client
-            self._requests = Requests(self._models, client=client)
+            self._requests = self._new_requests()
             return
+        options = dict(client_options or {})
+        # Only the usual port is known to have gRPC beside it; another one is not left for that.
+        if _checked_port(url or "") not in (None, _REST_PORT) and "grpc_port" not in options:
+            prefer_grpc = False
+        if prefer_grpc:
+            # Without it a channel that saw a long outage waits for up to two minutes.
+            backoff = {"grpc.max_reconnect_backoff_ms": 2_000}
+            options["grpc_options"] = {**backoff, **(options.get("grpc_options") or {})}
+        # The server has a limit of its own, which gives way to the one of a request.
+        for given in (self._read_options, self._write_options):
+            given.setdefault("timeout", timeout)
         self._where = f"collection {collection!r} at {shown_url(url or '')}"
         with self._translated("be reached"):
             self._client = module.QdrantClient(
@@ -87,9 +114,9 @@ class ServerEngine:
                 prefer_grpc=prefer_grpc,
                 timeout=timeout,
                 check_compatibility=False,
-                **(client_options or {}),
+                **options,
             )
-        self._requests = Requests(self._models, client=self._client)
+        self._requests = self._new_requests()
 
     @property
     def where(self) -> str:
@@ -108,12 +135,17 @@ class ServerEngine:
             StoreMismatch: It was not made by this library, or was changed since.
             StoreUnavailable: The server cannot be reached.
         """
-        with self._translated("be opened"):
-            if not self._client.collection_exists(self._collection):
-                if self._existing is None:
-                    return None
-                raise StoreError(f"{self._where} is not there; check its name and place.")
-            about = self._client.get_collection(self._collection)
+        try:
+            about = self._look()
+        except StoreUnavailable as error:
+            # A wrong address is told at once; a cluster with a shard down is one that answers.
+            if not is_passing(str(error)):
+                raise
+            about = self._retrier.call(self._look)
+        if about is None:
+            if self._existing is None:
+                return None
+            raise StoreError(f"{self._where} is not there; check its name and place.")
         data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
         if data is None:
             data = self._sidecar_manifest()
@@ -130,6 +162,9 @@ class ServerEngine:
             if self._existing.adopt:
                 check_width_of(self._largest_index(), manifest.width, self._where)
             return manifest
+        found = {key: self._requests.dialect.kind(s) for key, s in about.payload_schema.items()}
+        known: dict[str, IndexKind] = {k: kind for k, kind in found.items() if kind is not None}
+        manifest = replace(manifest, payload_indexes={**manifest.payload_indexes, **known})
         # An index is missing when the process that made the collection was killed in between.
         present = set(about.payload_schema or {})
         missing = {k: v for k, v in manifest.payload_indexes.items() if k not in present}
@@ -137,6 +172,13 @@ class ServerEngine:
             self._collection, {k: self._requests.dialect.index(v) for k, v in missing.items()}
         )
         return manifest
+
+    def _look(self) -> Any:
+        """What the server tells about the collection, `None` when it has no such one."""
+        with self._translated("be opened"):
+            if not self._client.collection_exists(self._collection):
+                return None
+            return self._client.get_collection(self._collection)
 
     def create(self, manifest: Manifest) -> None:
         """Makes the collection with its payload indexes."""
@@ -214,59 +256,10 @@ class ServerEngine:
         engine._versioned = False
         return engine
 
-    def upsert(self, batch: Batch) -> None:
-        """Writes one batch and waits until it is visible; see `Engine.upsert`."""
-
-        def send() -> None:
-            with self._translated("be written", refusable=True):
-                self._requests.upsert(self._collection, batch)
-
-        self._retrier.call(send, is_splittable=len(batch) > 1)
-
-    def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
-        """The best points of each row, several queries in one request."""
-        return self._query(self._requests.searches(rows, limit, offset, filter))
-
-    def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
-        """The best points by each side, in one request; see `Engine.rankings`."""
-        return self._query(self._requests.rankings(asked, limit))
-
-    def retrieve(self, points: Sequence[PointId], with_rows: bool) -> list[Stored]:
-        """The points that are there; see `Engine.retrieve`."""
-        vector = self._requests.vector if with_rows else None
-        records = self._asked(
-            "be read",
-            self._client.retrieve,
-            ids=list(points),
-            with_payload=True,
-            with_vectors=False if vector is None else [vector],
-        )
-        return [Stored.of(record, record.id, vector) for record in records]
-
-    def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
-    ) -> tuple[list[Stored], PointId | None]:
-        """A page of points; see `Engine.scroll`."""
-        records, following = self._asked(
-            "be read",
-            self._client.scroll,
-            scroll_filter=self._requests.dialect.native(filter),
-            offset=after,
-            limit=limit,
-            with_payload=list(fields),
-        )
-        return [Stored.of(record, record.id, None) for record in records], following
-
-    def count(self, filter: Any) -> int:
-        """Number of points the filter keeps."""
-        native = self._requests.dialect.native(filter)
-        answer = self._asked("be counted", self._client.count, count_filter=native, exact=True)
-        return int(answer.count)
-
-    def delete(self, points: Sequence[PointId]) -> None:
-        """Removes points and waits until they are gone."""
-        selector = self._models.PointIdsList(points=list(points))
-        self._asked("be written", self._client.delete, points_selector=selector, wait=True)
+    def index(self, indexes: Mapping[str, IndexKind]) -> None:
+        """Makes payload indexes over what is there."""
+        native = {key: self._requests.dialect.index(kind) for key, kind in indexes.items()}
+        self._make_indexes(self._collection, native)
 
     def flush(self) -> None:
         """Does nothing: the server answers when a write is in its log."""
@@ -318,7 +311,7 @@ class ServerEngine:
                 )
 
     def _largest_index(self) -> int | None:
-        options = {"with_payload": False, "with_vectors": [self._requests.vector]}
+        options: dict[str, Any] = {"with_payload": False, "with_vectors": [self._requests.vector]}
         records, _ = self._asked("be read", self._client.scroll, limit=_LOOKED_AT, **options)
         stored = [Stored.of(record, record.id, self._requests.vector).indices for record in records]
         return max((max(indices) for indices in stored if indices), default=None)
@@ -347,25 +340,29 @@ class ServerEngine:
         )
         self._client.upsert(_MANIFESTS, points=[point], wait=True)
 
-    def _query(self, requests: Sequence[Any]) -> list[list[Found]]:
-        answers: list[list[Found]] = []
-        for start in range(0, len(requests), QUERIES_AT_ONCE):
-            part = requests[start : start + QUERIES_AT_ONCE]
-            found = self._asked("be searched", self._client.query_batch_points, requests=part)
-            answers += map(self._requests.found, found)
-        return answers
+    def _new_requests(self) -> Requests:
+        return Requests(
+            self._models,
+            client=self._client,
+            shard_key=self._read_options.get("shard_key_selector"),
+            payload=self._read_options.pop("with_payload", True),
+        )
 
-    def _asked(self, action: str, method: Callable[..., Answer], **arguments: Any) -> Answer:
-        """The answer of a client's method about this collection; asked again where that helps."""
 
-        def ask() -> Answer:
-            with self._translated(action):
-                return method(self._collection, **arguments)
+def _checked_port(url: str) -> int | None:
+    """The port of an address, `None` without one.
 
-        return self._retrier.call(ask)
-
-    def _translated(self, action: str, *, refusable: bool = False) -> AbstractContextManager[None]:
-        return translated(self._where, action, self._secret, refusable=refusable)
+    Raises:
+        ConfigError: It is no address.
+    """
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"`url` must be the address of a server, got {url!r}: {error}.") from None
+    if not parts.hostname:
+        raise ConfigError(f"`url` must be the address of a server, got {url!r}; name its host.")
+    return port
 
 
 def _manifest_point(collection: str) -> str:

@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from vdr_db.connectors.base import next_version
+from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.qdrant.errors import translated
+from vdr_db.connectors.validation import clean_payload
 from vdr_db.errors import StoreError
 
 __all__ = ["Versions"]
 
 _COPIED_AT_ONCE = 100
+_COPIED_BYTES = 8 << 20
 _OF_PARAMS = (
     "shard_number",
     "sharding_method",
@@ -131,10 +134,13 @@ class Versions:
                     )
                     for one in page
                 ]
-                if points:
-                    self._client.upsert(new, points=points, wait=True)
+            deliver(points, lambda part: self._put(new, part), _refused, fitting=_fitting)
             if after is None:
                 return
+
+    def _put(self, collection: str, points: list[Any]) -> None:
+        with translated(self._where, "be copied", self._secret, refusable=True):
+            self._client.upsert(collection, points=points, wait=True)
 
     def count(self, collection: str) -> int:
         """Number of points."""
@@ -167,3 +173,17 @@ class Versions:
 
     def _translated(self, action: str) -> AbstractContextManager[None]:
         return translated(self._where, action, self._secret)
+
+
+def _fitting(points: list[Any]) -> int:
+    """How many points may go in one request by their payloads, which are what can be large."""
+    size = 0
+    for count, point in enumerate(points):
+        size += clean_payload(point.payload)[1]
+        if count and size > _COPIED_BYTES:
+            return count
+    return len(points)
+
+
+def _refused(points: list[Any], error: Exception) -> None:
+    raise StoreError(f"point {points[0].id!r} cannot be copied: {error}.") from error

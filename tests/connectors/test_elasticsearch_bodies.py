@@ -214,7 +214,7 @@ def test_named_payload_fields_are_indexed_by_themselves():
         kind="rank_features",
         version=(8, 11),
         store_vectors=False,
-        text_fields=["body", "author.bio"],
+        text_fields={"body": None, "author.bio": None},
         payload_types={"year": "long", "author.name": {"type": "keyword", "ignore_above": 9}},
     )
     text = {"type": "text", "fields": {"keyword": {"type": "keyword", "ignore_above": 8191}}}
@@ -253,7 +253,13 @@ def test_impossible_mappings_are_refused():
             index_mapping({}, field=name, kind="rank_features", version=(8, 15))
     for fields in (["a", "a"], ["a..b"], [""]):
         with pytest.raises(ConfigError, match="payload field"):
-            index_mapping({}, field="v", kind="rank_features", version=(8, 15), text_fields=fields)
+            index_mapping(
+                {},
+                field="v",
+                kind="rank_features",
+                version=(8, 15),
+                text_fields=dict.fromkeys(fields),
+            )
 
 
 def test_settings():

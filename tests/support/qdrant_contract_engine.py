@@ -72,7 +72,7 @@ class _Collection:
 class ContractEngine:
     """Collections by name, with the semantics the official client relies on.
 
-    A request is applied as a whole or refused as a whole: one bad point fails all of its batch.
+    One bad point fails the request, and the points before it are kept, as real servers do it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -198,10 +198,15 @@ class ContractEngine:
     # Points
 
     def upsert(self, name: str, points: Iterable[Json]) -> None:
+        """Writes points; those before a bad one stay, as a server's do."""
         found = self._named(name)
-        ready = [_point(found, one) for one in points]
-        with found.lock:
-            found.shard.update(edge.UpdateOperation.upsert_points(ready))
+        ready = []
+        try:
+            for one in points:
+                ready.append(_point(found, one))
+        finally:
+            with found.lock:
+                found.shard.update(edge.UpdateOperation.upsert_points(ready))
 
     def delete_points(self, name: str, body: Json) -> None:
         found = self._named(name)

@@ -46,7 +46,8 @@ class SearchServer:
             return {"url": url, "client_options": client_options or None}
         import opensearchpy
 
-        return {"client": opensearchpy.OpenSearch([url], timeout=60, max_retries=0)}
+        timeout = client_options.get("request_timeout", 60)
+        return {"client": opensearchpy.OpenSearch([url], timeout=timeout, max_retries=0)}
 
 
 def remove_indices(store: ElasticsearchStore) -> None:
@@ -137,7 +138,8 @@ def open_store(server: SearchServer) -> Iterator[Callable[..., ElasticsearchStor
             options.setdefault("retry", RetryPolicy(base_s=0.001, cap_s=0.01, deadline_s=30.0))
             options.setdefault("replicas", 0)
             if "client" not in options:
-                place = server.options(options.pop("url", None))
+                given = options.pop("client_options", None) or {}
+                place = server.options(options.pop("url", None), **given)
                 options = {**place, **options}
             store = ElasticsearchStore(name or services.unique_name(), **options)
             opened.callback(end, store)
