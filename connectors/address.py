@@ -319,7 +319,11 @@ def _told(
         product = "elasticsearch"
     elif "opensearch" in headers.get("www-authenticate", "").lower():
         product = "opensearch"
-    if status == 401 or (status == 403 and product is None):
+    elif status == 401 and ("provide an API key" in text or "Invalid API key" in text):
+        product = "qdrant"
+    # Of another product than expected there is more to say than that the key is not for it.
+    is_other = product is not None and (product == "qdrant") != (expected == "qdrant")
+    if (status == 401 and not is_other) or (status == 403 and product is None):
         raise _refused(url, product or expected, access)
     if product is None and status in BUSY:
         product = expected  # the store asks again and waits

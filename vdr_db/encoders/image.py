@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.checkpoints.plan import FromCheckpoint
+from vdr_db.counts import counted
 from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
@@ -147,8 +148,8 @@ class ImageEncoder(Encoder):
             model=model,
             revision=revision,
         )
-        is_int = isinstance(k, int) and not isinstance(k, bool)
-        if k is not None and not (is_int and 1 <= k <= columns):
+        k = None if k is None else counted("k", k)
+        if k is not None and k > columns:
             raise ConfigError(
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."
