@@ -315,10 +315,10 @@ def _told(
         about = f"{version.get('distribution', '')} {page.get('tagline', '')}".lower()
         product = "opensearch" if "opensearch" in about else "elasticsearch"
         number = str(version["number"])
-    elif "x-elastic-product" in headers:
-        product = "elasticsearch"
     elif "opensearch" in headers.get("www-authenticate", "").lower():
         product = "opensearch"
+    elif "x-elastic-product" in headers:
+        product = "elasticsearch"
     elif status == 401 and ("provide an API key" in text or "Invalid API key" in text):
         product = "qdrant"
     # Of another product than expected there is more to say than that the key is not for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -351,3 +352,13 @@ def test_what_cannot_be_read_is_a_record_of_its_own(tmp_path):
     assert "expected 2 cells" in records[1].fault
     assert "byte 0xe9 at column 1 is not UTF-8" in records[2].fault
     assert records[1].id == records[1].source == f"{path}:3"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
+def test_a_file_name_need_not_be_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("one\ntwo\n")
+    first, second = read_records(os.fsdecode(path))
+    assert first.id == f"{tmp_path}/caf\\xe9.txt:1"
+    assert second.source.encode(), "it can be stored and shown"

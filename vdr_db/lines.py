@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,12 +19,12 @@ Row: TypeAlias = tuple[dict[str, Any] | InputError, str]
 """What a record is made of, or why there is nothing, and `"FILE:LINE"`."""
 
 _PEEKED = 1 << 16
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """What a file is called in messages and sources."""
-    return "<stdin>" if os.fspath(path) == "-" else os.fspath(path)
+    """What a file is called in messages, sources and ids; bytes that are no UTF-8 as `\\xe9`."""
+    name = os.fspath(path)
+    return "<stdin>" if name == "-" else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -80,10 +79,13 @@ def checked_line(line: str, source: str) -> str:
     Raises:
         InputError: They were not.
     """
-    if (found := _NOT_UTF8.search(line)) is not None:
-        column = len(line[: found.start()].encode("utf-8", "surrogateescape")) + 1
+    try:
+        if not line.isascii():
+            line.encode()
+    except UnicodeEncodeError as error:
+        column = len(line[: error.start].encode("utf-8", "surrogateescape")) + 1
         raise InputError(
-            f"{source}: byte 0x{ord(found[0]) - 0xDC00:02x} at column {column} is not UTF-8; "
-            "convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
-        )
+            f"{source}: byte 0x{ord(line[error.start]) - 0xDC00:02x} at column {column} is not "
+            "UTF-8; convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
+        ) from error
     return line

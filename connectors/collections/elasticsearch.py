@@ -148,7 +148,7 @@ class VDRElasticsearch(Collection):
             self.server = server or _ask_any(nodes, access)
             chosen["url"] = nodes
             chosen.update(api_key=options.get("api_key") or access.api_key)
-            chosen.update(basic_auth=access.basic_auth)
+            chosen.update(basic_auth=None if chosen["api_key"] else access.basic_auth)
             if self.server.product == "opensearch":
                 self._own_client = opensearch_client(nodes, access)
                 chosen.update(client=self._own_client, url=None, api_key=None, basic_auth=None)

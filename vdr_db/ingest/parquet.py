@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vdr_db.errors import InputError, require
+from vdr_db.lines import shown
 from vdr_db.readers import Fields, Record, record_of
 
 __all__ = ["read_parquet"]
@@ -32,9 +33,9 @@ def read_parquet(
     """
     parquet = require("pyarrow.parquet", "parquet")
     fields = fields or Fields()
-    name = os.fspath(path)
+    name = shown(path)
     try:
-        file = parquet.ParquetFile(name, memory_map=False, pre_buffer=False)
+        file = parquet.ParquetFile(os.fspath(path), memory_map=False, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a readable Parquet file ({error}).") from error
     number = 0
