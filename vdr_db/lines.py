@@ -22,7 +22,7 @@ _PEEKED = 1 << 16
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """What a file is called in messages, sources and ids; bytes that are no UTF-8 as `\\xe9`."""
+    """What a file is called in messages, sources and ids; bytes that are no UTF-8 are escaped."""
     name = os.fspath(path)
     return "<stdin>" if name == "-" else os.fsencode(name).decode("utf-8", "backslashreplace")
 
