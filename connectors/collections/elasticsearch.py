@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vdr_db.connectors.address import Access, Server, ask, server_url
+from vdr_db.connectors.address import Access, Server, server_url
+from vdr_db.connectors.asking import ask
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions

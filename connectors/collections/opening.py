@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.address import MEMORY, Access, Address, ask, parse_address
-from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
+from vdr_db.connectors.address import MEMORY, Access, Address, parse_address
 from vdr_db.connectors.collections.encoding import AnyEncoder
 from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 
 __all__ = ["held_name", "open_collection"]
 
@@ -54,6 +56,10 @@ def open_collection(
     if where.is_embedded:
         return VDRQdrant(name, encoder, path=where.place, **options)
     assert where.product is not None
+    # Only a server needs these: TLS, and the other store.
+    from vdr_db.connectors.asking import ask
+    from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
+
     access = access or Access.from_environment(where.product)
     server = ask(where.place, where.product, access, grpc=options.get("prefer_grpc"))
     if server.product == "qdrant":

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.connectors.address import Access, Server, ask, server_url
+from vdr_db.connectors.address import Access, Server, server_url
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
@@ -94,6 +94,8 @@ def _asked(options: QdrantOptions, access: Access | None) -> Server | None:
     url = options.get("url")
     if url is None or options.get("client_options"):
         return None
+    from vdr_db.connectors.asking import ask  # it takes a while to import TLS
+
     access = access or Access(options.get("api_key"))
     return ask(server_url(url, "qdrant"), "qdrant", access, grpc=options.get("prefer_grpc"))
 

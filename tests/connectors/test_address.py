@@ -15,7 +15,8 @@ from store_samples import WordEncoder
 from store_servers import KEY, OPENSEARCH_ROOT, running_place
 
 from vdr_db.connectors import VDRElasticsearch, VDRQdrant, open_collection
-from vdr_db.connectors.address import Access, Address, ask, parse_address, server_url
+from vdr_db.connectors.address import Access, Address, parse_address, server_url
+from vdr_db.connectors.asking import ask
 from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
 
