@@ -217,11 +217,17 @@ class CollectionLifecycle(BaseStore):
                 )
         return new
 
+    def leftovers(self) -> list[str]:
+        """Numbered collections of this name without an alias.
+
+        A rebuild that was killed left them, one is being filled just now, or `keep_old` asked for
+        them: the server cannot tell which, so nothing removes them by itself.
+        """
+        return self._server().versions.unnamed(self.name)
+
     def is_unfinished(self, backing: str) -> bool:
-        """Whether this is a collection of this name that a rebuild did not finish."""
-        versions = self._server().versions
-        is_there = backing.startswith(f"{self.name}-") and versions.exists(backing)
-        return is_there and not versions.aliases_of(backing)
+        """Whether this is a collection of this name that a rebuild may not have finished."""
+        return backing in self.leftovers()
 
     def drop_unfinished(self, backing: str) -> None:
         """Deletes a collection for which `is_unfinished` holds."""

@@ -6,6 +6,7 @@ in one request, so a search sees all of the old collection or all of the new one
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -58,16 +59,19 @@ class Versions:
             found = self._client.get_collection_aliases(collection).aliases
         return [str(alias.alias_name) for alias in found]
 
-    def exists(self, collection: str) -> bool:
-        """Whether there is such a collection."""
-        with self._translated("be looked up"):
-            return bool(self._client.collection_exists(collection))
-
     def free_name(self, name: str) -> str:
         """The first unused name of the form `name-000001`."""
         with self._translated("be looked up"):
             taken = self._client.get_collections().collections
         return next_version(name, (one.name for one in taken))
+
+    def unnamed(self, name: str) -> list[str]:
+        """Collections `name-000001` and so on that no alias stands for."""
+        pattern = re.compile(re.escape(name) + r"-\d{6}")
+        with self._translated("be looked up"):
+            there = {one.name for one in self._client.get_collections().collections}
+            named = {one.collection_name for one in self._client.get_aliases().aliases}
+        return sorted(one for one in there - named if pattern.fullmatch(one))
 
     def point_alias(self, name: str, new: str, *, moved: bool = False) -> None:
         """Makes an alias, or moves the one that is there, in one request."""

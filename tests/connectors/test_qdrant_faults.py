@@ -412,3 +412,45 @@ def test_indexes_made_on_the_server_are_known(connect):
     again = connect(name, payload_indexes={"n": "integer"})
     again.upsert(rows(2), [1, 2], [{"n": 1}, {"n": 2}])
     assert again.count({"n": 2}) == 1
+
+
+def test_what_a_killed_rebuild_left_behind_is_listed(connect):
+    store = connect(versioned=True)
+    store.create(WIDTH)
+    killed = connect(store.name).rebuild()
+    killed.__enter__()
+    assert store.leftovers() == [f"{store.name}-000002"]
+    killed.gen.close()
+    assert store.leftovers() == []
+
+
+def test_an_embedded_collection_has_no_groups():
+    with QdrantStore("c", path=":memory:") as store:
+        store.create(WIDTH)
+        with pytest.raises(ConfigError, match="is embedded and has no aliases and groups"):
+            store.search_groups(rows(1), "d")
+
+
+def test_groups_are_asked_for_and_read(connect, monkeypatch):
+    """The stand-in has none: what is asked for is compared with the client's own models."""
+    models = qdrant_client.models
+    store = connect()
+    store.create(WIDTH)
+    seen = {}
+
+    def groups(name, **given):
+        seen.update(given)
+        hit = models.ScoredPoint(id=7, version=0, score=2.0, payload={"_vdr_id": "x", "d": 1})
+        return models.GroupsResult(groups=[models.PointGroup(hits=[hit], id=1)])
+
+    monkeypatch.setattr(store._engine._client, "query_points_groups", groups)
+    ((value, hits),) = store.search_groups(row({1: 2.0}), "d", limit=2, size=1, filter={"d": 1})
+    assert (value, [(h.id, h.score, h.payload) for h in hits]) == (1, [("x", 2.0, {"d": 1})])
+    assert (seen["group_by"], seen["limit"], seen["group_size"], seen["using"]) == (
+        "d",
+        2,
+        1,
+        "vdr",
+    )
+    assert seen["query"].indices == [1]
+    assert seen["query_filter"] is not None

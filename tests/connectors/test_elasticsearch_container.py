@@ -1,0 +1,59 @@
+"""An OpenSearch that testcontainers starts, where Docker or podman runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from containers import container_engine
+from search_servers import note_real_server
+
+SCRIPT = """
+import time
+
+import opensearchpy
+import services
+from sparse_samples import zipf_rows
+from testcontainers.core.container import DockerContainer
+
+from vdr_db.connectors import ElasticsearchStore
+
+with DockerContainer({image!r}).with_exposed_ports(9200) as container:
+    url = f"http://{{container.get_container_host_ip()}}:{{container.get_exposed_port(9200)}}"
+    end = time.monotonic() + 240
+    while not services.answers(url) and time.monotonic() < end:
+        time.sleep(0.5)
+    rows = zipf_rows(100, 20, 500, seed=1)
+    client = opensearchpy.OpenSearch([url], timeout=60)
+    with ElasticsearchStore("contained", client=client, replicas=0) as store:
+        store.create(500)
+        assert store.upsert(rows, list(range(100))).count == 100
+        assert store.search(rows[7], 1)[0].id == 7
+        assert store.rollover() == "contained-000002"
+        assert store.count() == 100
+    print(services.version_of(url))
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_testcontainers_started(tmp_path, request):
+    pytest.importorskip("testcontainers")
+    with container_engine(tmp_path) as engine:
+        script = SCRIPT.format(image=engine.opensearch_image())
+        # testcontainers reads its settings when it is imported, so it gets a process of its own.
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment_with(engine.environment),
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    note_real_server(request, f"{done.stdout.strip()} in a container of {engine.tool}")
+
+
+def environment_with(more):
+    path = os.pathsep.join(sys.path)
+    return {**os.environ, "PYTHONPATH": path, **more}
