@@ -106,7 +106,8 @@ def ingest_versioned(
     into = None
     if last is not None and store.is_unfinished(last.store):
         into = last.store if goes_on else None
-        if into is None:
+        # A version that was finished may be an old one that `keep_old` asked for.
+        if into is None and not last.is_complete:
             store.drop_unfinished(last.store)
     options = options if into is not None else replace(options, restart=True)
     try:
