@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Collection
     from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
     from vdr_db.connectors.collections.encoding import Encoder
+    from vdr_db.connectors.collections.opening import open_collection
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
     from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
     from vdr_db.connectors.memory import MemoryStore
@@ -47,6 +48,7 @@ __all__ = [
     "VDRElasticsearch",
     "VDRQdrant",
     "Written",
+    "open_collection",
 ]
 
 _HOME = {
@@ -68,6 +70,7 @@ _HOME = {
     "VDRElasticsearch": "collections.elasticsearch",
     "VDRQdrant": "collections.vdr_qdrant",
     "Written": "base",
+    "open_collection": "collections.opening",
 }
 
 

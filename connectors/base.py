@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-from vdr_db.errors import ConfigError, InputError, StoreMismatch
+from vdr_db.counts import counted
+from vdr_db.errors import InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -244,8 +245,6 @@ def next_version(name: str, taken: Iterable[str]) -> str:
     return f"{name}-{max(numbers, default=0) + 1:06d}"
 
 
-def checked_page(limit: int, offset: int) -> None:
-    """Refuses a page that cannot be."""
-    for name, value, least in (("limit", limit, 1), ("offset", offset, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+def checked_page(limit: int, offset: int) -> tuple[int, int]:
+    """Both as `int`; a page that cannot be is a `ConfigError`."""
+    return counted("limit", limit), counted("offset", offset, least=0)

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.ids import checked_ids
-from vdr_db.errors import ConfigError, InputError, ShapeError
+from vdr_db.counts import counted
+from vdr_db.errors import InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
 __all__ = ["Batch", "Feed", "Part", "refuse_string"]
@@ -80,15 +81,13 @@ class Feed(Generic[Item]):
             raise TypeError(f"`ids` must be a sequence of ids, got {ids!r}; pass [{ids!r}]")
         if isinstance(payloads, Mapping):
             raise TypeError("`payloads` must be a sequence of mappings, got one; pass [payload]")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"`batch_size` must be an integer of at least 1, got {size!r}.")
         self._one, self._several = one, f"{one.split()[-1]}s"
         named: dict[str, object] = {self._several: items, "ids": ids, "payloads": payloads}
         sizes = {name: len(some) for name, some in named.items() if isinstance(some, Sized)}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{size} {name}" for name, size in sizes.items())
             raise ShapeError(f"{self._several}, ids and payloads must be equally many, got {told}.")
-        self._size = size
+        self._size = counted("batch_size", size)
         self._items = iter(items)
         self._ids = None if ids is None else iter(ids)
         self._payloads = None if payloads is None else iter(payloads)

@@ -55,7 +55,7 @@ class BaseStore:
             filter: A dictionary (see `vdr_db.filters`), or a filter object of the engine's package.
             offset: Hits to leave out at the start.
         """
-        checked_page(limit, offset)
+        limit, offset = checked_page(limit, offset)
         query = checked_query(row, self._made_width(), self._where, single=True)
         return self._hits(query, limit, offset, filter)[0] if query.nnz else []
 
@@ -63,7 +63,7 @@ class BaseStore:
         self, rows: SparseRows, limit: int = 10, filter: Any = None
     ) -> list[list[Hit]]:
         """`search` for each row, in as few requests as possible."""
-        checked_page(limit, 0)
+        limit, _ = checked_page(limit, 0)
         queries = checked_query(rows, self._made_width(), self._where)
         results: list[list[Hit]] = [[] for _ in range(len(queries))]
         asked = np.flatnonzero(queries.counts)

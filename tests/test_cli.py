@@ -254,8 +254,8 @@ def test_index_of_tokens_searches_in_mode_beta(run, tmp_path):
 def test_bad_input_is_one_line_with_file_and_line_number(run, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": 1, "text": "one"}\n{"id": 2}\n')
-    code, out, err = run("index", bad, "--store", tmp_path / "s")
-    assert (code, out) == (2, [])
+    code, out, err = run("index", bad, "--store", tmp_path / "s", "--json")
+    assert (code, json.loads(out[0])) == (3, {"written": 1, "refused": 1, "texts": 1})
     assert f"vdr-db: {bad}:2: the field 'text' is missing" in err
     assert "Traceback" not in err
     code, _, err = run("index", tmp_path / "none.jsonl", "--store", tmp_path / "s")

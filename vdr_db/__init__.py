@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.encoders.token_queries import TokenQueries
     from vdr_db.errors import VdrError
     from vdr_db.sparse import SparseRows
     from vdr_db.stamp import EncoderStamp
@@ -30,6 +31,7 @@ __all__ = [
     "ImageEncoder",
     "SparseEncoder",
     "SparseRows",
+    "TokenQueries",
     "VdrError",
     "Vocabulary",
     "__version__",
@@ -41,6 +43,7 @@ _HOME = {
     "ImageEncoder": "vdr_db.encoders.image",
     "SparseEncoder": "vdr_db.encoders.text",
     "SparseRows": "vdr_db.sparse",
+    "TokenQueries": "vdr_db.encoders.token_queries",
     "VdrError": "vdr_db.errors",
     "Vocabulary": "vdr_db.text.vocabulary",
 }

@@ -54,6 +54,28 @@ _Bound = TypeVar("_Bound", float, dt.datetime)
 EXACT_INTEGERS = 2**53
 
 _BOUNDS = ("gt", "gte", "lt", "lte")
+# What other systems call an operator -> how it is written here.
+_WRITTEN = {
+    "in": "{{{key}: [value, ...]}}",
+    "any": "{{{key}: [value, ...]}}",
+    "eq": "{{{key}: value}}",
+    "match": "{{{key}: value}}",
+    "value": "{{{key}: value}}",
+    "ne": "{{'not': {{{key}: value}}}}",
+    "not": "{{'not': {{{key}: value}}}}",
+    "nin": "{{'not': {{{key}: [value, ...]}}}}",
+    "except": "{{'not': {{{key}: [value, ...]}}}}",
+    "exists": "{{'not': {{{key}: None}}}}",
+    "is_null": "{{{key}: None}}",
+    "is_empty": "{{{key}: None}}",
+    "range": "{{{key}: {{'gte': ..., 'lt': ...}}}}",
+    "between": "{{{key}: {{'gte': ..., 'lte': ...}}}}",
+}
+_JOINED = {
+    **dict.fromkeys(("or", "should"), "any"),
+    **dict.fromkeys(("and", "must", "filter"), "all"),
+    **dict.fromkeys(("nor", "must_not"), "not"),
+}
 _KEY_PART = re.compile(
     r'(?:"(?P<quoted>[^"\\]*)"|(?P<plain>[^".\\\[\]]+))(?P<each>(?:\[\])*)(?P<dot>\.|$)'
 )
@@ -252,8 +274,21 @@ def parse_filter(conditions: Conditions) -> Filter:
             operands = tuple(_operand(key, item) for item in _operand_list(key, value))
             parts.append(AnyFilter(operands) if key == "any" else AllOf(operands))
         else:
+            _refuse_foreign(key, value)
             parts.append(_condition(Key.parse(key), key, value))
     return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+
+
+def _refuse_foreign(key: Any, value: Any) -> None:
+    """Names our word for a way to join conditions that other systems call otherwise."""
+    ours = _JOINED.get(str(key).lstrip("$"))
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if ours is not None and parts and all(isinstance(part, Mapping) for part in parts):
+        form = "{'not': {...}}" if ours == "not" else f"{{'{ours}': [{{...}}, {{...}}]}}"
+        raise InputError(
+            f"conditions are joined by 'not', 'any' and 'all', got {key!r}; write {form}, or quote "
+            f"the name to reach a payload field called so: '\"{key}\"'."
+        )
 
 
 def _operand(operator: str, value: Any) -> Filter:
@@ -306,9 +341,15 @@ def _scalar(key: Key, name: str, value: Any) -> Scalar:
 def _range(key: Key, name: str, bounds: Mapping[str, Any]) -> Filter:
     unknown = sorted(set(bounds) - set(_BOUNDS), key=str)
     if unknown or not bounds:
+        form = _WRITTEN.get(str(unknown[0]).lstrip("$")) if unknown else None
+        if unknown and str(unknown[0]).lstrip("$") in _BOUNDS:
+            form = "{{{key}: {{'" + str(unknown[0]).lstrip("$") + "': ...}}}}"
+        inner = unknown[0] if unknown else "inner"
+        hint = f"to look inside a nested object write the key {f'{name}.{inner}'!r}"
+        if form is not None:
+            hint = f"write {form.format(key=repr(name))}"
         raise InputError(
-            f"a range takes {', '.join(_BOUNDS)}, got {unknown or 'nothing'} for {name!r}; "
-            f"to look inside a nested object write the key {name + '.inner'!r}."
+            f"a range takes {', '.join(_BOUNDS)}, got {unknown or 'nothing'} for {name!r}; {hint}."
         )
     values = {bound: _plain(value) for bound, value in bounds.items()}
     if all(_is_number(value) for value in values.values()):

@@ -2,7 +2,8 @@
 
 Any file may be gzip-compressed (seen from its first bytes, whatever its name) and `-` is standard
 input. Nothing is held but the current line, and, where ids must be unique, the ids. Every error is
-an `InputError` that names file and line.
+an `InputError` that names file and line; what is wrong with one record alone can be taken as a
+record with a `fault` instead. Lines may end in LF, CR LF, or CR alone.
 
 What a record is made of, unless the caller names fields:
 
@@ -11,28 +12,38 @@ What a record is made of, unless the caller names fields:
   That is how BEIR's own baselines join the two.
 - payload: everything but the id and the last field of the text; so `title` is kept.
 
+A field inside of an object is named by its path, `content.body`, unless one has that very name.
+Tables are the business of `vdr_db.tables`.
+
 Source: BEIR folder layout, https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.lines import Row, checked_line, lines_of, shown
+from vdr_db.tables import Kind, table_rows
 
-__all__ = ["BeirFolder", "Fields", "Format", "Record", "read_records", "record_of"]
+__all__ = [
+    "BeirFolder",
+    "Fields",
+    "Format",
+    "Kind",
+    "Record",
+    "json_rows",
+    "read_records",
+    "record_of",
+]
 
 Format = Literal["jsonl", "csv", "tsv", "text", "beir"]
+
 
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -53,12 +64,14 @@ class Record:
         text: What is encoded. May be empty.
         payload: JSON-like values stored with the text.
         source: `"FILE:LINE"` of the first line it was read from.
+        fault: Why there is no text, for a record that could not be read; its id is the source.
     """
 
     id: int | str
     text: str
     payload: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,15 @@ class Fields:
             them all. Empty tuple: `text`, with `title` in front when the record has one.
         payload: Fields kept as payload, those a record lacks left out; `None` keeps all but the id
             and the last field of the text.
+        kinds: Column of a table → kind of its values, instead of what the whole file suggests.
+        delimiter: Between the cells of a table; `None` sees from its first line.
     """
 
     id: str | None = None
     text: tuple[str, ...] = ()
     payload: tuple[str, ...] | None = None
+    kinds: tuple[tuple[str, Kind], ...] = ()
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses the string that was meant as a tuple of one."""
@@ -83,6 +100,14 @@ class Fields:
             given = getattr(self, name)
             if isinstance(given, str):
                 raise TypeError(f"`{name}` must be a tuple of field names; write ({given!r},).")
+        for column, kind in self.kinds:
+            if kind not in get_args(Kind):
+                raise ConfigError(
+                    f"the kind of column {column!r} must be one of {', '.join(get_args(Kind))}, "
+                    f"got {kind!r}."
+                )
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise ConfigError(f"`delimiter` must be one character, got {self.delimiter!r}.")
 
 
 def read_records(
@@ -91,6 +116,7 @@ def read_records(
     format: Format | None = None,
     fields: Fields | None = None,
     unique: bool = False,
+    lenient: bool = False,
 ) -> Iterator[Record]:
     """Records of one file, of standard input (`-`), or of a BEIR folder's corpus.
 
@@ -100,6 +126,7 @@ def read_records(
             by the file name, JSONL for standard input. Blank lines of JSONL and text are skipped.
         fields: Where id, text and payload are; see `Fields`. Plain lines have none.
         unique: Whether a second record with the same id is an error. Holds every id in memory.
+        lenient: Yield a record with a `fault` where one cannot be read, and go on.
 
     Yields:
         Records in file order.
@@ -111,12 +138,20 @@ def read_records(
     chosen = _format_of(path, format)
     fields = fields or Fields()
     if chosen == "beir":
-        records: Iterable[Record] = BeirFolder(path)._corpus(fields)
+        records: Iterable[Record] = BeirFolder(path)._corpus(fields, lenient=lenient)
     elif chosen == "text":
-        records = _text_records(path)
+        records = _records(_text_rows(path), Fields(text=("text",), payload=()), lenient)
+    elif chosen == "jsonl":
+        records = _records(json_rows(path), fields, lenient)
     else:
-        rows = _json_rows(path) if chosen == "jsonl" else _table_rows(path, chosen)
-        records = (record_of(row, fields, source) for row, source in rows)
+        rows = table_rows(
+            path,
+            chosen,
+            kinds=dict(fields.kinds),
+            texts={fields.id or "id", *(fields.text or ("title", "text")), "_id", "id"},
+            delimiter=fields.delimiter,
+        )
+        records = _records(rows, fields, lenient)
     return _unique(records) if unique else iter(records)
 
 
@@ -147,7 +182,8 @@ class BeirFolder:
         """Grades of the chosen split as query id -> document id -> grade."""
         path = self._judgements_file()
         grades: dict[str, dict[str, int]] = {}
-        for number, line in _lines(path):
+        for number, line in lines_of(path):
+            checked_line(line, f"{path}:{number}")
             cells = line.rstrip("\r\n").split("\t")
             if cells == [""] or (number == 1 and cells[0].lower().replace("_", "-") == "query-id"):
                 continue
@@ -171,14 +207,13 @@ class BeirFolder:
                 )
         return grades
 
-    def _corpus(self, fields: Fields) -> Iterator[Record]:
-        return self._records("corpus.jsonl", fields)
+    def _corpus(self, fields: Fields, *, lenient: bool = False) -> Iterator[Record]:
+        return self._records("corpus.jsonl", fields, lenient)
 
-    def _records(self, name: str, fields: Fields) -> Iterator[Record]:
+    def _records(self, name: str, fields: Fields, lenient: bool = False) -> Iterator[Record]:
         # Judgement files know text ids only, so a number is read as its digits.
-        for row, source in _json_rows(self._file(name)):
-            record = record_of(row, fields, source)
-            yield Record(str(record.id), record.text, record.payload, record.source)
+        for record in _records(json_rows(self._file(name)), fields, lenient):
+            yield replace(record, id=str(record.id))
 
     def _file(self, name: str) -> Path:
         for candidate in (self.path / name, self.path / f"{name}.gz"):
@@ -222,127 +257,75 @@ def _format_of(path: str | os.PathLike[str], format: Format | None) -> Format:
     return _SUFFIXES[suffix]
 
 
-def _shown(path: str | os.PathLike[str]) -> str:
-    return "<stdin>" if os.fspath(path) == "-" else os.fspath(path)
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """The bytes of a file or of standard input, unpacked when they are gzip."""
-    from_stdin = os.fspath(path) == "-"
-    if from_stdin and sys.stdin is None:
-        raise InputError(
-            "standard input is closed; pipe the input into the command, or name a file."
-        )
-    try:
-        raw = sys.stdin.buffer if from_stdin else open(path, "rb")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror}.") from error
-    try:
-        is_gzip = cast(Any, raw).peek(2)[:2] == b"\x1f\x8b"
-        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
-    finally:
-        if not from_stdin:
-            raw.close()
-
-
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Line number from 1 and line, with its line end; a byte order mark is dropped."""
-    name = _shown(path)
-    number = 0
-    with _opened(path) as stream:
-        lines = iter(stream)
-        while True:
-            number += 1
-            try:
-                line = next(lines, None)
-                if line is None:
-                    return
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                bad = error.object[error.start]
-                raise InputError(
-                    f"{name}:{number}: byte 0x{bad:02x} at column {error.start + 1} is not UTF-8; "
-                    "convert the file to UTF-8."
-                ) from error
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(
-                    f"{name}:{number}: the gzip data ends early or is damaged ({error}); "
-                    "fetch the file again."
-                ) from error
-            except OSError as error:
-                raise InputError(f"{name}:{number}: cannot be read: {error.strerror}.") from error
-            yield number, text
-
-
-def _json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    name = _shown(path)
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        source = f"{name}:{number}"
+def _records(rows: Iterable[Row], fields: Fields, lenient: bool) -> Iterator[Record]:
+    for row, source in rows:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-            if "\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{source}: holds half of a surrogate pair (\\uD800 to \\uDFFF), which no store "
-                "can keep; write the whole character."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{source}: not a line of JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{source}: expected one JSON object a line, got {_kind(row)}; "
-                "a file with one big list must be split into lines."
-            )
-        yield row, source
+            if isinstance(row, InputError):
+                raise row
+            yield record_of(row, fields, source)
+        except InputError as error:
+            if not lenient:
+                raise
+            yield Record(source, "", {}, source, str(error).removeprefix(f"{source}: "))
+
+
+def json_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """Objects of a JSONL file, blank lines passed over."""
+    name = shown(path)
+    for number, line in lines_of(path):
+        if line.strip():
+            source = f"{name}:{number}"
+            try:
+                yield _json_row(checked_line(line, source), source), source
+            except InputError as error:
+                yield error, source
+
+
+def _json_row(line: str, source: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+        if "\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{source}: holds half of a surrogate pair (\\uD800 to \\uDFFF), which no store "
+            "can keep; write the whole character."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not a line of JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InputError(
+            f"{source}: expected one JSON object a line, got {_kind(row)}; "
+            "a file with one big list must be split into lines (jq -c '.[]')."
+        )
+    return row
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _table_rows(
-    path: str | os.PathLike[str], format: Literal["csv", "tsv"]
-) -> Iterator[tuple[dict[str, Any], str]]:
-    name = _shown(path)
-    lines = (line for _, line in _lines(path))
-    # A tab-separated file has no quoting: a quotation mark in it is a character like any other.
-    reader = (
-        csv.reader(lines, strict=True)
-        if format == "csv"
-        else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    )
-    header: list[str] | None = None
-    while True:
-        source = f"{name}:{reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{source}: not a row of {format.upper()}: {error}.") from error
-        if cells is None:
-            return
-        if header is None:
-            header = cells
-            twice = sorted({cell for cell in header if header.count(cell) > 1})
-            if twice:
-                raise InputError(f"{source}: the header names {', '.join(twice)} more than once.")
-        elif cells:
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{source}: expected {len(header)} cells as in the header, got {len(cells)}."
-                )
-            yield dict(zip(header, cells, strict=True)), source
-
-
-def _text_records(path: str | os.PathLike[str]) -> Iterator[Record]:
-    name = _shown(path)
-    for number, line in _lines(path):
+def _text_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    name = shown(path)
+    for number, line in lines_of(path):
         if line.strip():
             source = f"{name}:{number}"
-            yield Record(source, line.rstrip("\r\n"), {}, source)
+            try:
+                yield {"text": checked_line(line, source).rstrip("\r\n")}, source
+            except InputError as error:
+                yield error, source
+
+
+def _inside(row: dict[str, Any], name: str) -> tuple[bool, Any]:
+    """Whether there is such a field, and its value; `a.b` is also the field b of the object a."""
+    if name in row:
+        return True, row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
 
 
 def record_of(
@@ -355,16 +338,20 @@ def record_of(
     """
 
     def wanted(name: str, check: Callable[[Any], bool], meaning: str) -> Any:
-        if name not in row:
+        is_there, value = _inside(row, name)
+        if not is_there:
             raise InputError(
                 f"{source}: the field {name!r} is {missing}; this record has "
                 f"{', '.join(map(repr, row)) or 'no field'}."
             )
-        if not check(row[name]):
+        if not check(value):
+            hint = ""
+            if isinstance(value, dict) and value:
+                hint = f"; name a field in it, such as {name}.{next(iter(value))}"
             raise InputError(
-                f"{source}: the field {name!r} must be {meaning}, got {_kind(row[name])}."
+                f"{source}: the field {name!r} must be {meaning}, got {_kind(value)}{hint}."
             )
-        return row[name]
+        return value
 
     id_field = fields.id
     if id_field is None:
@@ -378,7 +365,8 @@ def record_of(
     if fields.payload is None:
         payload = {name: row[name] for name in row if name not in (id_field, names[-1])}
     else:
-        payload = {name: row[name] for name in fields.payload if name in row}
+        found = ((name, *_inside(row, name)) for name in fields.payload)
+        payload = {name: value for name, is_there, value in found if is_there}
     return Record(id, " ".join(text for text in texts if text), payload, source)
 
 

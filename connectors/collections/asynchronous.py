@@ -20,6 +20,7 @@ from vdr_db.connectors.collections.encoding import AnyEncoder
 from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
 from vdr_db.connectors.collections.writing import STOP
 from vdr_db.connectors.renamed import renamed
+from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, StoreError, require
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class AsyncCollection:
     def __init__(
         self, collection: Collection | Callable[[], Collection], *, threads: int = _THREADS
     ) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ConfigError(f"`threads` must be an integer of at least 1, got {threads!r}.")
+        threads = counted("threads", threads)
         self._open = (lambda: collection) if isinstance(collection, Collection) else collection
         self._collection = collection if isinstance(collection, Collection) else None
         self._opening = threading.Lock()

@@ -23,6 +23,7 @@ from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import checked_ids
 from vdr_db.connectors.images import image_batches
 from vdr_db.connectors.texts import text_batches
+from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
@@ -290,6 +291,7 @@ class Collection:
         row = self._query_rows(query, mode)
         if rerank is None:
             return self.store.search(row, limit, filter, offset)
+        rerank = counted("rerank", rerank)
         if rerank < limit + offset:
             raise ConfigError(
                 f"`rerank` must be at least limit + offset = {limit + offset}, got {rerank}."

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from vdr_db.connectors.address import Access, Server, server_url
+from vdr_db.connectors.asking import ask
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions
+from vdr_db.connectors.elasticsearch.opensearch import opensearch_client
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 from vdr_db.connectors.qdrant.errors import shown_url
 from vdr_db.connectors.renamed import renamed
+from vdr_db.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -56,7 +61,7 @@ class ElasticsearchTextOptions(ElasticsearchOptions, TextOptions, total=False):
 
 
 class VDRElasticsearch(Collection):
-    """A `Collection` in Elasticsearch (8.11 to 9.x), or in OpenSearch through a ready client.
+    """A `Collection` in Elasticsearch (8.11 to 9.x) or in OpenSearch, told apart by asking.
 
     Without `url`, `cloud_id` and `client` it is on the server of `$VDR_DB_ELASTICSEARCH_URL` (key:
     `$VDR_DB_ELASTICSEARCH_API_KEY`), else at http://localhost:9200.
@@ -84,6 +89,8 @@ class VDRElasticsearch(Collection):
         store_text: Keep each text in its payload.
         text_key: Payload field of the text.
         client_options: More arguments of `elasticsearch.Elasticsearch`.
+        access: How to be let in, instead of the credentials and TLS options above.
+        server: What is known to answer at `url`, which is asked without.
         options: More options of `ElasticsearchStore`, such as `kind`, `store_vectors`,
             `query_top_k`, `text_fields`, `shards` and `replicas`.
 
@@ -110,24 +117,55 @@ class VDRElasticsearch(Collection):
         store_text: bool = True,
         text_key: str = "text",
         client_options: Mapping[str, Any] | None = None,
+        access: Access | None = None,
+        server: Server | None = None,
         **options: Unpack[ElasticsearchOptions],
     ) -> None:
+        self._own_client: Any = None
+        self.server = server
         tls = {
             "ca_certs": ca_certs,
             "ssl_assert_fingerprint": ssl_assert_fingerprint,
             "verify_certs": verify_certs,
         }
-        given = {name: value for name, value in tls.items() if value is not None}
-        merged = {**given, **(client_options or {})} or None
+        given: dict[str, Any] = {name: one for name, one in tls.items() if one is not None}
         if all(options.get(place) is None for place in ("url", "cloud_id", "client")):
             options["url"] = os.environ.get("VDR_DB_ELASTICSEARCH_URL") or "http://localhost:9200"
             key = os.environ.get("VDR_DB_ELASTICSEARCH_API_KEY")
             if key and options.get("api_key") is None and options.get("basic_auth") is None:
                 options["api_key"] = key
-        urls, name = options.get("url") or [], (options.get("cloud_id") or "").partition(":")[0]
-        nodes = ", ".join(map(shown_url, [urls] if isinstance(urls, str) else urls))
-        self._place = nodes or name or "the given client"
-        store = ElasticsearchStore(index, client_options=merged, **options)
+        chosen: dict[str, Any] = {**options}
+        urls = options.get("url") or []
+        nodes = [urls] if isinstance(urls, str) else list(urls)
+        # With a fingerprint or options of its own, only the client itself knows how to connect.
+        if nodes and ssl_assert_fingerprint is None and client_options is None:
+            nodes = [server_url(node, "elasticsearch") for node in nodes]
+            access = access or Access(
+                _as_text(options.get("api_key")),
+                options.get("basic_auth"),
+                ca_certs,
+                verify_certs is not False,
+            )
+            self.server = server or _ask_any(nodes, access)
+            chosen["url"] = nodes
+            chosen.update(api_key=options.get("api_key") or access.api_key)
+            chosen.update(basic_auth=None if chosen["api_key"] else access.basic_auth)
+            if self.server.product == "opensearch":
+                self._own_client = opensearch_client(nodes, access)
+                chosen.update(client=self._own_client, url=None, api_key=None, basic_auth=None)
+                given = {}
+            elif access.is_custom_tls:
+                given.update(ca_certs=access.ca_certs, verify_certs=access.verify_certs)
+        is_opensearch = type(chosen.get("client")).__module__.split(".")[0] == "opensearchpy"
+        if is_opensearch and options.get("kind") == "sparse_vector":
+            raise ConfigError(
+                "OpenSearch has no field type sparse_vector; leave `kind` out, which takes "
+                "rank_features."
+            )
+        name = (options.get("cloud_id") or "").partition(":")[0]
+        self._place = ", ".join(map(shown_url, nodes)) or name or "the given client"
+        merged = {**given, **(client_options or {})} or None
+        store = ElasticsearchStore(index, client_options=merged, **chosen)
         try:
             super().__init__(
                 store, encoder, documents=documents, store_text=store_text, text_key=text_key
@@ -135,6 +173,12 @@ class VDRElasticsearch(Collection):
         except BaseException:
             store.close()
             raise
+
+    def close(self) -> None:
+        """Closes the store, and a client that was made here."""
+        super().close()
+        if self._own_client is not None:
+            self._own_client.close()
 
     def __repr__(self) -> str:
         """Index, place and model, without secrets."""
@@ -194,6 +238,8 @@ class VDRElasticsearch(Collection):
         *,
         expected: int | None = None,
         keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
     ) -> AbstractContextManager[Self]:
         """Fills a new index inside the block; the name moves to it at the end, in one step.
 
@@ -206,8 +252,11 @@ class VDRElasticsearch(Collection):
             encoder: Makes the new vectors; the one of this collection without.
             expected: Documents the new index must have; with another number nothing changes.
             keep_old: Leaves the old index, without the name.
+            into: Goes on with this index, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new index when the block fails, for a later `into`.
         """
-        options = {"expected": expected, "keep_old": keep_old}
+        options = {"expected": expected, "keep_old": keep_old, "into": into}
+        options["keep_unfinished"] = keep_unfinished
         return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False) -> str:
@@ -217,3 +266,19 @@ class VDRElasticsearch(Collection):
     def create_template(self) -> str:
         """Writes a composable template; see `ElasticsearchStore.create_template`."""
         return self.store.create_template()
+
+
+def _as_text(key: str | tuple[str, str] | None) -> str | None:
+    """A key as its header has it."""
+    return base64.b64encode(":".join(key).encode()).decode() if isinstance(key, tuple) else key
+
+
+def _ask_any(nodes: Sequence[str], access: Access) -> Server:
+    """What the first node that answers is."""
+    *others, last = nodes
+    for node in others:
+        try:
+            return ask(node, "elasticsearch", access)
+        except StoreUnavailable:
+            continue
+    return ask(last, "elasticsearch", access)

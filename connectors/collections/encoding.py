@@ -169,6 +169,9 @@ class Encoding:
         if isinstance(queries, SparseRows):
             return queries
         encoder = self.need("search")
+        given: Any = queries
+        if isinstance(given, (bytes, bytearray)):
+            raise TypeError("queries must be strings, got bytes; decode them: query.decode()")
         texts = [queries] if isinstance(queries, str) else queries
         if not isinstance(texts, Sequence):
             raise TypeError(f"queries must be strings or SparseRows, got {type(texts).__name__}")

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.connectors.address import Access, Server, server_url
 from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Written
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
@@ -88,6 +89,30 @@ def choose_place(collection: str, options: QdrantOptions) -> None:
         options["path"] = Path.cwd() / f"{_UNSAFE.sub(_quoted, collection)}.qdrant"
 
 
+def _asked(options: QdrantOptions, access: Access | None) -> Server | None:
+    """What answers at `url`; `None` where options say how to speak to it."""
+    url = options.get("url")
+    if url is None or options.get("client_options"):
+        return None
+    from vdr_db.connectors.asking import ask  # it takes a while to import TLS
+
+    access = access or Access(options.get("api_key"))
+    return ask(server_url(url, "qdrant"), "qdrant", access, grpc=options.get("prefer_grpc"))
+
+
+def _speak(server: Server, access: Access | None, options: QdrantOptions) -> None:
+    """Options for a server that was asked what it is."""
+    options["url"] = server.url
+    options["prefer_grpc"] = server.grpc_port is not None
+    more: dict[str, Any] = {} if server.grpc_port is None else {"grpc_port": server.grpc_port}
+    if access is not None:
+        options["api_key"] = access.api_key
+        if access.is_custom_tls:
+            more["verify"] = access.ca_certs if access.verify_certs else False
+    if more:
+        options["client_options"] = {**more, **(options.get("client_options") or {})}
+
+
 def _quoted(unsafe: re.Match[str]) -> str:
     return quote(unsafe[0], safe="", errors="surrogatepass")
 
@@ -103,9 +128,12 @@ class VDRQdrant(Collection):
         collection: Name of the collection, or an alias of one.
         encoder: As in `Collection`; by default the model of `$VDR_DB_MODEL`, else the shipped one.
         path: Folder of its own for the collection, or `":memory:"`.
-        url: Address of a server.
+        url: Address of a server, which is asked whether it speaks gRPC or REST on that port; with
+            `client_options` it is not asked.
         client: A ready `qdrant_client.QdrantClient`.
         api_key: For `url`.
+        access: For `url`, a key with TLS options, instead of `api_key`.
+        server: What is known to answer at `url`, which is asked without.
         documents: With `store_text` and `text_key` as in `Collection`.
         store_text: See there.
         text_key: See there.
@@ -132,9 +160,14 @@ class VDRQdrant(Collection):
         documents: Documents | None = None,
         store_text: bool = True,
         text_key: str = "text",
+        access: Access | None = None,
+        server: Server | None = None,
         **options: Unpack[QdrantOptions],
     ) -> None:
         choose_place(collection, options)
+        self.server = server or _asked(options, access)
+        if self.server is not None:
+            _speak(self.server, access, options)
         store = QdrantStore(collection, **options)
         try:
             super().__init__(
@@ -288,6 +321,8 @@ class VDRQdrant(Collection):
         *,
         expected: int | None = None,
         keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
         **changes: Unpack[QdrantChanges],
     ) -> AbstractContextManager[Self]:
         """Fills a new collection inside the block; the name moves to it at the end, in one step.
@@ -304,12 +339,15 @@ class VDRQdrant(Collection):
             encoder: Makes the new vectors; the one of this collection without.
             expected: Documents the new collection must have; with another number nothing changes.
             keep_old: Leaves the old collection, without the name.
+            into: Goes on with this collection, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new collection when the block fails, for a later `into`.
             changes: `datatype`, `payload_indexes` or `collection_options` that change.
 
         Raises:
             StoreError: See `QdrantStore.rebuild`, as for the rest.
         """
-        options = {"expected": expected, "keep_old": keep_old, **changes}
+        options = {"expected": expected, "keep_old": keep_old, "into": into, **changes}
+        options["keep_unfinished"] = keep_unfinished
         return self._rebuilt(self.store.rebuild, encoder, **options)
 
     def rollover(self, *, keep_old: bool = False, **changes: Unpack[QdrantChanges]) -> str:

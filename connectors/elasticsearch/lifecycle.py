@@ -67,6 +67,8 @@ class IndexLifecycle(BaseStore):
         stamp: EncoderStamp | None = None,
         expected: int | None = None,
         keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
     ) -> Iterator[Self]:
         """Fills a new index inside the block, and moves the alias to it at its end, in one step.
 
@@ -78,6 +80,8 @@ class IndexLifecycle(BaseStore):
             stamp: Encoder of the new rows; with a new one the name may change its model.
             expected: Documents the new index must have.
             keep_old: Leaves the old index, without the alias.
+            into: Goes on with this index, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new index when the block fails, for a later `into`.
 
         Raises:
             StoreError: The number of documents is another one, or the name is no alias.
@@ -97,16 +101,18 @@ class IndexLifecycle(BaseStore):
             stamp=meta.stamp if stamp is None else stamp.to_dict(),
             made_by=uuid.uuid4().hex,
         )
-        mapping = index.mapping_of(meta)
-        mapping["_meta"][indices.WORK_KEY] = asdict(indices.Work.of_this_process({}))
-        new = indices.next_backing(transport, index.name)
+        new = (into or "").removesuffix(indices.UNFINISHED)
+        new = new or indices.next_backing(transport, index.name)
         # Written to by an alias, so that it is not made anew with guessed types if it vanishes.
         alias = f"{new}{indices.UNFINISHED}"
-        settings = index.settings_of(old.backing)
-        indices.create_index(transport, new, alias=alias, mapping=mapping, settings=settings)
+        if into is None:
+            mapping = index.mapping_of(meta)
+            mapping["_meta"][indices.WORK_KEY] = asdict(indices.Work.of_this_process({}))
+            settings = index.settings_of(old.backing)
+            indices.create_index(transport, new, alias=alias, mapping=mapping, settings=settings)
         fresh = copy.copy(self)
         fresh._index = VersionedIndex(transport, alias, index.new)
-        if fresh._index.made().made_by != meta.made_by:
+        if into is None and fresh._index.made().made_by != meta.made_by:
             raise StoreError(f"index {new!r} was made by someone else just now; run this again.")
         try:
             with fresh.loading():
@@ -122,7 +128,7 @@ class IndexLifecycle(BaseStore):
             # It may be live although its answer was lost, or this is Ctrl-C after the swap. When
             # nobody can tell it stays, and `leftovers` lists it.
             with contextlib.suppress(StoreError):
-                if index.name not in indices.aliases_of(transport, new):
+                if not keep_unfinished and index.name not in indices.aliases_of(transport, new):
                     indices.delete_index(transport, new)
             raise
         finally:
@@ -158,6 +164,17 @@ class IndexLifecycle(BaseStore):
                 indices.refresh_index(self.transport, new)
                 indices.check_copied(self.transport, old, new, meta.field)
         return self._index.state().backing
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether this is the name, in `rebuild`, of an index of ours that it did not finish."""
+        self._check_open()
+        backing = name.removesuffix(indices.UNFINISHED)
+        is_ours = backing != name and backing.startswith(f"{self._index.name}-")
+        return is_ours and name in indices.aliases_of(self.transport, backing)
+
+    def drop_unfinished(self, name: str) -> None:
+        """Deletes an index for which `is_unfinished` holds."""
+        indices.delete_index(self.transport, name.removesuffix(indices.UNFINISHED))
 
     def leftovers(self) -> dict[str, str]:
         """Index → why nothing needs it: what rebuilds and rollovers left behind when killed."""

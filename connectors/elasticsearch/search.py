@@ -86,7 +86,7 @@ class IndexReader(IndexLifecycle):
         Raises:
             ConfigError: The field is not indexed as text, or an option is impossible.
         """
-        checked_page(limit, 0)
+        limit, _ = checked_page(limit, 0)
         row = checked_query(row, self._made_width(), self._where, single=True)
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")

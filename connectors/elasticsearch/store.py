@@ -62,6 +62,9 @@ class ElasticsearchStore(IndexReader):
         retry: When and how long to try again.
     """
 
+    concurrent_writers = 2
+    """Streams of documents that a server takes at once, for an ingest."""
+
     def __init__(
         self,
         index: str,

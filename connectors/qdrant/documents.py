@@ -14,6 +14,7 @@ from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.qdrant.engine import ID_FIELD, Batch, DenseVector, Found, Manifest, Stored
 from vdr_db.connectors.qdrant.existing import point_of
 from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
+from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
@@ -159,13 +160,11 @@ def checked_nearest(
     return using, numbers
 
 
-def checked_fusion(depth: int, rank_constant: int | None) -> None:
-    """Refuses numbers that no fusion can use."""
-    for name, value in (("depth", depth), ("rank_constant", rank_constant)):
-        if name == "rank_constant" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+def checked_fusion(depth: int, rank_constant: int | None) -> tuple[int, int | None]:
+    """Both as `int`; numbers that no fusion can use are a `ConfigError`."""
+    if rank_constant is not None:
+        rank_constant = counted("rank_constant", rank_constant)
+    return counted("depth", depth), rank_constant
 
 
 def _known(known: Mapping[str, DenseVector], name: str, where: str) -> DenseVector:

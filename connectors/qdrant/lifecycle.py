@@ -100,6 +100,8 @@ class CollectionLifecycle(BaseStore):
         datatype: Datatype | None = None,
         payload_indexes: Mapping[str, IndexKind] | None = None,
         collection_options: Mapping[str, Any] | None = None,
+        into: str | None = None,
+        keep_unfinished: bool = False,
     ) -> Iterator[Self]:
         """Fills a new collection inside the block, and moves the alias to it in one request.
 
@@ -117,6 +119,8 @@ class CollectionLifecycle(BaseStore):
             payload_indexes: More payload indexes, or other ones for the same keys.
             collection_options: Arguments of `create_collection` that change, such as
                 `shard_number`.
+            into: Goes on with this collection, which an earlier block left unfinished.
+            keep_unfinished: Leaves the new collection when the block fails, for a later `into`.
 
         Raises:
             ConfigError: The collection is embedded.
@@ -142,9 +146,12 @@ class CollectionLifecycle(BaseStore):
             payload_indexes={**made.payload_indexes, **checked_indexes(payload_indexes)},
         )
         SparseRows.empty(0, manifest.width)  # checks the width
-        name = versions.free_name(self.name)
+        name = into or versions.free_name(self.name)
         try:
-            beside = engine.beside(name, old, manifest, collection_options or {})
+            if into is None:
+                beside = engine.beside(name, old, manifest, collection_options or {})
+            else:
+                beside = engine.renamed(name)
         except NameTaken as error:
             raise StoreError(
                 f"collection {name!r} was made by someone else just now; run this again."
@@ -163,7 +170,8 @@ class CollectionLifecycle(BaseStore):
         except BaseException:
             # What went wrong is told, rather than that the remains could not be removed.
             with contextlib.suppress(StoreError):
-                versions.drop(name)
+                if not keep_unfinished:
+                    versions.drop(name)
             raise
         finally:
             target._is_closed = True
@@ -216,6 +224,14 @@ class CollectionLifecycle(BaseStore):
         them: the server cannot tell which, so nothing removes them by itself.
         """
         return self._server().versions.unnamed(self.name)
+
+    def is_unfinished(self, backing: str) -> bool:
+        """Whether this is a collection of this name that a rebuild may not have finished."""
+        return backing in self.leftovers()
+
+    def drop_unfinished(self, backing: str) -> None:
+        """Deletes a collection for which `is_unfinished` holds."""
+        self._server().versions.drop(backing, unless_named=True)
 
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):

@@ -242,13 +242,18 @@ class ServerEngine(ServerCalls):
         indexes.update(
             (k, self._requests.dialect.index(v)) for k, v in manifest.payload_indexes.items()
         )
+        engine = self.renamed(name)
+        engine._make(name, manifest, asked, indexes)
+        return engine
+
+    def renamed(self, name: str) -> ServerEngine:
+        """An engine for another collection of the same server."""
         engine = copy.copy(self)
         engine._collection = name
         engine._where = self._where.replace(repr(self._collection), repr(name), 1)
         engine._owns_client = False
         engine._retrier = Retrier(self._retrier.policy)
         engine._versioned = False
-        engine._make(name, manifest, asked, indexes)
         return engine
 
     def index(self, indexes: Mapping[str, IndexKind]) -> None:

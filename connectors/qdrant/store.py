@@ -286,8 +286,8 @@ class QdrantStore(CollectionLifecycle):
             ConfigError: There is no such dense vector, or a number is impossible.
             ShapeError: A query has another shape.
         """
-        checked_page(limit, offset)
-        checked_fusion(depth, rank_constant)
+        limit, offset = checked_page(limit, offset)
+        depth, rank_constant = checked_fusion(depth, rank_constant)
         made = self._made()
         query = checked_query(row, made.width, self._where, single=True)
         using, numbers = checked_nearest(vector, using, made.dense, self._where)
@@ -327,8 +327,8 @@ class QdrantStore(CollectionLifecycle):
         Raises:
             ConfigError: The collection is embedded.
         """
-        checked_page(limit, 0)
-        checked_page(size, 0)
+        limit, _ = checked_page(limit, 0)
+        size, _ = checked_page(size, 0)
         query = checked_query(row, self._made_width(), self._where, single=True)
         engine = self._server()
         if not query.nnz:

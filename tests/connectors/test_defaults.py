@@ -12,6 +12,7 @@ from search_servers import remove_indices
 from store_samples import WordEncoder, row
 
 from vdr_db.connectors import AsyncVDRQdrant, Collection, MemoryStore, VDRElasticsearch, VDRQdrant
+from vdr_db.connectors.address import Server
 from vdr_db.connectors.collections import encoding
 from vdr_db.errors import ConfigError, StoreMismatch
 
@@ -123,14 +124,18 @@ def test_elasticsearch_is_at_home_by_default(monkeypatch):
         raise Stopped
 
     monkeypatch.setattr("vdr_db.connectors.elasticsearch.store.connect", connect)
+    monkeypatch.setattr(
+        "vdr_db.connectors.collections.elasticsearch.ask",
+        lambda url, *_: Server("elasticsearch", "9.4.3", url),
+    )
     monkeypatch.setenv("VDR_DB_ELASTICSEARCH_API_KEY", "key")
     with pytest.raises(Stopped):
         VDRElasticsearch("articles")
     with pytest.raises(Stopped):
         VDRElasticsearch("articles", url="http://elsewhere:9200")
     assert [(one["url"], one["api_key"]) for one in asked] == [
-        ("http://localhost:9200", "key"),
-        ("http://elsewhere:9200", None),
+        (["http://localhost:9200"], "key"),
+        (["http://elsewhere:9200"], None),
     ]
 
 

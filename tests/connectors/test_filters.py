@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +98,7 @@ def test_what_is_kept(condition, payload, kept):
         ({"a": dt.date(2020, 1, 1)}, "write dates as a range"),
         ({"a[].b": None}, "walks a list"),
         ({"a": {}}, "got nothing"),
-        ({"a": {"b": 1}}, "write the key 'a.inner'"),
+        ({"a": {"b": 1}}, "write the key 'a.b'"),
         ({"a": {"gte": 1, "from": 2}}, r"got \['from'\]"),
         ({"a": {"gte": "soon"}}, "ISO 8601"),
         ({"a": {"gte": 1, "lt": "2020-01-01"}}, "ISO 8601"),
@@ -118,3 +121,57 @@ def test_the_tree():
         (Range(Key.parse("a"), lt=2.0), Equals(Key.parse("b"), 1))
     )
     assert Key.parse('"a b"[].c').quoted == '"a b"[]."c"'
+
+
+@pytest.mark.parametrize(
+    ("foreign", "form"),
+    [
+        ({"year": {"in": [1, 2]}}, "write {'year': [value, ...]}"),
+        ({"year": {"$in": [1, 2]}}, "write {'year': [value, ...]}"),
+        ({"year": {"ne": 1}}, "write {'not': {'year': value}}"),
+        ({"year": {"$gt": 1}}, "write {'year': {'gt': ...}}"),
+        ({"year": {"exists": True}}, "write {'not': {'year': None}}"),
+        ({"year": {"inner": 1}}, "write the key 'year.inner'"),
+        ({"or": [{"a": 1}, {"b": 2}]}, "write {'any': [{...}, {...}]}"),
+        ({"$and": [{"a": 1}]}, "write {'all': [{...}, {...}]}"),
+        ({"must_not": {"a": 1}}, "write {'not': {...}}"),
+        ({"any": {"a": 1}}, "`any` takes a list of filter dictionaries"),
+    ],
+)
+def test_words_of_other_systems_are_answered_with_ours(foreign, form):
+    with pytest.raises(InputError) as caught:
+        parse_filter(foreign)
+    assert form in str(caught.value)
+
+
+def test_a_field_may_be_called_like_a_foreign_word():
+    assert parse_filter({"or": "x"}).matches({"or": "x"})
+    assert parse_filter({'"or"': [1, 2]}).matches({"or": 2})
+
+
+def rows_of_the_page(heading):
+    """Code in the first and the last column of a table of docs/filters.md."""
+    page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text(encoding="utf-8")
+    table = page.split(f"## {heading}")[1].split("## ")[0]
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            first, *_, last = line.strip("| ").split(" | ")
+            yield re.findall("`([^`]*)`", first), re.findall("`([^`]*)`", last)
+
+
+def test_the_page_tells_the_truth():
+    operators = [ast.literal_eval(one[0]) for one, _ in rows_of_the_page("Operators")]
+    assert len(operators) == 11
+    for operator in operators:
+        parse_filter(operator)
+    refused = list(rows_of_the_page("What is refused"))
+    assert len(refused) == 11
+    for given, (right,) in refused:
+        parse_filter(ast.literal_eval(right))
+        for one in given:
+            if one.startswith("{"):
+                with pytest.raises(InputError, match="write "):
+                    parse_filter(ast.literal_eval(one))
+            else:
+                with pytest.raises(InputError, match="write "):
+                    parse_filter({one: [{"a": 1}]})

@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 
 import pytest
+import services
 from faults import FaultPlan
 from hashing_encoder import HashingEncoder
 from ingest_worker import make_store
 from qdrant_contract_server import QdrantContractServer
+from search_servers import note_real_server, remove_indices
 
 from vdr_db.ingest.ledger import Ranges
 
@@ -198,6 +200,21 @@ def test_killed_while_writing_to_a_server(tmp_path, corpus, protocol, kills):
         done, report = ingest_with_kills(
             tmp_path, corpus, place, kills, seed=100 + kills, batch=256, writers=2, every=2
         )
+    assert done >= kills // 2
+    assert report["totals"]["resumed"] > 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_writing_to_opensearch(tmp_path, corpus, kills, opensearch_url, request):
+    """The same on a real node."""
+    pytest.importorskip("opensearchpy")
+    note_real_server(request, "OpenSearch")
+    place = {"opensearch": opensearch_url, "name": services.unique_name()}
+    done, report = ingest_with_kills(
+        tmp_path, corpus, place, kills, seed=200 + kills, batch=256, writers=2, every=2
+    )
+    with make_store(place) as store:
+        remove_indices(store)
     assert done >= kills // 2
     assert report["totals"]["resumed"] > 0
 

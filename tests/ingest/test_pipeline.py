@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -31,7 +32,7 @@ from vdr_db.ingest import (
     ingest,
 )
 from vdr_db.ingest.progress import JsonProgress, LogProgress, choose_progress
-from vdr_db.readers import Record
+from vdr_db.readers import Fields, Record
 
 QUICK = RetryPolicy(base_s=0.001, cap_s=0.01, deadline_s=5.0)
 
@@ -110,20 +111,17 @@ def test_a_second_run_with_the_ledger_encodes_nothing(tmp_path):
     assert report.acknowledged_in_total == 300
 
 
-@pytest.mark.parametrize("change", ["input", "encoder", "policy"])
+@pytest.mark.parametrize("change", ["encoder", "policy"])
 def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change):
     store, items, ledger = MemoryStore(), records(50), tmp_path / "run.ledger"
     ingest(source(items), store, encoder=HashingEncoder(), options=options(), ledger=ledger)
-    identity = "other" if change == "input" else "corpus"
     encoder = HashingEncoder(nonzeros=8) if change == "encoder" else HashingEncoder()
     more = {"has_fingerprint": False} if change == "policy" else {}
     target = MemoryStore() if change == "encoder" else store
-    with pytest.raises(ConfigError, match="belongs to another run"):
-        ingest(
-            source(items, identity), target, encoder=encoder, options=options(**more), ledger=ledger
-        )
+    with pytest.raises(ConfigError, match=r"knows this input and another (encoder|run) \(.*--rest"):
+        ingest(source(items), target, encoder=encoder, options=options(**more), ledger=ledger)
     report = ingest(
-        source(items, identity),
+        source(items),
         target,
         encoder=encoder,
         options=options(restart=True, **more),
@@ -137,7 +135,55 @@ def test_a_changed_file_is_refused(tmp_path):
     path.write_text('{"_id": "a", "text": "one"}\n')
     ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
     path.write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n')
-    with pytest.raises(ConfigError, match="belongs to another run"):
+    told = r"c\.jsonl has changed since \(bytes: 28 then, 56 now\); restart"
+    with pytest.raises(ConfigError, match=told):
+        ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
+
+
+def test_a_touched_file_is_the_same_and_another_file_goes_on(tmp_path):
+    ledger, store = tmp_path / "run.ledger", MemoryStore()
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"_id": "a", "text": "one"}\n{"_id": "bad"}\n')
+    second.write_text('{"_id": "b", "text": "two"}\n{"_id": "worse"}\n')
+    ingest([first], store, encoder=HashingEncoder(), ledger=ledger)
+    os.utime(first, (1, 1))
+    report = ingest([first], store, encoder=HashingEncoder(), ledger=ledger)
+    assert (report.totals.resumed, report.totals.acknowledged) == (2, 0)
+    report = ingest([second], store, encoder=HashingEncoder(), ledger=ledger)
+    assert (report.totals.resumed, report.totals.acknowledged) == (0, 1)
+    assert report.acknowledged_in_total == 1, "of this input"
+    # Each input has its refusals, and is taken up where it was.
+    names = ("run.ledger.quarantine.jsonl", "run.ledger.2.quarantine.jsonl")
+    kept = [json.loads((tmp_path / name).read_text())["source"] for name in names]
+    assert kept == [f"{first}:2", f"{second}:2"]
+    for path in (first, second):
+        report = ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
+        assert (report.totals.resumed, report.refused_in_total) == (2, 1)
+    # A file of the same name elsewhere is another input, unless it is a copy.
+    (tmp_path / "far").mkdir()
+    far = tmp_path / "far" / "a.jsonl"
+    far.write_text(first.read_text())
+    assert ingest([far], store, encoder=HashingEncoder(), ledger=ledger).totals.resumed == 2
+    (tmp_path / "other").mkdir()
+    far = tmp_path / "other" / "a.jsonl"
+    far.write_text('{"_id": "far", "text": "three"}\n')
+    assert ingest([far], store, encoder=HashingEncoder(), ledger=ledger).totals.acknowledged == 1
+    assert store.count() == 3
+
+
+def test_a_first_mistake_does_not_block_the_command_that_mends_it(tmp_path):
+    path, ledger, store = tmp_path / "c.jsonl", tmp_path / "run.ledger", MemoryStore()
+    path.write_text('{"_id": "a", "body": "one"}\n{"_id": "b", "body": "two"}\n')
+    report = ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
+    assert (report.totals.acknowledged, report.totals.refused) == (0, 2)
+    mended = FileSource([path], fields=Fields(text=("body",)))
+    report = ingest(mended, store, encoder=HashingEncoder(), ledger=ledger)
+    assert (report.totals.acknowledged, report.refused_in_total) == (2, 0)
+    path.write_text('{"_id": "a", "body": "new"}\n')
+    ledger.unlink()
+    mended = FileSource([path], fields=Fields(text=("body",)))
+    ingest(mended, store, encoder=HashingEncoder(), ledger=ledger)
+    with pytest.raises(ConfigError, match=r"its fields was .* then and is .* now"):
         ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
 
 
@@ -533,11 +579,40 @@ def test_a_second_request_drops_the_queue_but_commits_what_is_acknowledged(tmp_p
     assert_holds(store, items)
 
 
-def test_a_broken_line_ends_the_ingest_after_what_came_before(tmp_path):
+BAD_LINES = {
+    "{broken": "not a line of JSON",
+    "[1, 2]": "expected one JSON object a line, got a list",
+    '{"_id": "x"}': "the field 'text' is missing",
+    '{"_id": "x", "text": 3}': "must be a text, got the number 3",
+    '{"_id": "x", "text": "x", "n": NaN}': "NaN is not a JSON number",
+    '{"_id": -1, "text": "x"}': "integer ids must lie in",
+    '{"_id": "x", "text": {"en": "x"}}': "name a field in it, such as text.en",
+    b'{"_id": "x", "text": "caf\xe9"}': "byte 0xe9 at column 26 is not UTF-8; convert",
+    '{"_id": "\\ud800", "text": "x"}': "half of a surrogate pair",
+}
+
+
+def test_bad_lines_go_to_the_quarantine_with_line_and_fix(tmp_path):
     path, ledger, store = tmp_path / "c.jsonl", tmp_path / "run.ledger", MemoryStore()
-    lines = [json.dumps({"_id": f"d{i}", "text": f"text {i}"}) for i in range(500)]
-    path.write_text("\n".join([*lines, "{broken"]) + "\n")
-    with pytest.raises(InputError, match=r"c\.jsonl:501: .*are acknowledged"):
+    lines = [json.dumps({"_id": f"d{i}", "text": f"text {i}"}).encode() for i in range(300)]
+    bad = [line.encode() if isinstance(line, str) else line for line in BAD_LINES]
+    path.write_bytes(b"\n".join([*lines, *bad, *lines[:1]]) + b"\n")
+    report = ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
+    assert report.is_complete
+    assert store.count() == 300
+    refused = [json.loads(line) for line in Path(report.quarantine).read_text().splitlines()]
+    assert [one["source"] for one in refused] == [f"{path}:{301 + i}" for i in range(len(bad))]
+    for one, told in zip(refused, BAD_LINES.values(), strict=True):
+        assert told in one["reason"]
+    again = ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
+    assert again.totals.resumed == len(lines) + len(bad) + 1
+
+
+def test_a_damaged_file_ends_the_ingest_after_what_came_before(tmp_path):
+    path, ledger, store = tmp_path / "c.csv", tmp_path / "run.ledger", MemoryStore()
+    rows = "".join(f"d{i},text {i}\n" for i in range(500))
+    path.write_text(f'_id,text\n{rows}x,"never closed\n')
+    with pytest.raises(InputError, match=r"c\.csv:502: .*are acknowledged"):
         ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
     assert store.count() == 500
 

@@ -111,7 +111,7 @@ def test_a_request_to_stop_finishes_the_open_part(tmp_path, corpus):
 
 def test_another_run_and_a_stream_are_refused(tmp_path, corpus):
     encode_to_spool([corpus], tmp_path / "s", encoder=HashingEncoder())
-    with pytest.raises(ConfigError, match="another input, or with another encoder"):
+    with pytest.raises(ConfigError, match="made of something else: another encoder"):
         encode_to_spool([corpus], tmp_path / "s", encoder=HashingEncoder(8))
     report = encode_to_spool(
         [corpus], tmp_path / "s", encoder=HashingEncoder(8), options=IngestOptions(restart=True)

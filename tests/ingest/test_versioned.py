@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import services
 from search_servers import note_real_server, remove_indices
 from store_samples import WordEncoder
 
-from vdr_db.connectors import QdrantStore, VDRElasticsearch, VDRQdrant
+from vdr_db.connectors import VDRElasticsearch, VDRQdrant
 from vdr_db.connectors.memory import MemoryStore
 from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError, StoreError
@@ -110,6 +111,75 @@ def check_versions(collection, names):
     assert [name[-6:] for name in names()] == ["000002", "000003"]
 
 
+class StopAfter:
+    """Ends a run in order, or as a kill does, once so many documents are acknowledged."""
+
+    def __init__(self, documents, *, kills=False):
+        self.documents, self.kills, self.stop = documents, kills, Stop()
+
+    def update(self, totals, *, is_last=False):
+        if totals.acknowledged >= self.documents and not self.stop.is_requested:
+            self.stop.request()
+            if self.kills:
+                raise Killed
+
+
+class Killed(BaseException):
+    """Nothing after it runs that a process would not have done before kill -9."""
+
+
+def check_resuming(collection, names, folder, monkeypatch):
+    """A version that was cut short is taken up where it was."""
+    ledger = folder / "run.ledger"
+    small = IngestOptions(batch_documents=16, checkpoint_documents=16, queue_bytes=4000)
+
+    def run(count, first=0, watch=None, options=small):
+        watch = watch or StopAfter(10**9)
+        more = {"progress": watch, "stop": watch.stop, "options": options}
+        return ingest_versioned(source(count, first), collection, ledger=ledger, **more)
+
+    assert run(20).is_complete
+    for cut in (StopAfter(4), StopAfter(8)):
+        report = run(300, 10, cut)
+        assert report.is_interrupted
+        assert [name[-6:] for name in names()] == ["000001", "000002"]
+        assert collection.count() == 20, "the old one is searched meanwhile"
+    report = run(300, 10)
+    assert report.is_complete
+    assert report.totals.resumed > 0
+    assert report.totals.resumed + report.totals.acknowledged == 290
+    assert (collection.count(), [name[-6:] for name in names()]) == (290, ["000002"])
+    # The next one begins anew, and what was begun of another input does not stay.
+    assert run(300, 10).totals.resumed == 0
+    assert [name[-6:] for name in names()] == ["000003"]
+    run(301, 10, StopAfter(4))
+    restart = replace(small, restart=True)
+    report = run(301, 10, options=restart)
+    assert (report.totals.resumed, collection.count()) == (0, 291)
+    assert len(names()) == 1
+
+    # After a kill nothing tidies up: not the rebuild, not the last checkpoint.
+    monkeypatch.setattr("vdr_db.ingest.pipeline._Run._keep_what_is_acknowledged", lambda *_: None)
+    with pytest.raises(Killed):
+        run(302, 10, StopAfter(40, kills=True))
+    monkeypatch.undo()
+    assert collection.count() == 291
+    report = run(302, 10)
+    assert report.totals.resumed > 0
+    assert (collection.count(), len(names())) == (292, 1)
+
+
+def test_resuming_on_qdrant(on_qdrant, tmp_path, monkeypatch):
+    check_resuming(on_qdrant, lambda: names_on_qdrant(on_qdrant), tmp_path, monkeypatch)
+
+
+def test_resuming_on_elasticsearch(on_elasticsearch, tmp_path, monkeypatch):
+    def names():
+        return names_on_elasticsearch(on_elasticsearch)
+
+    check_resuming(on_elasticsearch, names, tmp_path, monkeypatch)
+
+
 def test_versions_on_qdrant(on_qdrant):
     check_versions(on_qdrant, lambda: names_on_qdrant(on_qdrant))
 
@@ -150,14 +220,6 @@ def test_the_command(tmp_path, server, capsys, monkeypatch, tiny_splade):
         code = main([str(word) for word in words])
         return code, *capsys.readouterr()
 
-    init = QdrantStore.__init__
-
-    def speak_rest(self, *names, **options):  # the command has no option for another gRPC port
-        if options.get("path") is None:
-            options["prefer_grpc"] = False
-        init(self, *names, **options)
-
-    monkeypatch.setattr(QdrantStore, "__init__", speak_rest)
     corpus = tmp_path / "corpus.jsonl"
     command = ("ingest", corpus, "--store", server.url, "--collection", "notes", "--versioned")
     command = (*command, "--model", "tiny-splade", "--json")
@@ -171,10 +233,9 @@ def test_the_command(tmp_path, server, capsys, monkeypatch, tiny_splade):
     with VDRQdrant("notes", url=server.url) as notes:
         assert notes.count() == 3
         assert names_on_qdrant(notes) == ["notes-000002"]
-    assert not list(tmp_path.glob("*.ledger")), "a version is not resumed"
-    code, _, err = run(*command, "--restart")
+    code, _, err = run(*command, "--no-verify")
     assert code == 2
-    assert "begins anew every time" in err
+    assert "is checked before it is used" in err
     code, _, err = run("ingest", corpus, "--store", tmp_path / "s", "--versioned", *command[-3:])
     assert code == 2
-    assert "`versioned` goes with `url` or `client`" in err
+    assert "--versioned needs a server" in err

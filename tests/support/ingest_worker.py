@@ -26,8 +26,17 @@ from vdr_db.ingest import (
 )
 
 
-def make_store(place: dict[str, Any]) -> QdrantStore:
-    """A store from the keywords in `place`: `path`, or `url` with more."""
+def make_store(place: dict[str, Any]) -> Any:
+    """A store from the keywords in `place`: `path`, `url` with more, or `opensearch` and `name`."""
+    if "opensearch" in place:
+        from vdr_db.connectors.address import Access
+        from vdr_db.connectors.elasticsearch.opensearch import opensearch_client
+        from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+
+        client = opensearch_client([place["opensearch"]], Access())
+        store = ElasticsearchStore(place["name"], client=client, replicas=0)
+        store._owns_client = True
+        return store
     if "url" not in place:
         return QdrantStore("articles", **place)
     import warnings

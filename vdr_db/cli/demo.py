@@ -17,9 +17,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from vdr_db.cli.exits import DONE
-from vdr_db.cli.options import DEFAULT_COLLECTION, DEFAULT_MODEL, add_model_options
+from vdr_db.cli.options import DEFAULT_MODEL, add_model_options, add_store_options
 from vdr_db.cli.show import say, show_hits, show_json, show_quality, show_text
-from vdr_db.cli.stores import is_url, load_model, place_of
+from vdr_db.cli.stores import load_model, open_store
 
 __all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
 
@@ -55,17 +55,13 @@ def unpack_sample(folder: Path) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `demo`."""
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="ask this instead")
-    parser.add_argument(
-        "--store",
-        metavar="FOLDER_OR_URL",
-        help="keep the collection here (default: a temporary folder, removed at the end)",
-    )
+    add_store_options(parser, required=False, otherwise="a temporary folder, removed at the end")
     add_model_options(parser, default=DEFAULT_MODEL)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db demo`."""
-    from vdr_db.connectors import VDRQdrant
+    from vdr_db.connectors.address import parse_address
     from vdr_db.evaluation.quality import TestCollection, evaluate_bm25, evaluate_model
     from vdr_db.explain.hits import find_hits
 
@@ -77,16 +73,17 @@ def run_command(arguments: argparse.Namespace) -> int:
         say(f"loading the model {arguments.model}")
         encoder = load_model(arguments)
         say(f"encoding and indexing {len(sample.documents):,} descriptions of Debian packages")
-        store = arguments.store or str(scratch / "store")
-        name = SERVER_COLLECTION if is_url(store) else DEFAULT_COLLECTION
-        packages = stack.enter_context(VDRQdrant(name, encoder, **place_of(store)))
+        asked, arguments.store = arguments.store, arguments.store or str(scratch / "store")
+        if arguments.collection is None and not parse_address(arguments.store).is_embedded:
+            arguments.collection = SERVER_COLLECTION
+        packages = stack.enter_context(open_store(arguments, encoder))
         measured = [evaluate_model(sample, encoder, store=packages)]
         if has_bm25:
             measured.append(evaluate_bm25(sample))
         for query in arguments.queries or QUERIES:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             hits = find_hits(packages, encoder, query, limit=HITS)
-            took_ms = 1000 * (time.perf_counter() - asked)
+            took_ms = 1000 * (time.perf_counter() - began)
             if arguments.json:
                 found = [{"id": hit.id, "score": hit.score, "words": hit.words} for hit in hits]
                 show_json({"query": query, "hits": found})
@@ -100,18 +97,19 @@ def run_command(arguments: argparse.Namespace) -> int:
             show_quality(sample, measured)
             if not has_bm25:
                 say("BM25 is left out; pip install 'vdr-db[cli]' measures it beside the model")
-            show_text(_closing_words(arguments.store, time.perf_counter() - start))
+            name = arguments.collection
+            show_text(_closing_words(asked, name, time.perf_counter() - start))
     return DONE
 
 
-def _closing_words(store: str | None, seconds: float) -> str:
+def _closing_words(store: str | None, collection: str, seconds: float) -> str:
     lines = ["", f"{seconds:.0f} s in all. What to type next:", ""]
     if store is None:
         store = "demo.qdrant"
         lines.append(f"  vdr-db demo --store {store}    keeps the collection, then:")
     where = f"--store {store}"
-    if is_url(store):
-        where += f" --collection {SERVER_COLLECTION}"
+    if "://" in store:
+        where += f" --collection {collection}"
     lines += [
         f'  vdr-db search "make music" {where}',
         f'  vdr-db explain "make music" komposter {where}',

@@ -7,20 +7,21 @@ a new, untrained VDR head on a masked language model: the baseline BERT_raw.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdr_db.cli.exits import DONE
-from vdr_db.cli.options import DEFAULT_MODEL, MODES, add_model_options
+from vdr_db.cli.options import DEFAULT_MODEL, MODES, add_model_options, add_store_options
 from vdr_db.cli.show import say, show_json, show_quality
-from vdr_db.cli.stores import load_model
+from vdr_db.cli.stores import load_model, open_store
 from vdr_db.cli.sweep import ks_of, plot_sweeps, show_sweep
 from vdr_db.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from vdr_db.encoders.text import SparseEncoder
-    from vdr_db.evaluation.quality import Quality, TestCollection
+    from vdr_db.evaluation.quality import Mode, Quality, TestCollection
     from vdr_db.evaluation.sweep import SweepPoint
 
 __all__ = ["add_arguments", "run_command"]
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument("folder", nargs="+", metavar="FOLDER", help="folder in BEIR layout")
     add_model_options(parser, default=DEFAULT_MODEL)
+    add_store_options(
+        parser,
+        required=False,
+        otherwise="an embedded one, gone afterwards; a collection with documents is searched as "
+        "it is, another one is filled",
+    )
     parser.add_argument(
         "--head",
         choices=["vdr"],
@@ -93,6 +100,8 @@ def run_command(arguments: argparse.Namespace) -> int:
                 document_ks=arguments.document_ks or DEFAULT_KS,
                 modes=modes,
             )
+        elif arguments.store:
+            measured = _measure_in_store(arguments, collection, encoder, modes)
         else:
             measured = evaluate_modes(collection, encoder, modes)
         bm25 = None if arguments.no_bm25 else evaluate_bm25(collection)
@@ -117,6 +126,23 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot_sweeps(sweeps, arguments.plot)
     return DONE
+
+
+def _measure_in_store(
+    arguments: argparse.Namespace,
+    collection: TestCollection,
+    encoder: SparseEncoder,
+    modes: Sequence[Mode],
+) -> list[Quality]:
+    """The measurements in the collection of `--store`, which is filled when it holds nothing."""
+    from vdr_db.evaluation.quality import evaluate_store
+
+    documents = "tokens" if modes == ["beta"] else None
+    with open_store(arguments, encoder, documents=documents) as store:
+        count = store.count()
+        if count:
+            say(f"{collection.name}: searching the {count:,} documents of {arguments.store}")
+        return evaluate_store(collection, encoder, store, modes, is_filled=count > 0)
 
 
 def _say_oddities(collection: TestCollection) -> None:
@@ -144,6 +170,11 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.no_bm25:
         require("bm25s", "cli")
         require("Stemmer", "cli")
+    if arguments.store and (arguments.sweep or arguments.mode == ALL_MODES or arguments.folder[1:]):
+        raise ConfigError(
+            "--store holds the documents of one FOLDER in one kind: leave out --sweep, further "
+            "folders and --mode all."
+        )
     if arguments.sweep:
         if arguments.k is not None:
             raise ConfigError(

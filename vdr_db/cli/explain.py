@@ -208,7 +208,7 @@ def _patches(explanation: Explanation) -> list[list[dict[str, Any]]]:
 def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
     """The image encoder of `--model`, which may have no text side, or of the collection's model."""
     if arguments.store is not None and arguments.model is None:
-        with opened(arguments, encoder=None) as collection:
+        with opened(arguments) as collection:
             stamp = collection.store.stamp
         arguments.model = stamp.model if stamp else None
     with _naming_the_fix(arguments.model):

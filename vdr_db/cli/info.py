@@ -27,6 +27,7 @@ PACKAGES = (
     "qdrant-edge-py",
     "qdrant-client",
     "elasticsearch",
+    "opensearch-py",
     "bm25s",
 )
 
@@ -52,10 +53,11 @@ def run_command(arguments: argparse.Namespace) -> int:
         if "refused" not in facts["folder"]:
             facts["model"] = _loaded(arguments, facts["folder"])
     if arguments.store:
-        with opened(arguments, encoder=None) as collection:
+        with opened(arguments) as collection:
             stamp = collection.store.stamp
             facts["collection"] = {
                 "name": arguments.collection,
+                "server": str(collection.server) if collection.server else None,
                 "texts": collection.count(),
                 "made with": stamp.to_dict() if stamp else None,
             }

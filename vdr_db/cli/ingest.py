@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,21 +25,20 @@ from vdr_db.cli.options import (
 )
 from vdr_db.cli.outcome import exit_code_of
 from vdr_db.cli.show import progress, say, say_truncated, show_json
-from vdr_db.cli.stores import Place, is_url, open_source, place_of
+from vdr_db.cli.stores import open_source, open_store
+from vdr_db.connectors.address import parse_address
 from vdr_db.errors import ConfigError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from vdr_db.connectors.base import Documents
-    from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
+    from vdr_db.connectors import VDRElasticsearch, VDRQdrant
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.ingest import (
         FileSource,
         ImageFolderSource,
         IngestOptions,
-        IngestReport,
         SpoolSource,
     )
     from vdr_db.ingest.report import Totals
@@ -56,7 +52,6 @@ __all__ = [
     "run_load",
 ]
 
-_KEY_VARIABLE = "VDR_DB_API_KEY"
 _MIB = 1 << 20
 SHOWN_REFUSALS = 20
 """Refused documents that `index` names; the rest is counted."""
@@ -91,7 +86,7 @@ def add_ingest_arguments(parser: argparse.ArgumentParser) -> None:
         "--versioned",
         action="store_true",
         help="on a server: write everything into a new collection, and let --collection mean that "
-        "one when it is written and checked",
+        "one when it is written and checked; the same command again goes on after a kill",
     )
 
 
@@ -143,27 +138,20 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         "--queue-mib", type=int, default=64, metavar="N", help="memory between encoder and store"
     )
     parser.add_argument("--no-verify", action="store_true", help="skip the checks at the end")
-    parser.add_argument(
-        "--api-key-env",
-        default=_KEY_VARIABLE,
-        metavar="NAME",
-        help=f"environment variable that holds the key of a server (default: {_KEY_VARIABLE})",
-    )
 
 
 def run_index(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db index`; documents with known ids are replaced, so it can be repeated."""
     from vdr_db.ingest import IngestOptions, ingest
 
-    place = place_of(arguments.store)
-    source, encoder = open_source(arguments, arguments.sources, place=place, unique=True)
+    source, encoder = open_source(arguments, arguments.sources, unique=True)
     what = "texts" if arguments.images is None else "images"
     # There is no ledger to take up again, so nothing that is wrong with single rows ends the run.
     options = IngestOptions(is_verified=False, max_errors=sys.maxsize)
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory(prefix="vdr-db-index-") as scratch,
-        _opened(arguments, encoder, place) as collection,
+        _opened(arguments, encoder) as collection,
         progress(None, what, "index") as bar,
     ):
         quarantine = Path(arguments.quarantine or Path(scratch, "refused.jsonl"))
@@ -182,10 +170,10 @@ def run_index(arguments: argparse.Namespace) -> int:
     in_all = "texts" if arguments.images is None else "documents"
     if arguments.json:
         show_json({"written": written, "refused": refused, in_all: total})
-    store = arguments.store if is_url(arguments.store) else Path(arguments.store)
+    took_s = time.perf_counter() - start
     say(
-        f"{store}, collection {arguments.collection!r}: {written:,} {what} written in "
-        f"{time.perf_counter() - start:.1f} s, {refused:,} refused, {total:,} {in_all} in all"
+        f"{arguments.store}, collection {arguments.collection!r}: {written:,} {what} written in "
+        f"{took_s:.1f} s, {refused:,} refused, {total:,} {in_all} in all"
     )
     say_truncated(report.totals.truncated)
     return STORE_FAILED if refused else DONE
@@ -193,9 +181,8 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 def run_ingest(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db ingest`; the same command again resumes."""
-    place = _place_with_key(arguments)
-    source, encoder = open_source(arguments, arguments.sources, place=place)
-    with _opened(arguments, encoder, place, versioned=arguments.versioned) as collection:
+    source, encoder = open_source(arguments, arguments.sources)
+    with _opened(arguments, encoder) as collection:
         return _write(arguments, source, collection)
 
 
@@ -206,7 +193,7 @@ def run_load(arguments: argparse.Namespace) -> int:
     source = SpoolSource(
         arguments.spool, slice=Slice.parse(arguments.slice), is_partial=arguments.partial
     )
-    with _opened(arguments, None, _place_with_key(arguments)) as collection:
+    with open_store(arguments) as collection:
         return _write(arguments, source, collection)
 
 
@@ -235,53 +222,44 @@ def _say_refused(quarantine: Path, *, is_kept: bool) -> None:
         say(f"  and {len(refused) - SHOWN_REFUSALS:,} more; --quarantine FILE keeps them all")
 
 
-def _place_with_key(arguments: argparse.Namespace) -> Place:
-    place = place_of(arguments.store)
-    if "url" in place:
-        place["api_key"] = os.environ.get(arguments.api_key_env)
-    return place
-
-
 def _opened(
-    arguments: argparse.Namespace,
-    encoder: SparseEncoder | CrossModalEncoder | None,
-    place: Place,
-    *,
-    versioned: bool = False,
-) -> VDRQdrant:
-    from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
-
-    documents: Documents | None = "tokens" if getattr(arguments, "tokens", False) else None
-    options: dict[str, Any] = {"versioned": True} if versioned else {}
-    return VDRQdrant(arguments.collection, encoder, documents=documents, **place, **options)
+    arguments: argparse.Namespace, encoder: SparseEncoder | CrossModalEncoder
+) -> VDRQdrant | VDRElasticsearch:
+    options: dict[str, Any] = {"documents": "tokens" if arguments.tokens else None}
+    if getattr(arguments, "versioned", False):
+        where = parse_address(arguments.store)
+        if where.is_embedded:
+            raise ConfigError(
+                "--versioned needs a server, where a name can move from one collection to another; "
+                "build another folder beside an embedded one."
+            )
+        if where.product == "qdrant":
+            options["versioned"] = True  # an index is always behind an alias
+    return open_store(arguments, encoder, **options)
 
 
 def _write(
     arguments: argparse.Namespace,
     source: FileSource | ImageFolderSource | SpoolSource,
-    collection: VDRQdrant,
+    collection: VDRQdrant | VDRElasticsearch,
 ) -> int:
     from vdr_db.ingest import Stop, ingest, ingest_versioned, stop_on_signals
 
     is_versioned = getattr(arguments, "versioned", False)
-    if is_versioned and (arguments.ledger or arguments.restart or arguments.no_verify):
-        raise ConfigError(
-            "--versioned begins anew every time and is checked: leave out --ledger, --restart and "
-            "--no-verify."
-        )
+    if is_versioned and arguments.no_verify:
+        raise ConfigError("--versioned is checked before it is used: leave out --no-verify.")
     if arguments.no_ledger and arguments.ledger:
         raise ConfigError("Pass --ledger or --no-ledger, one of the two.")
-    run: Callable[..., IngestReport] = ingest_versioned
-    if not is_versioned:
-        ledger = arguments.ledger
-        if ledger is None and source.is_rereadable and not arguments.no_ledger:
-            ledger = _default_ledger(arguments)
-        run = partial(ingest, ledger=ledger)
+    ledger = arguments.ledger
+    if ledger is None and source.is_rereadable and not arguments.no_ledger:
+        ledger = _default_ledger(arguments)
+    run = ingest_versioned if is_versioned else ingest
     with stop_on_signals(Stop()) as stop:
         report = run(
             source,
             collection,
             options=_options_of(arguments),
+            ledger=ledger,
             quarantine=arguments.quarantine,
             progress=arguments.progress,
             stop=stop,
@@ -309,7 +287,7 @@ def _default_ledger(arguments: argparse.Namespace) -> str:
     """Beside the folder of an embedded store, else in the working folder; one for each slice."""
     from vdr_db.ingest import Slice
 
-    if is_url(arguments.store):
+    if not parse_address(arguments.store).is_embedded:
         # A name may hold anything; a path separator in it must not lead elsewhere.
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in arguments.collection)
         stem = Path(name.lstrip(".") or "collection")

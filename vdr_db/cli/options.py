@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
-from vdr_db.readers import Fields
+from vdr_db.readers import Fields, Kind
 
 if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Mode
@@ -55,18 +55,28 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
     )
 
 
-def add_store_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--store` and `--collection`."""
+def add_store_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, otherwise: str = ""
+) -> None:
+    """`--store`, `--collection` and `--api-key-env`; `otherwise` says what goes without."""
     parser.add_argument(
         "--store",
         required=required,
-        metavar="FOLDER_OR_URL",
-        help="folder of an embedded Qdrant (made when missing), or http(s)://... of a server",
+        metavar="ADDRESS",
+        help="folder of an embedded Qdrant (made when missing), http(s)://HOST:PORT of a Qdrant, "
+        "elasticsearch+http(s)://HOST:PORT or opensearch+http(s)://HOST:PORT"
+        + (f" (default: {otherwise})" if otherwise else ""),
     )
     parser.add_argument(
         "--collection",
-        default=DEFAULT_COLLECTION,
-        help=f"name of the collection (default: {DEFAULT_COLLECTION}); a folder holds one",
+        metavar="NAME",
+        help=f"name of the collection (default: the one a folder holds, else {DEFAULT_COLLECTION})",
+    )
+    parser.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable that holds the key of a server (default: VDR_DB_API_KEY, or "
+        "that of the store, such as VDR_DB_QDRANT_API_KEY); docs/stores.md has users and TLS",
     )
 
 
@@ -89,6 +99,20 @@ def add_field_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="field kept beside the text, may be repeated (default: all)",
     )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_column,
+        metavar="NAME=KIND",
+        help="kind of a column of CSV or TSV: int, float, bool or text; may be repeated "
+        "(default: what every cell of the file reads as)",
+    )
+    parser.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="between cells of CSV (default: comma, or semicolon or tab where the header has none)",
+    )
 
 
 def fields_of(arguments: argparse.Namespace) -> Fields:
@@ -98,7 +122,18 @@ def fields_of(arguments: argparse.Namespace) -> Fields:
         id=arguments.id_field,
         text=tuple(arguments.text_field),
         payload=None if payload is None else tuple(payload),
+        kinds=tuple(arguments.column),
+        delimiter=arguments.delimiter,
     )
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, is_named, kind = text.rpartition("=")
+    if not is_named or kind not in get_args(Kind):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=KIND with a kind of {', '.join(get_args(Kind))}, got {text!r}"
+        )
+    return name, kind
 
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:

@@ -36,8 +36,8 @@ def exit_code_of(report: IngestReport, arguments: argparse.Namespace, where: str
     if report.verification is not None:
         for problem in report.verification.problems:
             say(f"  check failed: {problem}")
-    if report.is_interrupted and getattr(arguments, "versioned", False):
-        say("vdr-db: stopped; what was there before is in use as it was")
+    if report.is_interrupted and report.ledger is None and hasattr(arguments, "ledger"):
+        say("vdr-db: stopped without a ledger; the same command begins anew")
         return INTERRUPTED
     if report.is_interrupted:
         say(f"vdr-db: stopped, nothing written is lost; go on with: {_resume_command()}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vdr_db.cli.exits import DONE, INTERRUPTED, STORE_FAILED, WRONG_INPUT
 from vdr_db.cli.options import add_model_options, add_store_options
 from vdr_db.cli.show import say, show_json
-from vdr_db.cli.stores import is_url, open_with_model, opened
+from vdr_db.cli.stores import open_with_model, opened
 from vdr_db.errors import ConfigError, StoreError, VdrError
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `serve`."""
     add_store_options(parser)
     add_model_options(parser, default=None)
+    parser.add_argument(
+        "--mode",
+        choices=["full", "alpha"],
+        help="full: the model reads the query (default); alpha: its tokens are taken as they are, "
+        "which needs no model here and no torch",
+    )
     parser.add_argument(
         "--host",
         default=HOST,
@@ -70,9 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Carries out `vdr-db serve`; 0 after SIGTERM, 130 after Ctrl-C."""
+    from vdr_db.connectors.address import parse_address
     from vdr_db.serve import listen, serve_many
 
-    if arguments.workers < 1 or (arguments.workers > 1 and not is_url(arguments.store)):
+    is_folder = parse_address(arguments.store).is_embedded
+    if arguments.workers < 1 or (arguments.workers > 1 and is_folder):
         raise ConfigError(
             f"--workers must be 1 for a folder, which one process opens, got {arguments.workers}; "
             "name a server's store for more."

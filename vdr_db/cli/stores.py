@@ -5,46 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from vdr_db.cli.options import THUMBNAIL_PX, fields_of
+from vdr_db.cli.options import DEFAULT_COLLECTION, THUMBNAIL_PX, fields_of
 from vdr_db.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from vdr_db.connectors import VDRQdrant
+    from vdr_db.connectors import VDRElasticsearch, VDRQdrant
     from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.ingest import FileSource, ImageFolderSource
+    from vdr_db.stamp import EncoderStamp
 
 __all__ = [
-    "Place",
-    "is_url",
     "load_cross_modal",
     "load_model",
-    "load_model_for_texts",
     "open_source",
+    "open_store",
     "open_with_model",
     "opened",
-    "place_of",
 ]
-
-
-class Place(TypedDict, total=False):
-    """Where `VDRQdrant` finds a store: `path`, or `url` and maybe `api_key`."""
-
-    path: str
-    url: str
-    api_key: str | None
-
-
-def is_url(store: str) -> bool:
-    """Whether `--store` names a server, not a folder."""
-    return store.startswith(("http://", "https://"))
-
-
-def place_of(store: str) -> Place:
-    """Where `VDRQdrant` finds the store of `--store`."""
-    return {"url": store} if is_url(store) else {"path": store}
 
 
 def load_model(
@@ -69,57 +49,88 @@ def load_cross_modal(
     return encoder
 
 
-def opened(
-    arguments: argparse.Namespace, *, encoder: SparseEncoder | CrossModalEncoder | None
-) -> VDRQdrant:
-    """The collection of `--store` and `--collection`, which must be there.
+def open_store(
+    arguments: argparse.Namespace,
+    encoder: SparseEncoder | CrossModalEncoder | None = None,
+    **options: Any,
+) -> VDRQdrant | VDRElasticsearch:
+    """The collection of `--store` and `--collection`, whether or not it is made already.
 
-    Raises:
-        StoreUnavailable: There is no such folder or collection, or the server does not answer.
-        StoreMismatch: It was made with another model.
+    Without `--collection` that is the one a folder holds. `arguments.collection` has its name then.
+
+    Args:
+        arguments: Of the command.
+        encoder: Of texts, or of texts and images.
+        options: More options of the collection.
     """
-    from vdr_db.connectors import VDRQdrant
+    from vdr_db.connectors.address import Access, parse_address
+    from vdr_db.connectors.collections.opening import held_name, open_collection
 
-    store, name = arguments.store, arguments.collection
-    if not is_url(store) and not Path(store).exists():
+    where = parse_address(arguments.store)
+    name = arguments.collection or held_name(where) or DEFAULT_COLLECTION
+    arguments.collection = name
+    access = None
+    if where.product is not None:
+        access = Access.from_environment(where.product, key=arguments.api_key_env)
+    return open_collection(arguments.store, name, encoder, access=access, **options)
+
+
+def opened(
+    arguments: argparse.Namespace, encoder: SparseEncoder | CrossModalEncoder | None = None
+) -> VDRQdrant | VDRElasticsearch:
+    """The collection of `--store` and `--collection`, which must be there."""
+    store = arguments.store
+    if "://" not in store and not Path(store).exists():
         raise StoreUnavailable(f"There is no store at {store}; make one with `vdr-db index`.")
-    collection = VDRQdrant(name, encoder, **place_of(store))
+    collection = open_store(arguments, encoder)
     if collection.store.width is None:
         collection.close()
         raise StoreUnavailable(
-            f"{store} holds no collection {name!r}; make it with `vdr-db index`, or name another."
+            f"{store} holds no collection {arguments.collection!r}; make it with `vdr-db index`, "
+            "or name another."
         )
     return collection
 
 
-def open_with_model(arguments: argparse.Namespace) -> tuple[VDRQdrant, SparseEncoder]:
+def stamp_of(arguments: argparse.Namespace) -> EncoderStamp | None:
+    """The encoder that the collection was made with, `None` where there is none yet."""
+    with open_store(arguments) as collection:
+        return collection.store.stamp
+
+
+def open_with_model(
+    arguments: argparse.Namespace,
+) -> tuple[VDRQdrant | VDRElasticsearch, SparseEncoder]:
     """The collection, and the model of `--model` or else the one it was made with.
 
     Where that reads images too, the collection has the whole of it, and its text side comes here.
+    With `--mode alpha` nothing of the model but its tokenizer is read.
     """
-    with opened(arguments, encoder=None) as collection:
+    with opened(arguments) as collection:
         stamp = collection.store.stamp
     made_with = stamp.model if stamp else None
+    if getattr(arguments, "mode", None) == "alpha" and not getattr(arguments, "image", None):
+        from vdr_db.encoders.token_queries import TokenQueries
+
+        name, options = _asked_for(arguments, made_with)
+        length = options["max_length"]
+        queries: Any = TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
+        return opened(arguments, queries), queries
     if stamp is not None and stamp.head.endswith("+image"):
         both = load_cross_modal(arguments, name=made_with)
-        return opened(arguments, encoder=both), both.text
+        return opened(arguments, both), both.text
     encoder = load_model(arguments, name=made_with)
-    return opened(arguments, encoder=encoder), encoder
+    return opened(arguments, encoder), encoder
 
 
 def open_source(
-    arguments: argparse.Namespace,
-    paths: Sequence[str],
-    *,
-    place: Place | None = None,
-    unique: bool = False,
+    arguments: argparse.Namespace, paths: Sequence[str], *, unique: bool = False
 ) -> tuple[FileSource | ImageFolderSource, SparseEncoder | CrossModalEncoder]:
-    """What the command reads, and the model that reads it.
+    """What the command reads, and the model that reads it, which fits the collection.
 
     Args:
         arguments: Of the command.
         paths: Files of texts; none where `--images` is given.
-        place: Of the store it is read for, `None` when there is none.
         unique: Whether a second text with the same id in a file is an error.
     """
     from vdr_db.ingest import FileSource, ImageFolderSource, Slice
@@ -144,21 +155,9 @@ def open_source(
         digest=digest,
         unique=unique,
     )
-    return files, load_model_for_texts(arguments, place)
-
-
-def load_model_for_texts(
-    arguments: argparse.Namespace, place: Place | None
-) -> SparseEncoder | CrossModalEncoder:
-    """The model of `--model`; the whole of it where the collection has images too."""
-    from vdr_db.connectors.qdrant.store import QdrantStore
-
-    if place is not None and ("path" not in place or Path(place["path"]).exists()):
-        with QdrantStore(arguments.collection, **place) as store:
-            stamp = store.stamp
-        if stamp is not None and stamp.head.endswith("+image"):
-            return load_cross_modal(arguments)
-    return load_model(arguments)
+    stamp = stamp_of(arguments) if getattr(arguments, "store", None) else None
+    has_images = stamp is not None and stamp.head.endswith("+image")
+    return files, load_cross_modal(arguments) if has_images else load_model(arguments)
 
 
 def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:

@@ -112,7 +112,8 @@ def plot_sweeps(
         axis.set_xlabel("multiplications for one query and document; points: query k")
         axis.set_ylabel("nDCG@10")
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            # Below the panel: inside, it would lie on the curves.
+            axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path)
 
 

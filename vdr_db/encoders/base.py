@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vdr_db.checkpoints.graphs import trainable
 from vdr_db.checkpoints.weights import Weight, digest
+from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, require
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.stamp import EncoderStamp
@@ -213,9 +214,7 @@ def positive(name: str, value: int) -> int:
     Raises:
         ConfigError: It is no integer, or below 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"`{name}` must be at least 1, got {value!r}.")
-    return value
+    return counted(name, value)
 
 
 def progress(total: int | None, unit: str, *, shown: bool) -> tqdm[Any]:

@@ -21,6 +21,7 @@ from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
 from vdr_db.checkpoints.tokenizers import tokenizer_of
 from vdr_db.checkpoints.weights import Weight
+from vdr_db.counts import counted
 from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.encoders.rows import row_of
 from vdr_db.errors import ConfigError, require
@@ -153,8 +154,8 @@ class ImageEncoder(Encoder):
             model=model,
             revision=revision,
         )
-        is_int = isinstance(k, int) and not isinstance(k, bool)
-        if k is not None and not (is_int and 1 <= k <= columns):
+        k = None if k is None else counted("k", k)
+        if k is not None and k > columns:
             raise ConfigError(
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."

@@ -29,7 +29,7 @@ from vdr_db.readers import BeirFolder, Record
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
-    from vdr_db.connectors import VDRQdrant
+    from vdr_db.connectors import Collection, VDRQdrant
     from vdr_db.encoders.text import SparseEncoder
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "evaluate_bm25",
     "evaluate_model",
     "evaluate_modes",
+    "evaluate_store",
     "fill",
     "means",
     "ndcg_of",
@@ -176,15 +177,35 @@ class Quality:
 
 
 def evaluate_model(
-    collection: TestCollection, encoder: SparseEncoder, *, store: VDRQdrant | None = None
+    collection: TestCollection, encoder: SparseEncoder, *, store: Collection | None = None
 ) -> Quality:
     """Encodes, indexes and searches a collection with a model.
 
     Without a `store` to write to, an embedded collection is made and removed afterwards.
     """
     if store is not None:
-        return _Vectors(collection, encoder).searched(store, ["full"])[0]
+        return evaluate_store(collection, encoder, store, ["full"])[0]
     return evaluate_modes(collection, encoder, ["full"])[0]
+
+
+def evaluate_store(
+    collection: TestCollection,
+    encoder: SparseEncoder,
+    store: Collection,
+    modes: Sequence[Mode],
+    *,
+    is_filled: bool = False,
+) -> list[Quality]:
+    """The same for modes whose documents are alike, in a store of any kind.
+
+    Args:
+        collection: What to search.
+        encoder: The model.
+        store: Where to write to.
+        modes: `"beta"` alone, or others.
+        is_filled: Search what the store holds, and write nothing.
+    """
+    return _Vectors(collection, encoder).searched(store, modes, is_filled=is_filled)
 
 
 def evaluate_modes(
@@ -287,7 +308,7 @@ def opened(encoder: SparseEncoder, *, tokens: bool = False) -> Iterator[VDRQdran
         yield store
 
 
-def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> float:
+def fill(store: Collection, collection: TestCollection, rows: SparseRows) -> float:
     """Writes the documents' vectors and texts; returns seconds until they can be searched."""
     timer = Timer()
     ids = [document.id for document in collection.documents]
@@ -297,7 +318,7 @@ def fill(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> floa
     return timer.lap()
 
 
-def search(store: VDRQdrant, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
+def search(store: Collection, collection: TestCollection, rows: SparseRows) -> tuple[Run, float]:
     """Hits of every query, `{query id: [(document id, score)]}`, and milliseconds a query."""
     timer = Timer()
     hits = store.search_batch(rows, limit=DEPTH + 1)
@@ -339,23 +360,28 @@ class _Vectors:
         self._collection, self._encoder = collection, encoder
         self._made: dict[tuple[str, bool], tuple[SparseRows, float]] = {}
 
-    def searched(self, store: VDRQdrant, modes: Sequence[Mode]) -> list[Quality]:
-        """Fills a store and measures modes whose documents are alike."""
+    def searched(
+        self, store: Collection, modes: Sequence[Mode], *, is_filled: bool = False
+    ) -> list[Quality]:
+        """Fills a store, unless it is, and measures modes whose documents are alike."""
         collection = self._collection
-        documents, encode_documents_s = self._rows("document", tokens="beta" in modes)
-        index_s = fill(store, collection, documents)
+        documents, encode_documents_s, index_s = None, 0.0, 0.0
+        if not is_filled:
+            documents, encode_documents_s = self._rows("document", tokens="beta" in modes)
         measured = []
-        for mode in modes:
+        for i, mode in enumerate(modes):
             queries, encode_queries_s = self._rows("query", tokens=mode == "alpha")
+            if i == 0 and documents is not None:
+                index_s = fill(store, collection, documents)
             run, search_ms = search(store, collection, queries)
             measured.append(
                 Quality(
                     self._encoder.model,
                     mode,
                     *means(run, collection),
-                    mean_nonzeros(documents),
+                    None if documents is None else mean_nonzeros(documents),
                     mean_nonzeros(queries),
-                    flops(queries, documents),
+                    None if documents is None else flops(queries, documents),
                     encode_documents_s,
                     encode_queries_s,
                     index_s,

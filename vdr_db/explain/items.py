@@ -104,11 +104,12 @@ def explain_text(
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries
         row = encode([text])
     own, _ = token_spans(encoder, text)
+    has_towers = hasattr(encoder, "document_tower")  # TokenQueries have none
     return Explanation(
         heading or side,
         text,
         matched_words(encoder.vocabulary, own, row.to_dicts()[0]),
         row.nnz,
         encoder.vocabulary,
-        text_attribution(encoder, text, side=side, row=row) if follow else None,
+        text_attribution(encoder, text, side=side, row=row) if follow and has_towers else None,
     )

@@ -73,9 +73,14 @@ def encode_to_spool(
     images = encoding_of(origin, encoder, documents)
     keeps_text = options.keeps_text is not False and images is None
     description = {
-        "input": {name: one for name, one in origin.description.items() if name != "slice"},
+        "input": origin.description,
         "encoder": comparable_stamp(stamp),
-        "policy": [documents, keeps_text, options.has_fingerprint, options.empty],
+        "policy": {
+            "documents": documents,
+            "keeps_text": keeps_text,
+            "has_fingerprint": options.has_fingerprint,
+            "empty": options.empty,
+        },
     }
     slice = getattr(origin, "slice", Slice())
     os.makedirs(folder, exist_ok=True)

@@ -23,6 +23,7 @@ from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, EncodeImage
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.images.files import IMAGE_SUFFIXES, walk_images
+from vdr_db.ingest.identity import HASHED_BYTES
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Block, Slice, Window, cut_windows
 from vdr_db.readers import Record
@@ -42,8 +43,8 @@ class ImageFolderSource:
         folder: The folder.
         slice: The part of this worker: image i for k = i mod n.
         thumbnail_px: Longest side of a small copy to keep beside each vector; `None` keeps none.
-        digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
-            and modification time. Slow, but copies count as the same input.
+        digest: Know files in the ledger by SHA-256 of their contents alone, however large they
+            are; see `vdr_db.ingest.identity`.
 
     Raises:
         InputError: It is no folder, cannot be read, or holds no image.
@@ -65,27 +66,35 @@ class ImageFolderSource:
         self.thumbnail_px = thumbnail_px
         self.description: Mapping[str, Any] | None = {
             "images": self._identity(digest),
+            "place": os.path.abspath(folder),
             "thumbnail_px": thumbnail_px,
             "slice": str(self.slice),
         }
 
     def _identity(self, digest: bool) -> dict[str, Any]:
-        """Number of the images, and a hash of what tells each from another or a changed one."""
-        hashed, count = hashlib.sha256(), 0
+        """Number of the images, and hashes of what tells each from another or a changed one."""
+        told, contents = hashlib.sha256(), hashlib.sha256()
+        count = size = 0
+        is_hashed = True
         for name in walk_images(self.folder):
             facts: list[Any] = [name]
+            path = self.folder / name
             with suppress(OSError):  # it is refused when its turn comes
-                status = os.stat(self.folder / name)
-                told = image_digest(self.folder / name) if digest else status.st_mtime_ns
-                facts += [status.st_size, told]
-            hashed.update(json.dumps(facts).encode() + b"\n")
+                status = os.stat(path)
+                size += status.st_size
+                is_hashed = digest or size <= HASHED_BYTES
+                content = image_digest(path) if is_hashed else ""
+                contents.update(json.dumps([name, content]).encode() + b"\n")
+                facts += [status.st_size, content if digest else status.st_mtime_ns]
+            told.update(json.dumps(facts).encode() + b"\n")
             count += 1
         if not count:
             raise InputError(
                 f"{self.folder} must hold images (files that end in "
                 f"{', '.join(IMAGE_SUFFIXES)}), got none."
             )
-        return {"count": count, "sha256": hashed.hexdigest()}
+        identity: dict[str, Any] = {"count": count, "sha256": told.hexdigest()}
+        return {**identity, "content": contents.hexdigest()} if is_hashed else identity
 
     def records(self) -> Iterator[Record]:
         """The images of this slice; their `source` is the path, nothing is opened."""

@@ -7,17 +7,20 @@ store acknowledged it *and* the store's `flush` returned, so a settled record su
 store itself survives after a flush. What was written but not yet settled is written again after a
 kill; writes are upserts, so that changes nothing.
 
-Nothing of the documents is kept but a sample of at most 64 ids with their vectors, for the checks
-at the end and at resume. Addresses and keys of stores are never written.
+One file holds a run for every input that went through it, told apart by the names of its files, so
+that another input simply goes on. Nothing of the documents is kept but a sample of at most 64 ids
+with their vectors, for the checks at the end and at resume. Addresses and keys of stores are never
+written.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,25 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, StoreUnavailable
+from vdr_db.ingest.identity import input_change, is_same_input, run_difference
 
 __all__ = ["Ledger", "Ranges", "Sampled"]
 
-_FORMAT = 1
+_FORMAT = 2
+_TABLES = ("settled", "counters", "sample")
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS settled (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs
+    (run INTEGER PRIMARY KEY, description TEXT NOT NULL, is_complete INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS settled
+    (start INTEGER NOT NULL, stop INTEGER NOT NULL, run INTEGER NOT NULL DEFAULT 1);
+CREATE TABLE IF NOT EXISTS counters
+    (name TEXT NOT NULL, value INTEGER NOT NULL, run INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE IF NOT EXISTS sample
-    (slot INTEGER PRIMARY KEY, id TEXT NOT NULL, indices BLOB NOT NULL, weights BLOB NOT NULL);
+    (slot INTEGER NOT NULL, id TEXT NOT NULL, indices BLOB NOT NULL, weights BLOB NOT NULL,
+     run INTEGER NOT NULL DEFAULT 1);
 """
+# Format 1 held one run, described in a table of names and values.
+_OLD_RUN = "SELECT value FROM run WHERE name = ?"
 
 
 class Ranges:
@@ -111,23 +122,34 @@ class Sampled:
     weights: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class LastRun:
+    """What a ledger knows of an input: the store's name, and whether it ended and is unchanged."""
+
+    store: str
+    is_complete: bool
+    is_same: bool
+
+
 class Ledger:
-    """The file behind one ingest; opened by one process at a time.
+    """The file behind an ingest; opened by one process at a time.
 
     Args:
         path: The file; made when missing. SQLite keeps a `-wal` file beside it while open.
-        description: What is being ingested into what; a ledger of something else is refused.
-        restart: Forget what the file holds instead of resuming.
+        description: What is being ingested into what. Where the file knows the same input with
+            anything settled, encoder, store and policy must be the same too.
+        restart: Forget what the file holds of this input instead of resuming.
 
     Attributes:
         settled: Numbers of settled records as of the last commit.
         counters: Totals as of the last commit.
         sample: Documents to check.
         is_resumed: Whether the file already knew settled records.
+        run: Number of this input's run in the file, from 1.
 
     Raises:
-        ConfigError: The file is no ledger, belongs to another input, encoder, store or slice, or
-            is open in another process.
+        ConfigError: The file is no ledger, holds settled records of the same input with another
+            encoder, store or slice or of an earlier state of it, or is open in another process.
         StoreUnavailable: The file cannot be written.
     """
 
@@ -138,17 +160,38 @@ class Ledger:
         self._wanted = json.loads(json.dumps(description, sort_keys=True))
         self._connection = self._open()
         try:
-            self._adopt(restart)
+            self.run = self._adopt(restart)
         except BaseException:
             self._connection.close()
             raise
-        self.settled = Ranges(self._connection.execute("SELECT start, stop FROM settled"))
-        self.counters = dict(self._connection.execute("SELECT name, value FROM counters"))
+        self.settled = Ranges(self._rows("start, stop FROM settled"))
+        self.counters = dict(self._rows("name, value FROM counters"))
         self.sample = [
             Sampled(json.loads(id), np.frombuffer(ids, np.int32), np.frombuffer(w, np.float32))
-            for id, ids, w in self._connection.execute("SELECT id, indices, weights FROM sample")
+            for id, ids, w in self._rows("id, indices, weights FROM sample")
         ]
         self.is_resumed = len(self.settled) > 0
+
+    @classmethod
+    def last_of(cls, path: str | os.PathLike[str], input: Mapping[str, Any]) -> LastRun | None:
+        """The run of an input that a file knows; `None` without one.
+
+        Raises:
+            ConfigError: The file is no ledger, or open in another process.
+        """
+        if not Path(path).exists():
+            return None
+        ledger = cls.__new__(cls)
+        ledger.path, ledger._wanted = Path(path), {"input": json.loads(json.dumps(input))}
+        ledger._connection = ledger._open()
+        with closing(ledger._connection):
+            known = ledger._known()
+            if known is None:
+                return None
+            ledger.run, stored = known
+            is_same = input_change(stored["input"], ledger._wanted["input"]) is None
+            name = str((stored.get("store") or {}).get("name"))
+            return LastRun(name, ledger.is_complete, is_same)
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.parent.is_dir():
@@ -165,48 +208,83 @@ class Ledger:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            number = connection.execute("PRAGMA user_version").fetchone()[0]
+            if "run" in tables:
+                number = json.loads(connection.execute(_OLD_RUN, ("format",)).fetchone()[0])
+            if number not in (0, 1, _FORMAT):
+                raise ConfigError(
+                    f"the ledger {self.path} has format {number}, this version writes {_FORMAT}; "
+                    "finish with the version that began, or name another file."
+                )
+            renew = "" if "run" not in tables else _renewal()
+            # A script ends no transaction of its own accord when one of its lines fails.
+            connection.executescript(
+                f"BEGIN IMMEDIATE;{renew or _SCHEMA}PRAGMA user_version = {_FORMAT};COMMIT;"
+            )
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return connection
 
-    def _adopt(self, restart: bool) -> None:
-        """Checks that the file is about the wanted run, or makes it so."""
-        stored = self._read("description")
-        number = self._read("format")
-        if number is not None and number != _FORMAT:
+    def _adopt(self, restart: bool) -> int:
+        """The number of the wanted run, once the file is about it."""
+        known = self._known()
+        if known is None:
+            with self._transaction() as connection:
+                number = connection.execute(
+                    "INSERT INTO runs (description) VALUES (?)", (self._text(),)
+                ).lastrowid
+            assert number is not None
+            return number
+        self.run, stored = known
+        # What was only refused, say for a wrong name of a field, may be taken up in another way.
+        stored_any = "name IN ('acknowledged', 'existing', 'unchanged') AND value > 0"
+        is_empty = not self._connection.execute(
+            f"SELECT 1 FROM counters WHERE run = ? AND {stored_any}", (self.run,)
+        ).fetchall()
+        difference = run_difference(stored, self._wanted)
+        if difference is not None and not (restart or is_empty):
             raise ConfigError(
-                f"the ledger {self.path} has format {number}, this version writes {_FORMAT}; "
-                "finish with the version that began, or restart."
+                f"the ledger {self.path} knows this input and {difference}; restart to write "
+                "everything again (--restart), or give this run a ledger of its own (--ledger)."
             )
-        if stored is not None and not restart:
-            differences = [
-                name
-                for name in sorted({*stored, *self._wanted})
-                if stored.get(name) != self._wanted.get(name)
-            ]
-            if differences:
-                shown = "; ".join(
-                    f"{name}: {_short(stored.get(name))} (ledger) against "
-                    f"{_short(self._wanted.get(name))} (now)"
-                    for name in differences
-                )
-                raise ConfigError(
-                    f"the ledger {self.path} belongs to another run ({shown}); give this run a "
-                    "ledger of its own, or restart to write everything again."
-                )
-            return
         with self._transaction() as connection:
-            for table in ("settled", "counters", "sample"):
-                connection.execute(f"DELETE FROM {table}")
-            self._write(connection, "format", _FORMAT)
-            self._write(connection, "description", self._wanted)
-            self._write(connection, "is_complete", False)
+            if difference is not None or restart:
+                for table in _TABLES:
+                    connection.execute(f"DELETE FROM {table} WHERE run = ?", (self.run,))
+            # What does not count as a difference, such as the time of a file, is kept up.
+            connection.execute(
+                "UPDATE runs SET description = ?, is_complete = is_complete AND ? WHERE run = ?",
+                (self._text(), difference is None and not restart, self.run),
+            )
+        return self.run
+
+    def _known(self) -> tuple[int, dict[str, Any]] | None:
+        """Number and description of the run of the wanted input, whatever its state was then."""
+        rows = self._connection.execute("SELECT run, description FROM runs ORDER BY run")
+        runs = [(int(number), json.loads(text)) for number, text in rows]
+        wanted = self._wanted["input"]
+        for fits in (lambda one: input_change(one, wanted) is None, lambda one: True):
+            for number, stored in runs:
+                if is_same_input(stored["input"], wanted) and fits(stored["input"]):
+                    return number, stored
+        return None
+
+    def _text(self) -> str:
+        return json.dumps(self._wanted, sort_keys=True)
+
+    def _rows(self, what: str) -> list[Any]:
+        return self._connection.execute(f"SELECT {what} WHERE run = ?", (self.run,)).fetchall()
 
     @property
     def is_complete(self) -> bool:
         """Whether the run that this ledger describes came to its end."""
-        return bool(self._read("is_complete"))
+        return bool(self._rows("is_complete FROM runs")[0][0])
+
+    @property
+    def quarantine(self) -> str:
+        """The usual file for what this run refuses."""
+        return f"{self.path}{'' if self.run == 1 else f'.{self.run}'}.quarantine.jsonl"
 
     def commit(
         self,
@@ -222,21 +300,24 @@ class Ledger:
             StoreUnavailable: The file cannot be written, for example because the disk is full; the
                 last committed state is untouched.
         """
+        run = self.run
         with self._transaction() as connection:
-            connection.execute("DELETE FROM settled")
-            connection.executemany("INSERT INTO settled VALUES (?, ?)", list(settled))
+            for table in _TABLES:
+                connection.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
             connection.executemany(
-                "INSERT OR REPLACE INTO counters VALUES (?, ?)", list(counters.items())
+                "INSERT INTO settled VALUES (?, ?, ?)", [(*one, run) for one in settled]
             )
-            connection.execute("DELETE FROM sample")
             connection.executemany(
-                "INSERT INTO sample VALUES (?, ?, ?, ?)",
+                "INSERT INTO counters VALUES (?, ?, ?)", [(*one, run) for one in counters.items()]
+            )
+            connection.executemany(
+                "INSERT INTO sample VALUES (?, ?, ?, ?, ?)",
                 [
-                    (slot, json.dumps(one.id), one.indices.tobytes(), one.weights.tobytes())
+                    (slot, json.dumps(one.id), one.indices.tobytes(), one.weights.tobytes(), run)
                     for slot, one in enumerate(sample)
                 ],
             )
-            self._write(connection, "is_complete", is_complete)
+            connection.execute("UPDATE runs SET is_complete = ? WHERE run = ?", (is_complete, run))
         self.settled = settled.copy()
         self.counters = dict(counters)
         self.sample = list(sample)
@@ -268,15 +349,6 @@ class Ledger:
                 raise self._translated(error) from error
             raise
 
-    def _read(self, name: str) -> Any:
-        row = self._connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    @staticmethod
-    def _write(connection: sqlite3.Connection, name: str, value: Any) -> None:
-        text = json.dumps(value, sort_keys=True)
-        connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (name, text))
-
     def _translated(self, error: sqlite3.Error) -> ConfigError | StoreUnavailable:
         text = str(error)
         if "locked" in text or "busy" in text:
@@ -294,6 +366,14 @@ class Ledger:
         )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 120 else text[:117] + "..."
+def _renewal() -> str:
+    """What turns a file of format 1 into one of this format."""
+    moved = "".join(f"ALTER TABLE {table} RENAME TO old_{table};" for table in _TABLES)
+    kept = "".join(
+        f"INSERT INTO {table} SELECT *, 1 FROM old_{table};DROP TABLE old_{table};"
+        for table in _TABLES
+    )
+    described = "(SELECT value FROM run WHERE name = 'description')"
+    done = "(SELECT value = 'true' FROM run WHERE name = 'is_complete')"
+    runs = f"INSERT INTO runs SELECT 1, {described}, {done} WHERE {described} IS NOT NULL;"
+    return f"{moved}{_SCHEMA}{kept}{runs}DROP TABLE run;"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vdr_db.connectors.base import Documents, EmptyRows
 from vdr_db.connectors.retry import RetryPolicy
+from vdr_db.counts import counted
 from vdr_db.errors import ConfigError
 
 __all__ = ["IngestOptions"]
@@ -66,11 +67,9 @@ class IngestOptions:
         for name in ("batch_bytes", "queue_bytes", "checkpoint_documents", "checkpoint_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"`{name}` must be greater than 0, got {getattr(self, name)!r}.")
-        for name in ("writers", "batch_documents"):
+        for name, least in (("writers", 1), ("batch_documents", 1), ("max_errors", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value!r}.")
-        if self.max_errors is not None and self.max_errors < 0:
-            raise ConfigError(f"`max_errors` must not be negative, got {self.max_errors}.")
+            if value is not None:
+                object.__setattr__(self, name, counted(name, value, least=least))
         if self.skip == "unchanged" and not self.has_fingerprint:
             raise ConfigError("`skip='unchanged'` compares fingerprints: keep `has_fingerprint`.")

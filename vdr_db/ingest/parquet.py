@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vdr_db.errors import InputError, require
+from vdr_db.lines import shown
 from vdr_db.readers import Fields, Record, record_of
 
 __all__ = ["read_parquet"]
@@ -17,11 +18,14 @@ __all__ = ["read_parquet"]
 _ROWS_AT_ONCE = 1024
 
 
-def read_parquet(path: str | os.PathLike[str], *, fields: Fields | None = None) -> Iterator[Record]:
+def read_parquet(
+    path: str | os.PathLike[str], *, fields: Fields | None = None, lenient: bool = False
+) -> Iterator[Record]:
     """Records of one Parquet file, by the same field rules as JSON lines (`vdr_db.readers.Fields`).
 
     Missing values (null) leave the field out. Dates and times become ISO text, bytes are refused,
     so every payload can be written as JSON. `source` is `"FILE:ROW"` with rows counted from 1.
+    `lenient` is that of `vdr_db.readers.read_records`.
 
     Raises:
         InputError: The file is no Parquet file, or a row has no usable id or text.
@@ -29,9 +33,9 @@ def read_parquet(path: str | os.PathLike[str], *, fields: Fields | None = None) 
     """
     parquet = require("pyarrow.parquet", "parquet")
     fields = fields or Fields()
-    name = os.fspath(path)
+    name = shown(path)
     try:
-        file = parquet.ParquetFile(name, memory_map=False, pre_buffer=False)
+        file = parquet.ParquetFile(os.fspath(path), memory_map=False, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a readable Parquet file ({error}).") from error
     number = 0
@@ -42,9 +46,16 @@ def read_parquet(path: str | os.PathLike[str], *, fields: Fields | None = None) 
                     number += 1
                     present = {key: value for key, value in row.items() if value is not None}
                     source = f"{name}:{number}"
-                    record = record_of(present, fields, source, missing="missing or null")
-                    kept = {k: _json_like(v, k, source) for k, v in record.payload.items()}
-                    yield replace(record, payload=kept)
+                    try:
+                        record = record_of(present, fields, source, missing="missing or null")
+                        kept = {k: _json_like(v, k, source) for k, v in record.payload.items()}
+                        record = replace(record, payload=kept)
+                    except InputError as error:
+                        if not lenient:
+                            raise
+                        told = str(error).removeprefix(f"{source}: ")
+                        record = Record(source, "", {}, source, told)
+                    yield record
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

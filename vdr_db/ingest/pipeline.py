@@ -87,7 +87,7 @@ def ingest(
         if ledger is not None:
             opened = Ledger(os.fspath(ledger), run.description(), restart=options.restart)
             closing.callback(opened.close)
-            quarantine = quarantine or f"{os.fspath(ledger)}.quarantine.jsonl"
+            quarantine = quarantine or opened.quarantine
         refusals = None
         if quarantine is not None:
             is_resumed = opened is not None and opened.is_resumed

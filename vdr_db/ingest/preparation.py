@@ -189,6 +189,8 @@ class Preparation:
 
     def _payload(self, record: Record, *, is_spooled: bool) -> tuple[dict[str, Any], int]:
         """Payload as it is stored, and its size as JSON."""
+        if record.fault:
+            raise InputError(record.fault)
         checked_id(record.id)
         payload, _ = clean_payload(record.payload)
         given = payload.pop(FINGERPRINT_FIELD, None) if is_spooled else None

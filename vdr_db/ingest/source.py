@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
-from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError
+from vdr_db.ingest.identity import file_identities
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.quarantine import Refusal
 from vdr_db.readers import Fields, Format, Record, read_records
@@ -184,8 +183,8 @@ class FileSource:
         format: Format of all files; `None` decides by name. `"parquet"` needs the extra `parquet`.
         fields: Where id, text and payload are.
         slice: The part of this worker.
-        digest: Identify files in the ledger by SHA-256 of their contents, instead of name, size
-            and modification time. Slow, but copies count as the same input.
+        digest: Know files in the ledger by SHA-256 of their contents alone, however large they
+            are; see `vdr_db.ingest.identity`.
         unique: Whether a second record of a file with the same id is an error. Holds every id in
             memory; Parquet files are not looked at.
 
@@ -219,8 +218,10 @@ class FileSource:
         self.description = self._described(digest) if self.is_rereadable else None
 
     def _described(self, digest: bool) -> Mapping[str, Any]:
+        files = [_data_file(path) for path in self.paths]
         return {
-            "files": [file for path in self.paths for file in _identities(path, digest)],
+            "files": file_identities(files, digest=digest),
+            "place": [os.path.abspath(file) for file in files],
             "format": self._format,
             "fields": None if self._fields is None else repr(self._fields),
             "slice": str(self.slice),
@@ -241,12 +242,13 @@ class FileSource:
         if self._format == "parquet" or (self._format is None and path.endswith(".parquet")):
             from vdr_db.ingest.parquet import read_parquet
 
-            return read_parquet(path, fields=self._fields)
+            return read_parquet(path, fields=self._fields, lenient=True)
         return read_records(
             path,
             format=self._format,  # type: ignore[arg-type]
             fields=self._fields,
             unique=self._unique,
+            lenient=True,
         )
 
     def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
@@ -298,14 +300,9 @@ def _expanded(path: str) -> list[str]:
     return [os.path.join(path, name) for name in parts]
 
 
-def _identities(path: str, digest: bool) -> list[dict[str, Any]]:
+def _data_file(path: str) -> str:
+    """The file behind a path, which may be a BEIR folder."""
     if os.path.isdir(path):
-        ends = ("corpus.jsonl", "corpus.jsonl.gz")
-        path = next(str(Path(path, end)) for end in ends if Path(path, end).is_file())
-    status = os.stat(path)
-    identity: dict[str, Any] = {"name": os.path.basename(path), "size": status.st_size}
-    if digest:
-        identity["sha256"] = file_digest(path)
-    else:
-        identity["mtime_ns"] = status.st_mtime_ns
-    return [identity]
+        ends = (os.path.join(path, f"corpus.jsonl{end}") for end in ("", ".gz"))
+        return next(end for end in ends if os.path.isfile(end))
+    return path

@@ -31,6 +31,7 @@ from vdr_db.connectors.base import Documents
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError, StoreUnavailable, require
 from vdr_db.ingest.batches import Piece
+from vdr_db.ingest.identity import of_format_1, run_difference
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Slice
 from vdr_db.stamp import EncoderStamp
@@ -87,9 +88,17 @@ class SpoolWriter:
         self.folder = Path(folder)
         self.slice = slice
         self._part_rows = part_rows
+        # What earlier versions compared: one hash of all.
+        told = {
+            "input": of_format_1(description["input"]),
+            "encoder": description["encoder"],
+            "policy": list(description["policy"].values()),
+        }
+        self._description = json.loads(json.dumps(description))
         self._facts = {
             "format": SPOOL_FORMAT,
-            "run": hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest(),
+            "run": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
+            "described": self._description,
             "width": width,
             "stamp": None if stamp is None else stamp.to_dict(),
             "documents": documents,
@@ -115,10 +124,15 @@ class SpoolWriter:
                 path.unlink(missing_ok=True)
         for path in sorted(self.folder.glob(f"part-{stem}-*.parquet")):
             facts = self._read_facts(path)
+            difference = None
             if facts.get("run") != self._facts["run"]:
+                difference = "another input, encoder or options"
+                if "described" in facts:
+                    difference = run_difference(facts["described"], self._description)
+            if difference is not None:
                 raise ConfigError(
-                    f"{path} was made from another input, or with another encoder or options; "
-                    "use another folder, or restart to encode this slice again."
+                    f"{path} was made of something else: {difference}; use another folder, or "
+                    "restart to encode this slice again."
                 )
             for start, stop in facts["settled"]:
                 self.settled.add(start, stop)
@@ -202,7 +216,7 @@ class SpoolWriter:
                 if (path := self.folder / name)
             ]
             manifest = {
-                **self._facts,
+                **{name: fact for name, fact in self._facts.items() if name != "described"},
                 "slice": [self.slice.k, self.slice.n],
                 "read": read,
                 "refused": refused,

@@ -86,6 +86,7 @@ class SpoolSource:
         self.description: Mapping[str, Any] | None = {
             "spool": [{"name": one["name"], "sha256": one["sha256"]} for one in self._parts],
             "slice": str(chosen),
+            "place": os.path.abspath(folder),
         }
 
     def _read_manifest(self, path: Path) -> dict[str, Any]:

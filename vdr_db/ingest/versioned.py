@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vdr_db.errors import ConfigError, StoreError
+from vdr_db.ingest.ledger import Ledger
 from vdr_db.ingest.options import IngestOptions
-from vdr_db.ingest.pipeline import ingest
+from vdr_db.ingest.pipeline import as_source, ingest
 from vdr_db.ingest.progress import Progress, ProgressKind
 from vdr_db.ingest.report import IngestReport
 from vdr_db.ingest.source import Source
@@ -16,6 +18,10 @@ from vdr_db.ingest.stop import Stop
 from vdr_db.readers import Record
 
 __all__ = ["ingest_versioned"]
+
+
+class _Failed(StoreError):
+    pass
 
 
 class _Interrupted(Exception):
@@ -30,6 +36,7 @@ def ingest_versioned(
     *,
     encoder: Any = None,
     options: IngestOptions | None = None,
+    ledger: str | os.PathLike[str] | None = None,
     quarantine: str | os.PathLike[str] | None = None,
     progress: Progress | ProgressKind = "none",
     stop: Stop | None = None,
@@ -38,10 +45,11 @@ def ingest_versioned(
     """Ingests a whole input beside what is searched now; the name moves to it at the end.
 
     Searches see the old documents until everything is written and checked, and from then on the new
-    ones, which the name goes over to in one request. A run that is stopped, fails, or whose checks
-    fail leaves nothing behind but the old documents, and there is no ledger: the next one begins
-    anew. After a kill the half-filled collection stays, under a name with a number, for you to
-    delete. With a collection that is not there yet, this is an `ingest`.
+    ones, which the name goes over to in one request. With a ledger, a run that is stopped, killed
+    or fails is taken up by the next one with the same input, in the collection or index that it
+    began; without, it leaves nothing behind but the old documents, and after a kill a half-filled
+    collection under a name with a number. With a collection that is not there yet, this is an
+    `ingest`.
 
     Args:
         source: As in `ingest`.
@@ -49,7 +57,8 @@ def ingest_versioned(
         encoder: What turns texts into rows; `None` takes the collection's. With another one than
             now, the name changes its model.
         options: How to run; checks at the end belong to it.
-        quarantine: File that takes refused documents.
+        ledger: File that remembers what is settled in the new version; needed to resume.
+        quarantine: As in `ingest`.
         progress: Who is told how far it is.
         stop: Lets another thread or a signal handler end the run early.
         keep_old: Leave the old documents, without the name.
@@ -71,31 +80,54 @@ def ingest_versioned(
             "`collection` must be a VDRQdrant or VDRElasticsearch, got "
             f"{type(collection).__name__}; other stores have no versions."
         )
+    origin = as_source(source)
 
-    def run(target: Any) -> IngestReport:
+    def run(target: Any, options: IngestOptions) -> IngestReport:
         return ingest(
-            source,
+            origin,
             target,
             encoder=encoder,
             options=options,
+            ledger=ledger,
             quarantine=quarantine,
             progress=progress,
             stop=stop,
         )
 
-    if collection.store.width is None:
-        return run(collection)
+    store = collection.store
+    last = None
+    if ledger is not None and origin.description is not None:
+        last = Ledger.last_of(ledger, origin.description)
+    goes_on = last is not None and last.is_same and not options.restart
+    if store.width is None:
+        return run(collection, options)
+    if last is not None and goes_on and last.store == store.name and not last.is_complete:
+        return run(collection, options)  # the very first fill was cut short
+    into = None
+    if last is not None and store.is_unfinished(last.store):
+        into = last.store if goes_on else None
+        # A version that was finished may be an old one that `keep_old` asked for.
+        if into is None and not last.is_complete:
+            store.drop_unfinished(last.store)
+    options = options if into is not None else replace(options, restart=True)
     try:
-        with collection.rebuild(encoder, keep_old=keep_old) as fresh:
-            report = run(fresh)
+        with collection.rebuild(
+            encoder, keep_old=keep_old, into=into, keep_unfinished=ledger is not None
+        ) as fresh:
+            name = fresh.store.name
+            report = run(fresh, options)
             if report.is_interrupted:
                 raise _Interrupted(report)
             checks = report.verification
             if checks is None or not checks.is_passed:
                 told = "; ".join(() if checks is None else checks.problems)
-                raise StoreError(
+                raise _Failed(
                     f"the new version did not pass its checks, so nothing is changed: {told}."
                 )
     except _Interrupted as stopped:
         return stopped.report
+    except _Failed as error:
+        if ledger is not None:
+            store.drop_unfinished(name)
+        raise StoreError(str(error)) from error
     return report

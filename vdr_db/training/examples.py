@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.readers import BeirFolder, _json_rows, _lines
+from vdr_db.lines import checked_line, lines_of
+from vdr_db.readers import BeirFolder, json_rows
 
 __all__ = ["FORMATS", "Example", "Format", "Source", "read_examples"]
 
@@ -100,8 +101,8 @@ def _guess(path: Path) -> Format:
     if name.endswith(".tsv"):
         return "pairs"
     if name.endswith(".jsonl"):
-        first = next(_json_rows(path), None)
-        return "scored" if first is not None and "query" in first[0] else "dpr"
+        first, _ = next(json_rows(path), ({}, ""))
+        return "scored" if isinstance(first, dict) and "query" in first else "dpr"
     raise ConfigError(
         f"{path}: cannot tell the format of this training file; expected a BEIR folder, .tsv or "
         f".jsonl (and .gz), or set `format` to one of {FORMATS}."
@@ -112,10 +113,11 @@ def _rows(
     path: Path, format: Format, on_bad: Callable[[InputError], None] | None
 ) -> Iterator[tuple[Any, str]]:
     """Parsed lines with `FILE:LINE`; a line that is no JSON goes to `on_bad`."""
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        checked_line(line, where)
         if format == "pairs":
             yield line.rstrip("\r\n").split("\t"), where
             continue

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.readers import _json_rows
+from vdr_db.readers import json_rows
 
 __all__ = ["ImageExample", "Pair", "PairBatches", "read_pairs"]
 
@@ -66,8 +66,10 @@ def read_pairs(path: Path, *, on_bad: Callable[[InputError], None] | None = None
         InputError: The file cannot be read or a line is bad; the message names file and line.
     """
     pairs = []
-    for row, where in _json_rows(path):
+    for row, where in json_rows(path):
         try:
+            if isinstance(row, InputError):
+                raise row
             pairs.append(_parse(row, where, path.parent))
         except InputError as error:
             if on_bad is None:

@@ -1,0 +1,91 @@
+"""Lines of text files, gzip-compressed or not, in UTF-8."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TypeAlias, cast
+
+from vdr_db.errors import InputError
+
+__all__ = ["Row", "checked_line", "lines_of", "shown"]
+
+Row: TypeAlias = tuple[dict[str, Any] | InputError, str]
+"""What a record is made of, or why there is nothing, and `"FILE:LINE"`."""
+
+_PEEKED = 1 << 16
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """What a file is called in messages, sources and ids; bytes that are no UTF-8 are escaped."""
+    name = os.fspath(path)
+    return "<stdin>" if name == "-" else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """The bytes of a file or of standard input, unpacked when they are gzip."""
+    from_stdin = os.fspath(path) == "-"
+    if from_stdin and sys.stdin is None:
+        raise InputError(
+            "standard input is closed; pipe the input into the command, or name a file."
+        )
+    try:
+        raw = sys.stdin.buffer if from_stdin else open(path, "rb")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror}.") from error
+    try:
+        is_gzip = cast(Any, raw).peek(2)[:2] == b"\x1f\x8b"
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+    finally:
+        if not from_stdin:
+            raw.close()
+
+
+def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Line number from 1 and line, with its line end; byte order marks in front are dropped.
+
+    Bytes that are not UTF-8 become lone surrogates, which `checked_line` tells.
+    """
+    name = shown(path)
+    number = 0
+    with _opened(path) as stream:
+        buffered = io.BufferedReader(cast(Any, stream), _PEEKED)
+        try:
+            # Files of old programs end their lines in CR alone; then there is no LF at all.
+            head = buffered.peek(_PEEKED)
+            end = "\r" if b"\r" in head and b"\n" not in head else "\n"
+            text = io.TextIOWrapper(buffered, "utf-8", errors="surrogateescape", newline=end)
+            for number, line in enumerate(text, start=1):
+                yield number, line.removeprefix("\ufeff")
+            text.detach()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(
+                f"{name}:{number + 1}: the gzip data ends early or is damaged ({error}); "
+                "fetch the file again."
+            ) from error
+        except OSError as error:
+            raise InputError(f"{name}:{number + 1}: cannot be read: {error.strerror}.") from error
+
+
+def checked_line(line: str, source: str) -> str:
+    """A line whose bytes were UTF-8.
+
+    Raises:
+        InputError: They were not.
+    """
+    try:
+        if not line.isascii():
+            line.encode()
+    except UnicodeEncodeError as error:
+        column = len(line[: error.start].encode("utf-8", "surrogateescape")) + 1
+        raise InputError(
+            f"{source}: byte 0x{ord(line[error.start]) - 0xDC00:02x} at column {column} is not "
+            "UTF-8; convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
+        ) from error
+    return line
