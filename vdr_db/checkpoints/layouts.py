@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vdr_db.checkpoints.assets import fetch
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.plan import Entry, Layout, Plan, TowerPlan, model_max_length
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
@@ -77,8 +78,11 @@ def _read_own(folder: Path) -> Plan:
     try:
         query = saved["query"]
         document = saved["document"]
+        # Weights and tokenizer may be those of a model known by name, so that they lie there once.
+        lender = saved.get("weights_of")
         return Plan(
-            folder=folder,
+            folder=folder if lender is None else fetch(lender),
+            ignored=() if lender is None else ("document.", "query."),
             layout="vdr_db",
             family=find_family(config),
             head=saved["head"],

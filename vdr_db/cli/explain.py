@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vdr_db.cli.exits import DONE, NOTHING_FOUND
 from vdr_db.cli.images import image_payload, show_image
 from vdr_db.cli.options import (
+    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_model_options,
     add_store_options,
@@ -219,20 +220,18 @@ def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
         with opened(arguments, encoder=None) as collection:
             stamp = collection.store.stamp
         arguments.model = stamp.model if stamp else None
-    if arguments.model is None:
-        _refuse_text_model(DEFAULT_MODEL)
-    with _naming_the_fix(arguments.model):
+    name = arguments.model or DEFAULT_IMAGE_MODEL
+    with _naming_the_fix(name):
         from vdr_db.encoders.image import ImageEncoder
 
         options = {} if arguments.k is None else {"k": arguments.k}
-        return ImageEncoder.from_pretrained(arguments.model, device=arguments.device, **options)
+        return ImageEncoder.from_pretrained(name, device=arguments.device, **options)
 
 
 def _load_both(arguments: argparse.Namespace) -> CrossModalEncoder:
-    if arguments.model is None:
-        _refuse_text_model(DEFAULT_MODEL)
-    with _naming_the_fix(arguments.model):
-        return load_cross_modal(arguments)
+    name = arguments.model or DEFAULT_IMAGE_MODEL
+    with _naming_the_fix(name):
+        return load_cross_modal(arguments, name=name)
 
 
 @contextmanager
@@ -249,8 +248,8 @@ def _naming_the_fix(model: str) -> Iterator[None]:
 def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
     raise ConfigError(
         f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
-        "NAME_OR_FOLDER of a cross-modal model, such as vsearch/vdr-cross-modal; docs/images.md "
-        "tells how to build a small one."
+        f"NAME_OR_FOLDER of a cross-modal model, such as {DEFAULT_IMAGE_MODEL} for pictograms or "
+        "vsearch/vdr-cross-modal."
     ) from error
 
 

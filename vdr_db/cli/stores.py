@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vdr_db.cli.options import THUMBNAIL_PX, fields_of
+from vdr_db.cli.options import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, THUMBNAIL_PX, fields_of
 from vdr_db.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def open_source(
             raise ConfigError("--tokens is for texts: an image has no tokens.")
         px = THUMBNAIL_PX if arguments.thumbnails else None
         images = ImageFolderSource(arguments.images, slice=slice, thumbnail_px=px, digest=digest)
-        return images, load_cross_modal(arguments)
+        return images, load_cross_modal(arguments, name=DEFAULT_IMAGE_MODEL)
     if arguments.thumbnails:
         raise ConfigError("--thumbnails is for --images FOLDER: a text has no image.")
     files = FileSource(
@@ -167,8 +167,8 @@ def load_model_for_texts(
         with QdrantStore(arguments.collection, **place) as store:
             stamp = store.stamp
         if stamp is not None and stamp.head.endswith("+image"):
-            return load_cross_modal(arguments)
-    return load_model(arguments)
+            return load_cross_modal(arguments, name=stamp.model)
+    return load_model(arguments, name=DEFAULT_MODEL)
 
 
 def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:
