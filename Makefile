@@ -3,7 +3,7 @@
 # make check  formatting, lint and types alone
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
-# make train-tiny-image  builds the model of texts and images, into build/vdr-tiny-image (needs npm)
+# make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
 # make gpu    kernel tests and benchmarks on a CUDA device (see benchmarks/README.md)
 
 PYTHON ?= python3
@@ -66,7 +66,8 @@ train-tiny: $(VENV)/ready-test
 train-tiny-image: CACHE ?= build/train-tiny-image
 train-tiny-image: $(VENV)/ready-test
 	$(BIN)/python -m pip install --quiet resvg-py
-	$(BIN)/python scripts/train_tiny_image.py --cache $(CACHE) --out build/vdr-tiny-image --dense
+	$(BIN)/python scripts/train_tiny_image.py --cache $(CACHE) --out vdr_db/models/vdr-tiny-image \
+		--dense
 
 gpu: $(VENV)/ready-test
 	$(BIN)/python benchmarks/bench_kernels.py

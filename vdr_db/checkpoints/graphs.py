@@ -181,6 +181,11 @@ def _place(plan: Plan, where: TowerPlan) -> Path:
     return where.folder or plan.folder
 
 
+def _graph_file(folder: Path, where: TowerPlan) -> Path:
+    """Named after the weights that it is for, which other folders may borrow."""
+    return folder / f"{where.body_prefix.partition('.')[0] or 'model'}.onnx"
+
+
 def runtime_of(
     plan: Plan,
     vocabulary: Vocabulary,
@@ -230,7 +235,7 @@ def open_text_towers(
         used[folder] = used.get(folder, set()) | known
         weights = stored_weights(checkpoint, names)
         towers[side] = OnnxTextTower(
-            folder / f"{side}.onnx",
+            _graph_file(folder, where),
             weights,
             where.family.body_config(where.config),
             head_name=plan.head,
@@ -264,7 +269,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
     vocabulary = Vocabulary.from_tokenizer(read_tokenizer(plan.folder), plan.vocabulary)
     rows = as_range(matrix_rows(vocabulary))
     files = []
-    for side, where in _sides(plan).items():
+    for where in _sides(plan).values():
         if where.family is None or plan.head not in ("vdr", "mlm"):
             raise ConfigError(
                 f"{folder} must have a body of the BERT, DistilBERT or RoBERTa family and a head "
@@ -276,7 +281,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         weights = stored_weights(checkpoint, weight_names(plan, where, checkpoint)[0])
         config = where.family.body_config(where.config)
         graph = text_graph(weights, place, config, plan.head, rows)
-        (place / f"{side}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
+        _graph_file(place, where).write_bytes(graph.SerializeToString(deterministic=True))
         files.append(place / SAFETENSORS)
     known = graph_settings(list(dict.fromkeys(files)), vocabulary.kind)
     settings = {**settings_of(file), GRAPHS: known}

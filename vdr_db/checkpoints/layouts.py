@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vdr_db.checkpoints.assets import fetch
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import (
@@ -88,11 +89,15 @@ def _read_own(folder: Path) -> Plan:
         )
     try:
         query, document = saved["query"], saved["document"]
-        place = folder / document.get("folder", "")
-        query_place = folder / query.get("folder", "")
+        # Weights and tokenizer may be those of a model known by name, so that they lie there once.
+        lender = saved.get("weights_of")
+        base = folder if lender is None else fetch(lender)
+        place = base / document.get("folder", "")
+        query_place = base / query.get("folder", "")
         gate = query.get("gate")
         return Plan(
             folder=place,
+            ignored=() if lender is None else ("document.", "query."),
             layout="vdr_db",
             head=saved["head"],
             activation=saved["activation"],

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vdr_db.cli.options import (
+    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_field_options,
     add_image_options,
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; or use --input")
     parser.add_argument("--input", metavar="FILE", help="file of texts, - for standard input")
     add_field_options(parser)
-    add_model_options(parser, default=DEFAULT_MODEL)
+    shown = f"{DEFAULT_MODEL}, {DEFAULT_IMAGE_MODEL} with --images"
+    add_model_options(parser, default=None, shown=shown)
     parser.add_argument("--queries", action="store_true", help="encode as queries, not documents")
     parser.add_argument("--top", type=int, default=16, help="words shown per text (default: 16)")
     parser.add_argument(
@@ -75,7 +77,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         records = read_records(
             arguments.input, format=arguments.format, fields=fields_of(arguments)
         )
-    encoder = load_model(arguments)
+    encoder = load_model(arguments, name=DEFAULT_MODEL)
     encode = encoder.encode_queries if arguments.queries else encoder.encode_documents
     parts: list[SparseRows] = []
     count = nonzeros = 0

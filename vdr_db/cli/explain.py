@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vdr_db.cli.exits import DONE, NOTHING_FOUND
 from vdr_db.cli.images import image_payload, show_image
 from vdr_db.cli.options import (
+    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_model_options,
     add_store_options,
@@ -102,8 +103,8 @@ def _explain_pair(arguments: argparse.Namespace, query: str) -> int:
     """Why an image matches a text, without a collection."""
     from vdr_db.connectors import Collection, MemoryStore
 
-    with _naming_the_fix(arguments.model):
-        encoder = load_cross_modal(arguments)
+    with _naming_the_fix(arguments.model or DEFAULT_IMAGE_MODEL):
+        encoder = load_cross_modal(arguments, name=DEFAULT_IMAGE_MODEL)
     file = Path(arguments.image)
     with Collection(MemoryStore(), encoder) as collection:
         try:
@@ -211,31 +212,30 @@ def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
         with opened(arguments) as collection:
             stamp = collection.store.stamp
         arguments.model = stamp.model if stamp else None
-    with _naming_the_fix(arguments.model):
+    name = arguments.model or DEFAULT_IMAGE_MODEL
+    with _naming_the_fix(name):
         from vdr_db.encoders.image import ImageEncoder
 
         options = {} if arguments.k is None else {"k": arguments.k}
-        return ImageEncoder.from_pretrained(arguments.model, device=arguments.device, **options)
+        return ImageEncoder.from_pretrained(name, device=arguments.device, **options)
 
 
 @contextmanager
-def _naming_the_fix(model: str | None) -> Iterator[None]:
+def _naming_the_fix(model: str) -> Iterator[None]:
     """Says of a model that lacks an image encoder what to do about it."""
     try:
-        if model is None:
-            _refuse_text_model(DEFAULT_MODEL)
         yield
     except ConfigError as error:
         if "must hold an image encoder" not in str(error):
             raise
-        _refuse_text_model(model or DEFAULT_MODEL, error)
+        _refuse_text_model(model, error)
 
 
-def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
+def _refuse_text_model(model: str, error: ConfigError) -> NoReturn:
     raise ConfigError(
         f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
-        "NAME_OR_FOLDER of a cross-modal model, such as vsearch/vdr-cross-modal; docs/images.md "
-        "tells how to build a small one."
+        f"NAME_OR_FOLDER of a cross-modal model, such as {DEFAULT_IMAGE_MODEL} for pictograms or "
+        "vsearch/vdr-cross-modal."
     ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, get_args
 
-from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
+from vdr_db.checkpoints.assets import ASSETS, DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, SHIPPED
 from vdr_db.readers import Fields, Kind
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_COLLECTION",
+    "DEFAULT_IMAGE_MODEL",
     "DEFAULT_MODEL",
     "MODES",
     "THUMBNAIL_PX",
@@ -34,9 +35,11 @@ THUMBNAIL_PX = 64
 """Longest side of the small copies of `--thumbnails`."""
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """`--model`, `--device`, `--k` and `--max-length`."""
-    shown = default or "the one the collection was made with"
+def add_model_options(
+    parser: argparse.ArgumentParser, *, default: str | None, shown: str | None = None
+) -> None:
+    """`--model`, `--device`, `--k` and `--max-length`; `shown` tells what no name stands for."""
+    shown = shown or default or "the one the collection was made with"
     parser.add_argument(
         "--model",
         default=default,
@@ -142,7 +145,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         "--images",
         metavar="FOLDER",
         help="instead of texts, the images in this folder and below; their ids are their paths in "
-        "it; needs a --model that reads images",
+        "it; a --model must be one that reads images",
     )
     parser.add_argument(
         "--thumbnails",

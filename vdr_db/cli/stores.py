@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.cli.options import DEFAULT_COLLECTION, THUMBNAIL_PX, fields_of
+from vdr_db.cli.options import (
+    DEFAULT_COLLECTION,
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_MODEL,
+    THUMBNAIL_PX,
+    fields_of,
+)
 from vdr_db.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -144,7 +150,7 @@ def open_source(
             raise ConfigError("--tokens is for texts: an image has no tokens.")
         px = THUMBNAIL_PX if arguments.thumbnails else None
         images = ImageFolderSource(arguments.images, slice=slice, thumbnail_px=px, digest=digest)
-        return images, load_cross_modal(arguments)
+        return images, load_cross_modal(arguments, name=DEFAULT_IMAGE_MODEL)
     if arguments.thumbnails:
         raise ConfigError("--thumbnails is for --images FOLDER: a text has no image.")
     files = FileSource(
@@ -156,8 +162,9 @@ def open_source(
         unique=unique,
     )
     stamp = stamp_of(arguments) if getattr(arguments, "store", None) else None
-    has_images = stamp is not None and stamp.head.endswith("+image")
-    return files, load_cross_modal(arguments) if has_images else load_model(arguments)
+    if stamp is not None and stamp.head.endswith("+image"):
+        return files, load_cross_modal(arguments, name=stamp.model)
+    return files, load_model(arguments, name=DEFAULT_MODEL)
 
 
 def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:
