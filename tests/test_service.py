@@ -307,7 +307,8 @@ def test_a_key_is_asked_for(tiny_splade):
             assert answer.status_code == 401, path
             is_page = path in ("/", "/nowhere")
             assert answer.headers["www-authenticate"].startswith("Basic" if is_page else "Bearer")
-        assert client.post("/embed_sparse", json={"inputs": "x"}).status_code == 401
+        body = {"inputs": ["x" * 2000] * 8}
+        assert client.post("/embed_sparse", json=body).status_code == 401
         for wrong in ({"api-key": "x"}, {"authorization": "Bearer"}, {"authorization": "Basic ?"}):
             assert client.get("/api/info", headers=wrong).status_code == 401
         assert client.get("/api/info", auth=("me", "wrong")).status_code == 401

@@ -68,6 +68,21 @@ def test_adapters_of_langchain_travel(tiny_splade, travel):
     assert travel(retriever).invoke("tea leaves") == retriever.invoke("tea leaves")
 
 
+def test_a_copied_retriever_asks_the_same_store(tiny_splade):
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("langchain_qdrant")
+    from vdr_db.connectors import VDRQdrant
+    from vdr_db.integrations.langchain import VDRRetriever
+
+    with VDRQdrant("articles", tiny_splade, path=":memory:") as articles:
+        articles.add_texts(TEXTS, ids=[1, 2, 3])
+        retriever = VDRRetriever(collection=articles, limit=2)
+        other = copy.deepcopy(retriever)
+        assert other is not retriever
+        assert (other.collection, other.limit) == (articles, 2)
+        assert other.invoke("tea leaves") == retriever.invoke("tea leaves")
+
+
 def test_adapters_of_elasticsearch_and_haystack_travel(tiny_splade, travel):
     pytest.importorskip("elasticsearch.helpers.vectorstore")
     from vdr_db.integrations.elasticsearch import VDREmbeddingService

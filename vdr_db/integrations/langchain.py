@@ -72,6 +72,13 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
     score_key: str = "score"
     words_key: str = "matched_words"
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> VDRRetriever:
+        """A copy; it asks the same collection, which is open once."""
+        copied: VDRRetriever = super().__deepcopy__(
+            {**(memo or {}), id(self.collection): self.collection}
+        )
+        return copied
+
     def _get_relevant_documents(
         self,
         query: str,

@@ -96,9 +96,10 @@ def make_app(
     _add_pages(app, service, limits)
     _add_api(app, service, limits)
     _add_about(app, service, state, watch)
-    add_encoding(app, service, limits)
+    decodes = asyncio.Semaphore(limits.decodes)
+    add_encoding(app, service, limits, decodes)
     if service.images is not None:
-        _add_uploads(app, service, limits)
+        _add_uploads(app, service, limits, decodes)
     if writes:
         add_writing(app, service, limits, _asked)
     describe(app, has_key=api_key is not None)
@@ -218,9 +219,10 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
         )
 
 
-def _add_uploads(app: FastAPI, service: SearchService, limits: Limits) -> None:
+def _add_uploads(
+    app: FastAPI, service: SearchService, limits: Limits, decodes: asyncio.Semaphore
+) -> None:
     Filter = _filter(limits)
-    decodes = asyncio.Semaphore(limits.decodes)
 
     async def found_by(image: UploadFile, limit: int, filter: str | None = None) -> Found:
         conditions = _conditions(filter)

@@ -74,9 +74,10 @@ class EncodeAnswer(BaseModel):
     vectors: list[Vector]
 
 
-def add_encoding(app: FastAPI, service: SearchService, limits: Limits) -> None:
-    """Adds both routes to an application."""
-    decodes = asyncio.Semaphore(limits.decodes)
+def add_encoding(
+    app: FastAPI, service: SearchService, limits: Limits, decodes: asyncio.Semaphore
+) -> None:
+    """Adds both routes to an application; who decodes images holds `decodes`."""
 
     async def encoded(side: Side, texts: Sequence[str], *, cuts: bool = True) -> SparseRows:
         _check_count(len(texts), limits)

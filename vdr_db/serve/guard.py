@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vdr_db.serve.limits import Limits
@@ -133,32 +134,40 @@ class Guard:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = {name.lower(): value for name, value in scope["headers"]}
-        host, path = given.get(b"host", b"").decode("latin-1"), scope["path"]
         is_read = scope["method"] in ("GET", "HEAD")
-        if not self._knows(host):
-            await _refuse(send, scope, 421, "This host name is not served here.")
-        elif not is_read and self._is_foreign(given, host):
+        refused = self._refused(scope, given, is_read)
+        if refused is not None:
             # A connection that closes on unread bytes is reset, and takes the answer with it.
-            if _fits(given.get(b"content-length", b"none"), _FORM_BYTES):
-                while (await receive()).get("more_body"):
-                    pass
-            await _refuse(send, scope, 403, "A page of another site cannot send this here.")
-        elif path in OPEN:
-            await self.app(_as_get(scope), receive, send)
-        elif self.key is not None and not self._has_key(given):
-            realm = "Basic" if wants_page(scope) else "Bearer"
-            more = {"www-authenticate": f'{realm} realm="vdr-db"'}
-            await _refuse(send, scope, 401, "An API key is needed here.", more)
-        elif self.state.active > self.limits.requests:
-            said = f"{self.limits.requests} requests are going on; come again in a second."
-            await _refuse(send, scope, _overloaded(path), said, {"retry-after": "1"})
+            if not is_read and _fits(given.get(b"content-length", b"none"), _FORM_BYTES):
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(_read_on(receive), self.limits.body_s)
+            await _refuse(send, scope, *refused)
         elif is_read:
             await self.app(_as_get(scope), receive, self._bounded(send, scope))
-        elif not _fits(given.get(b"content-length"), self.most):
-            said = f"A body may have {self.limits.upload_bytes:,} bytes."
-            await _refuse(send, scope, 413, said)
         else:
             await self._receive_body(scope, receive, self._bounded(send, scope))
+
+    def _refused(
+        self, scope: Scope, given: Mapping[bytes, bytes], is_read: bool
+    ) -> tuple[int, str, dict[str, str]] | None:
+        """Status, reason and headers where a request is refused before its body is read."""
+        host, path = given.get(b"host", b"").decode("latin-1"), scope["path"]
+        if not self._knows(host):
+            return 421, "This host name is not served here.", {}
+        if not is_read and self._is_foreign(given, host):
+            return 403, "A page of another site cannot send this here.", {}
+        if path in OPEN:
+            return None
+        if self.key is not None and not self._has_key(given):
+            scheme = "Basic" if wants_page(scope) else "Bearer"
+            asked = {"www-authenticate": f'{scheme} realm="vdr-db"'}
+            return 401, "An API key is needed here.", asked
+        if self.state.active > self.limits.requests:
+            said = f"{self.limits.requests} requests are going on; come again in a second."
+            return _overloaded(path), said, {"retry-after": "1"}
+        if not is_read and not _fits(given.get(b"content-length"), self.most):
+            return 413, f"A body may have {self.limits.upload_bytes:,} bytes.", {}
+        return None
 
     async def _receive_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application with a body that may be neither too large nor too slow."""
@@ -281,6 +290,11 @@ def _overloaded(path: str) -> int:
 def _as_get(scope: Scope) -> Scope:
     """A request for headers alone is answered as one for all, whose body is not sent."""
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
+async def _read_on(receive: Receive) -> None:
+    while (await receive()).get("more_body"):
+        pass
 
 
 def _fits(length: bytes | None, most: int) -> bool:
