@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main() -> None:
     chance = random.Random(arguments.seed)
     for turn in range(arguments.rounds):
         node = chance.choice(NODES)
-        print(f"round {turn + 1}: {node} is killed", flush=True)
+        sys.stderr.write(f"round {turn + 1}: {node} is killed\n")
         subprocess.run([*COMPOSE, "kill", "--signal", "KILL", node], check=True)
         time.sleep(chance.uniform(0.5, 1.5) * arguments.down)
         subprocess.run([*COMPOSE, "up", "--detach", "--wait", node], check=True)
