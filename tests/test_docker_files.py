@@ -62,6 +62,24 @@ def test_the_images_are_those_of_the_container_tests():
     assert SERVICES["elasticsearch"]["image"] == services.ELASTICSEARCH_IMAGE
 
 
+def test_the_cluster_has_three_nodes_of_the_same_image_on_loopback():
+    import services
+
+    nodes = yaml.safe_load((FOLDER / "compose.cluster.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
+    assert len(nodes) == 3
+    ports = [port for node in nodes.values() for port in node["ports"]]
+    assert len({port.split(":-")[1] for port in ports}) == 6
+    assert all(port.startswith("127.0.0.1:${") for port in ports)
+    for node in nodes.values():
+        assert node["image"] == services.QDRANT_IMAGE
+        assert node["environment"]["QDRANT__CLUSTER__ENABLED"] == "true"
+        assert node["environment"]["QDRANT__SERVICE__API_KEY"].startswith("${QDRANT_API_KEY:?")
+    script = (FOLDER / "kill_nodes.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in script for name in list(nodes)[1:])
+
+
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
 def test_dockerfiles_copy_what_exists_and_run_without_root(name):
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()

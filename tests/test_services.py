@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
+import json
+import os
 import socket
 import sys
 import threading
 import types
+from pathlib import Path
 
+import opensearch_node
 import pytest
 import services
 
@@ -199,3 +205,47 @@ def test_an_engine_is_there_when_it_answers_in_time(monkeypatch, answer, expecte
 
 def test_names_are_never_used_twice():
     assert len({services.unique_name() for _ in range(100)}) == 100
+
+
+ONLY_ON_THE_STAND_IN = {
+    "connectors/test_defaults.py::test_elasticsearch_of_the_environment",
+    "integrations/test_elasticsearch.py::store",
+    "integrations/test_examples.py::test_elasticsearch",
+    "integrations/test_langchain.py::articles",
+    "integrations/test_ray.py::test_elasticsearch",
+    "integrations/test_semantic_search.py::test_an_elasticsearch_index_can_be_kept_and_searched_again",
+    "integrations/test_semantic_search.py::test_elasticsearch_scores_by_inner_product_and_cleans_up",
+    "test_services.py::test_an_address_that_answers_goes_before_any_engine",
+}
+"""Each makes a client of the `elasticsearch` package itself, which OpenSearch does not answer."""
+
+
+def test_what_a_stand_in_alone_proves_is_known_and_short():
+    tests = Path(__file__).parent
+    found = set()
+    for path in tests.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                text = ast.unparse(node)
+                takes = any(one.arg == "stand_in" for one in node.args.args)
+                if takes or "getfixturevalue('stand_in')" in text:
+                    found.add(f"{path.relative_to(tests).as_posix()}::{node.name}")
+    found.discard("test_services.py::test_what_a_stand_in_alone_proves_is_known_and_short")
+    assert found == ONLY_ON_THE_STAND_IN
+
+
+def test_a_node_that_runs_serves_all_processes_of_a_run(opensearch_url, tmp_path):
+    port = int(opensearch_url.rsplit(":", 1)[1])
+    (tmp_path / "opensearch.json").write_text(json.dumps({"port": port}))
+    with opensearch_node.shared_node(tmp_path, os.getpid()) as url:
+        assert url == opensearch_url
+    assert opensearch_node.is_ready(port)  # who did not start it does not stop it
+
+
+def test_jars_of_another_content_are_found_out(tmp_path):
+    pinned = tmp_path / "jars.sha256"
+    digest = hashlib.sha256(b"right").hexdigest()
+    pinned.write_text("".join(f"{digest}  {name}.jar\n" for name in ("good", "bad", "gone")))
+    for name, content in (("good", b"right"), ("bad", b"wrong"), ("more", b"right")):
+        (tmp_path / f"{name}.jar").write_bytes(content)
+    assert opensearch_node.wrong_jars(tmp_path, pinned) == ["bad.jar", "gone.jar", "more.jar"]

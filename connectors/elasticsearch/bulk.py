@@ -125,7 +125,8 @@ class BulkWriter:
             if len(numbers) > 1:
                 self.max_bytes = max(1, len(body) // 2)
             raise RefusedBatch("the document is larger than the server takes in one request")
-        left, failure = _account(reply.body, numbers, action, report)
+        replaced = f"no such index [{address.split('/')[1]}-" if "require_alias" in params else None
+        left, failure = _account(reply.body, numbers, action, report, replaced)
         allowance = Allowance.in_charge()
         if len(left) < len(numbers):
             allowance.progress()
@@ -135,15 +136,21 @@ class BulkWriter:
         return left
 
 
-def _passing(status: int, reason: str) -> Failure | None:
-    """What an item's refusal means that passes: busy servers, and writes blocked by a rollover."""
+def _passing(status: int, reason: str, replaced: str | None) -> Failure | None:
+    """What an item's refusal means that passes: busy servers, and an index that is replaced.
+
+    A rollover blocks writes, and at its end the index is gone that the alias had stood for when
+    the request came; `replaced` is how the server tells that.
+    """
     if status == 403 and _BLOCKED in reason:
         return Failure("transient", reason, _BLOCKED_S)
+    if status == 404 and replaced is not None and replaced in reason:
+        return Failure("transient", reason)
     return busy(status, reason)
 
 
 def _account(
-    answer: Any, part: Sequence[int], action: str, report: BulkReport
+    answer: Any, part: Sequence[int], action: str, report: BulkReport, replaced: str | None
 ) -> tuple[list[int], Failure | None]:
     """Sorts the items of an answer into the report; returns those to send again, and why."""
     items = answer.get("items") if isinstance(answer, dict) else None
@@ -160,7 +167,7 @@ def _account(
         status = int(outcome.get("status", 500))
         if status < 300:
             report.written.append(number)
-        elif failure := _passing(status, error_reason(outcome)):
+        elif failure := _passing(status, error_reason(outcome), replaced):
             left.append(number)
             passing = failure
         elif (status == 409 and action == "create") or (

@@ -233,7 +233,13 @@ def swap_aliases(transport: Transport, alias: str, *, old: str, new: str, keep_o
     first one got through is refused, it is asked where the alias is.
     """
     actions: list[dict[str, Any]] = [{"remove": {"index": new, "alias": f"{new}{UNFINISHED}"}}]
-    for name, options in aliases_of(transport, old).items():
+    moving = aliases_of(transport, old)
+    if alias not in moving:
+        raise StoreError(
+            f"{alias!r} does not stand for {old!r} any more: someone else rebuilt it meanwhile, so "
+            "nothing is changed."
+        )
+    for name, options in moving.items():
         actions.append({"remove": {"index": old, "alias": name}})
         is_write = {"is_write_index": True} if name == alias else {}
         actions.append({"add": {"index": new, "alias": name, **_as_asked(options), **is_write}})

@@ -196,23 +196,17 @@ class Manifest:
         Raises:
             StoreMismatch: Precision, a payload index or a dense vector differs.
         """
-        has: dict[str, tuple[Any, Any]] = {
-            "keeps weights as": (self.datatype, datatype or self.datatype),
-            "has the payload indexes": (
-                dict(self.payload_indexes),
-                {k: kind for k, kind in indexes.items() if self.payload_indexes.get(k) != kind},
-            ),
-            "has the dense vectors": (
-                dict(self.dense),
-                {name: one for name, one in dense.items() if self.dense.get(name) != one},
-            ),
-        }
-        for what, (own, wanted) in has.items():
-            if wanted and wanted != own:
-                raise StoreMismatch(
-                    f"{where} {what} {own or 'nothing'}, not {wanted}; build another "
-                    "collection to change that."
-                )
+        kinds = {k: kind for k, kind in indexes.items() if self.payload_indexes.get(k) != kind}
+        others = {name: one for name, one in dense.items() if self.dense.get(name) != one}
+        told = ""
+        if datatype not in (None, self.datatype):
+            told = f"keeps weights as {self.datatype}, not as {datatype}"
+        elif kinds:
+            told = f"has the payload indexes {dict(self.payload_indexes)}, not {kinds}"
+        elif others:
+            told = f"has the dense vectors {dict(self.dense) or 'nothing'}, not {others}"
+        if told:
+            raise StoreMismatch(f"{where} {told}; build another collection to change that.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import datetime as dt
 import tracemalloc
 
 import pytest
+from search_servers import on_opensearch
 from store_samples import WORDS, WordEncoder, row
 
 from vdr_db.connectors import Collection, Hit, MemoryStore, Term, VDRQdrant
@@ -33,8 +34,12 @@ def encoder():
     return WordEncoder()
 
 
-@pytest.fixture(params=["memory", "edge"])
+@pytest.fixture(params=["memory", "edge", "OpenSearch"])
 def collection(request, encoder):
+    if request.param == "OpenSearch":
+        with on_opensearch(request) as store:
+            yield Collection(store, encoder)
+        return
     if request.param == "memory":
         opened = Collection(MemoryStore(), encoder)
     else:

@@ -50,7 +50,7 @@ def test_a_document_that_cannot_be_read_is_not_taken_for_absent(made, proxy, ser
     store = filled(made(retry=RetryPolicy(tries=3, base_s=0.001)))
     busy = {"type": "es_rejected_execution_exception", "reason": "full"}
     docs = [{"_id": "1", "error": busy}, {"_id": "2", "found": False}]
-    answer = Answer(200, json.dumps({"docs": docs}).encode())
+    answer = Answer(200, body=json.dumps({"docs": docs}).encode())
     proxy.plan(answer, None, match="_mget")
     assert [record.id for record in store.get([1, 2])] == [1, 2]
     proxy.plan(answer, answer, answer, match="_mget")

@@ -236,6 +236,24 @@ def test_a_handle_opened_before_anothers_rollover_goes_on(made, open_store):
         assert store.count() == 30, turn
 
 
+@pytest.mark.parametrize("keep_old", [True, False])
+def test_the_later_of_two_rebuilds_at_once_changes_nothing(made, open_store, keep_old):
+    store = made()
+    store.upsert(ROWS, IDS)
+    other = open_store(store.name)
+
+    def overtaken():
+        with store.rebuild() as fresh:
+            fresh.upsert(ROWS[:1], IDS[:1])
+            with other.rebuild(keep_old=keep_old) as faster:
+                faster.upsert(ROWS[:7], IDS[:7])
+
+    with pytest.raises(StoreError, match="someone else rebuilt it meanwhile"):
+        overtaken()
+    assert store.count() == other.count() == 7
+    assert store.leftovers() == {}
+
+
 def loaded(store):
     with store.loading():
         store.upsert(ROWS, IDS)

@@ -147,15 +147,15 @@ def test_a_server_store_ranks_as_memory_does(tmp_path, protocol):
         again.close()
 
 
-def test_a_bad_point_fails_its_whole_request(client):
+def test_a_bad_point_fails_its_request_and_those_before_it_are_kept(client):
     client.create_collection(
         "a", vectors_config={}, sparse_vectors_config={"vdr": models.SparseVectorParams()}
     )
     good = models.PointStruct(id=1, vector={"vdr": models.SparseVector(indices=[1], values=[1.0])})
     bad = models.PointStruct(id=2, vector={"no": models.SparseVector(indices=[1], values=[1.0])})
     with pytest.raises(Exception, match="Not existing vector name"):
-        client.upsert("a", [good, bad])
-    assert client.count("a").count == 0
+        client.upsert("a", [good, bad, models.PointStruct(id=3, vector={})])
+    assert [point.id for point in client.retrieve("a", [1, 2, 3])] == [1]
 
 
 def test_faults_repeat_from_their_seed(tmp_path):

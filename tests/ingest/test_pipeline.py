@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hashing_encoder import HashingEncoder
+from search_servers import on_opensearch
 
 from vdr_db.connectors.memory import MemoryStore
 from vdr_db.connectors.qdrant.store import QdrantStore
@@ -35,6 +36,16 @@ from vdr_db.ingest.progress import JsonProgress, LogProgress, choose_progress
 from vdr_db.readers import Fields, Record
 
 QUICK = RetryPolicy(base_s=0.001, cap_s=0.01, deadline_s=5.0)
+
+
+@pytest.fixture(params=["memory", "OpenSearch"])
+def store(request):
+    """An empty store that takes anything an ingest brings."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    with on_opensearch(request) as store:
+        yield store
 
 
 def records(count, *, start=0, text="text {}"):
@@ -85,8 +96,8 @@ class TroubledStore(MemoryStore):
             return super().upsert(rows, ids, payloads, **more)
 
 
-def test_everything_arrives_and_the_report_counts_it(tmp_path):
-    store, items = MemoryStore(), records(1000)
+def test_everything_arrives_and_the_report_counts_it(tmp_path, store):
+    items = records(1000)
     report = ingest(source(items), store, encoder=HashingEncoder(), options=options())
     assert_holds(store, items)
     assert report.is_complete
@@ -100,8 +111,8 @@ def test_everything_arrives_and_the_report_counts_it(tmp_path):
     assert json.loads(json.dumps(report.to_dict()))["totals"]["acknowledged"] == 1000
 
 
-def test_a_second_run_with_the_ledger_encodes_nothing(tmp_path):
-    store, items, ledger = MemoryStore(), records(300), tmp_path / "run.ledger"
+def test_a_second_run_with_the_ledger_encodes_nothing(tmp_path, store):
+    items, ledger = records(300), tmp_path / "run.ledger"
     ingest(source(items), store, encoder=HashingEncoder(), options=options(), ledger=ledger)
     encoder = HashingEncoder()
     report = ingest(source(items), store, encoder=encoder, options=options(), ledger=ledger)
@@ -112,8 +123,8 @@ def test_a_second_run_with_the_ledger_encodes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["encoder", "policy"])
-def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change):
-    store, items, ledger = MemoryStore(), records(50), tmp_path / "run.ledger"
+def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change, store):
+    items, ledger = records(50), tmp_path / "run.ledger"
     ingest(source(items), store, encoder=HashingEncoder(), options=options(), ledger=ledger)
     encoder = HashingEncoder(nonzeros=8) if change == "encoder" else HashingEncoder()
     more = {"has_fingerprint": False} if change == "policy" else {}
@@ -130,8 +141,8 @@ def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change):
     assert report.totals.acknowledged == 50
 
 
-def test_a_changed_file_is_refused(tmp_path):
-    path, ledger, store = tmp_path / "c.jsonl", tmp_path / "run.ledger", MemoryStore()
+def test_a_changed_file_is_refused(tmp_path, store):
+    path, ledger = tmp_path / "c.jsonl", tmp_path / "run.ledger"
     path.write_text('{"_id": "a", "text": "one"}\n')
     ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
     path.write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n')
@@ -187,8 +198,8 @@ def test_a_first_mistake_does_not_block_the_command_that_mends_it(tmp_path):
         ingest([path], store, encoder=HashingEncoder(), ledger=ledger)
 
 
-def test_a_digest_lets_a_copied_file_resume(tmp_path):
-    ledger, store = tmp_path / "run.ledger", MemoryStore()
+def test_a_digest_lets_a_copied_file_resume(tmp_path, store):
+    ledger = tmp_path / "run.ledger"
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         path = tmp_path / folder / "c.jsonl"
@@ -205,10 +216,9 @@ def test_an_emptied_store_is_noticed_at_resume(tmp_path):
         ingest(source(items), MemoryStore(), encoder=HashingEncoder(), ledger=ledger)
 
 
-def test_a_stream_cannot_have_a_ledger(tmp_path):
+def test_a_stream_cannot_have_a_ledger(tmp_path, store):
     with pytest.raises(ConfigError, match="needs an input that can be recognised"):
         ingest(iter(records(3)), MemoryStore(), encoder=HashingEncoder(), ledger=tmp_path / "l")
-    store = MemoryStore()
     report = ingest(iter(records(3)), store, encoder=HashingEncoder())
     assert report.totals.acknowledged == 3
 
@@ -218,8 +228,7 @@ def test_one_path_is_a_type_error():
         ingest("corpus.jsonl", MemoryStore(), encoder=HashingEncoder())
 
 
-def test_another_encoder_than_the_stores_is_refused():
-    store = MemoryStore()
+def test_another_encoder_than_the_stores_is_refused(store):
     ingest(records(3), store, encoder=HashingEncoder())
     with pytest.raises(StoreMismatch):
         ingest(records(3), store, encoder=HashingEncoder(width=1000))
@@ -237,8 +246,8 @@ def test_the_last_of_equal_ids_wins():
     assert report.verification.is_passed  # fewer documents than acknowledgements, none missing
 
 
-def test_existing_and_unchanged_documents_are_left_out():
-    items, store = records(100), MemoryStore()
+def test_existing_and_unchanged_documents_are_left_out(store):
+    items = records(100)
     ingest(items, store, encoder=HashingEncoder(), options=options())
     encoder = HashingEncoder()
     report = ingest(items, store, encoder=encoder, options=options(skip="unchanged"))
@@ -320,22 +329,23 @@ def test_rows_a_store_names_are_quarantined_and_the_others_count(tmp_path):
     ],
     ids=["reserved", "text", "json", "empty id", "long id", "negative id"],
 )
-def test_documents_that_no_store_can_take_are_refused_before_encoding(tmp_path, record, reason):
-    store, items = MemoryStore(), records(10)
+def test_documents_that_no_store_can_take_are_refused_before_encoding(
+    tmp_path, record, reason, store
+):
+    items = records(10)
     ledger = tmp_path / "run.ledger"
     report = ingest(source([*items, record]), store, encoder=HashingEncoder(), ledger=ledger)
     assert (report.totals.acknowledged, report.totals.refused) == (10, 1)
     assert reason in (tmp_path / "run.ledger.quarantine.jsonl").read_text()
 
 
-def test_a_text_the_encoder_refuses_is_found_by_halving():
+def test_a_text_the_encoder_refuses_is_found_by_halving(store):
     class Picky(HashingEncoder):
         def encode_documents(self, texts):
             if any("17" in text for text in texts):
                 raise InputError("weights are not finite")
             return super().encode_documents(texts)
 
-    store = MemoryStore()
     report = ingest(records(100), store, encoder=Picky())
     assert (report.totals.acknowledged, report.totals.refused) == (99, 1)
     assert store.count() == 99
@@ -344,9 +354,8 @@ def test_a_text_the_encoder_refuses_is_found_by_halving():
 @pytest.mark.parametrize(
     ("empty", "counts"), [("store", (4, 0, 4)), ("skip", (2, 0, 2)), ("error", (2, 2, 2))]
 )
-def test_empty_vectors_follow_the_policy(empty, counts):
+def test_empty_vectors_follow_the_policy(empty, counts, store):
     items = [Record("a", "one"), Record("b", ""), Record("c", "two"), Record("d", "")]
-    store = MemoryStore()
     report = ingest(items, store, encoder=HashingEncoder(), options=options(empty=empty))
     assert (report.totals.acknowledged, report.totals.refused, store.count()) == counts
     assert report.totals.empty == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,19 @@ def server(any_server: SearchServer, request: pytest.FixtureRequest) -> Iterator
 def note_real_server(request: pytest.FixtureRequest, name: str) -> None:
     """Lets the summary of the run count the test among those on a real server."""
     request.node.user_properties.append((REAL, name))
+
+
+@contextmanager
+def on_opensearch(request: pytest.FixtureRequest, **options: Any) -> Iterator[ElasticsearchStore]:
+    """A store on the real OpenSearch, of a test that runs on other kinds of stores as well."""
+    from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
+
+    server: SearchServer = request.getfixturevalue("opensearch_server")
+    note_real_server(request, server.name)
+    name = services.unique_name()
+    with ElasticsearchStore(name, replicas=0, **server.options(), **options) as store:
+        yield store
+        remove_indices(store)
 
 
 @pytest.fixture

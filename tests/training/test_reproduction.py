@@ -14,7 +14,7 @@ import pytest
 import training_curves
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "training_curves.json"
-FIRST_STEPS = 5
+FIRST_STEPS = 3
 
 
 @pytest.fixture(scope="module")
