@@ -133,7 +133,9 @@ def check_end(place, encoder, every=1):
                 assert one.row == rows[i - start]
 
 
-def ingest_with_kills(tmp_path, corpus, place, kills, seed, *, batch=128, writers=1, every=1):
+def ingest_with_kills(
+    tmp_path, corpus, place, kills, seed, *, batch=128, writers=1, every=1, checkpoint=1500
+):
     chance = random.Random(seed)
     ledger = tmp_path / "run.ledger"
     job = {
@@ -145,7 +147,7 @@ def ingest_with_kills(tmp_path, corpus, place, kills, seed, *, batch=128, writer
         "options": {
             "batch_documents": batch,
             "writers": writers,
-            "checkpoint_documents": 1500,
+            "checkpoint_documents": checkpoint,
             "queue_bytes": 4 << 20,
         },
     }
@@ -210,9 +212,8 @@ def test_killed_while_writing_to_opensearch(tmp_path, corpus, kills, opensearch_
     pytest.importorskip("opensearchpy")
     note_real_server(request, "OpenSearch")
     place = {"opensearch": opensearch_url, "name": services.unique_name()}
-    done, report = ingest_with_kills(
-        tmp_path, corpus, place, kills, seed=200 + kills, batch=256, writers=2, every=2
-    )
+    more = {"batch": 256, "writers": 2, "every": 2, "checkpoint": 300}  # its flush takes a while
+    done, report = ingest_with_kills(tmp_path, corpus, place, kills, seed=200 + kills, **more)
     with make_store(place) as store:
         remove_indices(store)
     assert done >= kills // 2

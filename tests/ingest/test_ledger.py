@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdr_db.errors import ConfigError, StoreUnavailable
-from vdr_db.ingest.ledger import Ledger, Ranges, Sampled
+from vdr_db.ingest.ledger import LastRun, Ledger, Ranges, Sampled
 
 RUN = {"input": {"files": [{"name": "a.jsonl", "size": 1, "mtime_ns": 2}]}, "store": {"name": "a"}}
 
@@ -183,8 +183,9 @@ def test_runs_of_several_inputs_keep_apart(tmp_path):
         ledger.commit(Ranges([(0, 7)]), {"acknowledged": 7})
     with Ledger(path, RUN) as ledger:
         assert (len(ledger.settled), ledger.is_complete) == (5, True)
-    assert Ledger.latest_store(path, other["input"]) == "a"
-    assert Ledger.latest_store(tmp_path / "none", other["input"]) is None
+    assert Ledger.last_of(path, other["input"]) == LastRun("a", False, True)
+    assert Ledger.last_of(path, RUN["input"]) == LastRun("a", True, True)
+    assert Ledger.last_of(tmp_path / "none", other["input"]) is None
     with Ledger(path, other, restart=True) as ledger:
         assert len(ledger.settled) == 0
     with Ledger(path, RUN) as ledger:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,24 @@ class ImageFolderSource:
         self.folder = Path(folder)
         self.slice = slice or Slice()
         self.thumbnail_px = thumbnail_px
-        self.description: Mapping[str, Any] | None = {
-            "images": self._identity(digest),
-            "place": os.path.abspath(folder),
-            "thumbnail_px": thumbnail_px,
+        self._digest = digest
+        if next(walk_images(folder), None) is None:
+            raise InputError(
+                f"{self.folder} must hold images (files that end in "
+                f"{', '.join(IMAGE_SUFFIXES)}), got none."
+            )
+
+    @cached_property
+    def description(self) -> Mapping[str, Any] | None:
+        """What identifies the images in a ledger; they are read for it."""
+        return {
+            "images": self._identity(),
+            "place": os.path.abspath(self.folder),
+            "thumbnail_px": self.thumbnail_px,
             "slice": str(self.slice),
         }
 
-    def _identity(self, digest: bool) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """Number of the images, and hashes of what tells each from another or a changed one."""
         told, contents = hashlib.sha256(), hashlib.sha256()
         count = size = 0
@@ -82,17 +92,12 @@ class ImageFolderSource:
             with suppress(OSError):  # it is refused when its turn comes
                 status = os.stat(path)
                 size += status.st_size
-                is_hashed = digest or size <= HASHED_BYTES
+                is_hashed = self._digest or size <= HASHED_BYTES
                 content = image_digest(path) if is_hashed else ""
                 contents.update(json.dumps([name, content]).encode() + b"\n")
-                facts += [status.st_size, content if digest else status.st_mtime_ns]
+                facts += [status.st_size, content if self._digest else status.st_mtime_ns]
             told.update(json.dumps(facts).encode() + b"\n")
             count += 1
-        if not count:
-            raise InputError(
-                f"{self.folder} must hold images (files that end in "
-                f"{', '.join(IMAGE_SUFFIXES)}), got none."
-            )
         identity: dict[str, Any] = {"count": count, "sha256": told.hexdigest()}
         return {**identity, "content": contents.hexdigest()} if is_hashed else identity
 

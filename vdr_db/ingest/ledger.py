@@ -199,10 +199,10 @@ class Ledger:
                 f"the ledger {self.path} must lie in a folder that exists; make "
                 f"{self.path.parent} first."
             )
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, timeout=1.0
+        )
         try:
-            connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, timeout=1.0
-            )
             # The lock taken by the first write is kept until close, or until the kernel drops it
             # with a killed process: two ingests never share a ledger.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -222,8 +222,11 @@ class Ledger:
             connection.executescript(
                 f"BEGIN IMMEDIATE;{renew or _SCHEMA}PRAGMA user_version = {_FORMAT};COMMIT;"
             )
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._translated(error) from error
+            raise
         return connection
 
     def _adopt(self, restart: bool) -> int:

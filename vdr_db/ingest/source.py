@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -68,12 +69,14 @@ class Source(Protocol):
     """Anything an ingest can read.
 
     Attributes:
-        description: What identifies the input in a ledger; `None` when nothing does.
         is_rereadable: Whether `blocks` can be called again and gives the same records.
     """
 
-    description: Mapping[str, Any] | None
     is_rereadable: bool
+
+    @property
+    def description(self) -> Mapping[str, Any] | None:
+        """What identifies the input in a ledger; `None` when nothing does."""
 
     def blocks(self, settled: Ranges, window: Window) -> Iterator[Block]:
         """The records that are not settled, in order."""
@@ -215,12 +218,16 @@ class FileSource:
             raise ConfigError("`paths` must name at least one file, got none.")
         self._takes_files = len(self.paths) >= self.slice.n
         self.is_rereadable = "-" not in self.paths
-        self.description = self._described(digest) if self.is_rereadable else None
+        self._digest = digest
 
-    def _described(self, digest: bool) -> Mapping[str, Any]:
+    @cached_property
+    def description(self) -> Mapping[str, Any] | None:
+        """What identifies the input in a ledger; files are read for it."""
+        if not self.is_rereadable:
+            return None
         files = [_data_file(path) for path in self.paths]
         return {
-            "files": file_identities(files, digest=digest),
+            "files": file_identities(files, digest=self._digest),
             "place": [os.path.abspath(file) for file in files],
             "format": self._format,
             "fields": None if self._fields is None else repr(self._fields),
