@@ -241,6 +241,7 @@ def select_specs(sm: int) -> Iterator[Spec]:
     outputs = dict.fromkeys(("ends_ptr", "columns_ptr", "weights_ptr"))
     for activation in ("elu1p", "log1p_relu", "none", "double_log1p_relu"):
         constants = {"CHUNK": tiles.chunk, "ACTIVATION": activation}
+        constants["STEP"] = 32 * tiles.chunk_warps
         write = {**constants, "counts_ptr": None}
         yield Spec("keep_kernel", sm, f"write {activation}", {}, write, tiles.chunk_warps)
     yield Spec("keep_kernel", sm, "count", {}, {**constants, **outputs}, tiles.chunk_warps)
