@@ -3,13 +3,14 @@
     python benchmarks/compile_gate.py            # print the table and judge it
     python benchmarks/compile_gate.py --write    # also store it as results/compile_sm<SM>.csv
     python benchmarks/compile_gate.py --check    # also fail where it is worse than the stored table
+                                                  # or that of `count_alu.py`
     python benchmarks/compile_gate.py --touched  # compile what the stored table does not show, and
                                                  # one row of each kernel, which must be as stored
 
 Judged for each configuration: no spilled registers, at most 255 registers, shared memory within
 the card's limit, matrix instructions of its generation where the kernel multiplies, and no message
 of the assembler that it had to serialise them. All is read with Triton's own tools.
-`gate_matrix.py` runs this with the oldest and the newest Triton too.
+`make gate` runs this for every card.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import triton
 from kernel_specs import CARDS, DIVISIBLE, POINTERS, Spec, all_specs, digest, kernel_named
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import compiler as nvidia
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
 
 RESULTS = Path(__file__).parent / "results"
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -75,9 +78,8 @@ class Resources:
     source: str
 
 
-def measure(spec: Spec) -> Resources:
-    """Compiles a configuration and reads its resources."""
-    kernel = kernel_named(spec.kernel)
+def compiled(spec: Spec, kernel: JITFunction[Any]) -> CompiledKernel:
+    """Compiles a configuration of a kernel."""
     constants = {name: value for name, value in spec.constants.items() if name in kernel.arg_names}
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -88,40 +90,57 @@ def measure(spec: Spec) -> Resources:
         signature[name] = spec.types.get(name, default)
         if signature[name].startswith("*") or name in DIVISIBLE:
             attributes[(index,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", spec.sm, 32),
         options={
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
+            "maxnreg": spec.registers,
             "enable_fp_fusion": True,
         },
     )
-    ptx = compiled.asm["ptx"]
+
+
+def resource_usage(cubin: Path) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread."""
+    usage = run(BIN / "cuobjdump", "-res-usage", cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"no register count in the output of cuobjdump: {usage[:200]!r}")
+    return int(found[1]), int(found[2])
+
+
+def listing(cubin: Path) -> str:
+    """Machine instructions (SASS)."""
+    return run(BIN / "nvdisasm", "-c", cubin)
+
+
+def measure(spec: Spec) -> Resources:
+    """Compiles a configuration and reads its resources."""
+    made = compiled(spec, kernel_named(spec.kernel))
+    ptx = made.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         cubin, source = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = run(BIN / "cuobjdump", "-res-usage", cubin)
-        listing = run(BIN / "nvdisasm", "-c", cubin)
+        cubin.write_bytes(made.asm["cubin"])
+        registers, stack_bytes = resource_usage(cubin)
+        instructions = listing(cubin)
         messages = ""
         if "wgmma" in ptx:
             source.write_text(ptx)
             target = f"--gpu-name=sm_{spec.sm}a"
             assembler = ptxas(spec.sm)
             messages = run(assembler, target, "-o", Path(folder, "again.cubin"), source)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"no register count in the output of cuobjdump: {usage[:200]!r}")
-    operations = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", listing))
+    operations = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", instructions))
     return Resources(
         kernel=spec.kernel,
         label=spec.label,
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
-        registers=int(found[1]),
+        registers=registers,
         spills=operations["STL"] + operations["LDL"],
-        stack_bytes=int(found[2]),
-        shared_bytes=compiled.metadata.shared,
+        stack_bytes=stack_bytes,
+        shared_bytes=made.metadata.shared,
         wgmma=ptx.count("wgmma.mma_async"),
         mma=ptx.count("mma.sync") + ptx.count("tcgen05.mma"),
         tma=ptx.count("cp.async.bulk.tensor"),
@@ -257,6 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     at_fault += [f"sm_{sm} {fault}" for fault in regressions(stored, made)]
                 else:
                     print(f"stored table is of Triton {version}: compared with limits only")
+            if options.check and sm == 90:
+                from count_alu import count_all, grown
+
+                at_fault += grown(count_all())
             if options.write:
                 write_table(sm, made)
     for fault in at_fault:

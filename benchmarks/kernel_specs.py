@@ -21,6 +21,7 @@ from vdr_db.kernels.cuda.configs import (
     pool_tile,
 )
 from vdr_db.kernels.cuda.entry_lists import OFFSET_BLOCK, OFFSET_ROWS
+from vdr_db.kernels.cuda.pooling import SEARCH_BLOCK, SEARCH_STEP
 
 MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
 CARDS = {
@@ -66,6 +67,7 @@ class Spec:
         num_warps: Warps.
         num_stages: Pipeline depth.
         multiplies: Whether it must use the matrix unit.
+        registers: Most registers of a thread, None for the assembler's choice.
     """
 
     kernel: str
@@ -76,6 +78,7 @@ class Spec:
     num_warps: int
     num_stages: int = 3
     multiplies: bool = False
+    registers: int | None = None
 
 
 def shipped_tiles(sm: int, bits: int) -> Iterator[PoolTile]:
@@ -117,6 +120,11 @@ def pool_specs(sm: int) -> Iterator[Spec]:
         types = {"keys_ptr": "*i64" if need_argmax else "*i32"}
         label = f"argmax={need_argmax:d}"
         yield Spec("pool_finish_kernel", sm, label, types, constants, 4)
+    constants = {"stride_hidden_h": 1, "stride_weight_h": 1, "H": 768,
+                 "BLOCK_V": SEARCH_BLOCK, "BLOCK_K": SEARCH_STEP}  # fmt: skip
+    for dtype in ("bf16", "fp32"):
+        types = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}"}
+        yield Spec("search_kernel", sm, dtype, types, constants, 4)
 
 
 def pool_spec(
@@ -154,6 +162,7 @@ def pool_spec(
         tile.num_warps,
         tile.num_stages,
         multiplies=precision != "ieee",
+        registers=tile.registers,
     )
 
 
@@ -232,6 +241,7 @@ def select_specs(sm: int) -> Iterator[Spec]:
     outputs = dict.fromkeys(("ends_ptr", "columns_ptr", "weights_ptr"))
     for activation in ("elu1p", "log1p_relu", "none", "double_log1p_relu"):
         constants = {"CHUNK": tiles.chunk, "ACTIVATION": activation}
+        constants["STEP"] = 32 * tiles.chunk_warps
         write = {**constants, "counts_ptr": None}
         yield Spec("keep_kernel", sm, f"write {activation}", {}, write, tiles.chunk_warps)
     yield Spec("keep_kernel", sm, "count", {}, {**constants, **outputs}, tiles.chunk_warps)

@@ -48,6 +48,7 @@ class PoolTile:
         num_warps: Warps per program.
         num_stages: Depth of the load pipeline.
         descriptors: Load tiles by tensor descriptors (TMA); needs 16-byte aligned rows and sm_90.
+        registers: Most registers of a thread; None leaves them to the assembler.
     """
 
     layout: Literal["aligned", "packed"]
@@ -58,6 +59,7 @@ class PoolTile:
     num_warps: int
     num_stages: int
     descriptors: bool
+    registers: int | None = None
 
     def shared_bytes(self, bits: int) -> int:
         """Most shared memory that a program needs with inputs of `bits` bits."""
@@ -91,7 +93,7 @@ POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(120, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(120, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True)),
-    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True)),
+    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
     PoolRow(90, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 32, 8, 8, 3, True)),

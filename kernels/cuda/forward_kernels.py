@@ -15,6 +15,9 @@ import triton.language as tl
 
 from vdr_db.kernels.cuda.primitives import SIZES, grouped_tile, nan_max, ordered_key, value_of_key
 
+SEARCH = tl.constexpr(-2)
+"""Position of a maximum that is infinite or NaN, until `search_kernel` has looked for it."""
+
 
 @triton.jit
 def product_tile(
@@ -70,18 +73,22 @@ def product_tile(
 
 
 @triton.jit
-def best_of_tile(products, inside, position, NEED_ARGMAX: tl.constexpr):
-    """Row maxima [BLOCK_V] over the columns `inside`, and the lowest `position` reaching them."""
-    products = tl.where(inside[None, :], products, float("-inf"))
+def best_of_tile(products, first, NEED_ARGMAX: tl.constexpr):
+    """Row maxima [BLOCK_V] of a tile, and where each is reached first; SEARCH if not finite.
+
+    Maxima keep the ALU busy, so columns are found by the FMA units: the distance to the maximum
+    times 2**127 is 0 where a column reaches it, else at least 2**-22, far above the columns' own
+    numbers, which are added as the bits of tiny floats. Distances between infinities are NaN, which
+    a minimum passes over. Column 0 has position `first`.
+    """
     best = tl.reduce(products, 1, nan_max)
-    where = tl.zeros((products.shape[0],), tl.int32)
+    where = tl.full((products.shape[0],), SEARCH, tl.int32)
     if NEED_ARGMAX:
-        # "neither below nor above" is one unordered comparison: true for the maximum and for NaN.
-        # A row whose maximum is NaN looks for its NaN alone, so it is compared with a value that
-        # no sum of products meets.
-        target = tl.where(best == best, best, 3.4028234663852886e38)
-        reaches = ((products < target[:, None]) | (products > target[:, None])) == 0
-        where = tl.min(tl.where(reaches, position[None, :], 0x7FFFFFFF), 1)
+        column = tl.arange(0, products.shape[1]).to(tl.float32, bitcast=True)
+        distance = products - best[:, None]
+        found = tl.min(distance * -1.7014118346046923e38 + column[None, :], 1)
+        found = found.to(tl.uint32, bitcast=True)  # also a NaN of either sign is a large number
+        where = tl.where(found < products.shape[1], found.to(tl.int32) + first, SEARCH)
     return best, where
 
 
@@ -131,18 +138,31 @@ def pool_aligned_kernel(
 
     best = tl.full((BLOCK_V,), float("-inf"), tl.float32)
     where = tl.full((BLOCK_V,), -1, tl.int32)
-    for token in tl.range(start, end, BLOCK_T, flatten=DESCRIPTORS):
+    if end - start >= BLOCK_T:
+        for block in tl.range(start, end, BLOCK_T, flatten=DESCRIPTORS):
+            # the last block begins early enough to be full: it needs no mask, and a maximum does
+            # not mind to see a token twice
+            token = tl.minimum(block, end - BLOCK_T)
+            products = product_tile(
+                hidden, weight, token, column, T, V,
+                stride_hidden_t, stride_hidden_h, stride_weight_v, stride_weight_h,
+                H, BLOCK_V, BLOCK_T, BLOCK_K, DESCRIPTORS, UPCAST, PRECISION,
+            )  # fmt: skip
+            tile_best, tile_where = best_of_tile(products, token - start, NEED_ARGMAX)
+            if NEED_ARGMAX:
+                better = (tile_best > best) | (where == -1)
+                better |= (tile_best != tile_best) & (best == best)
+                where = tl.where(better, tile_where, where)
+            best = nan_max(best, tile_best)
+    elif end > start:
         products = product_tile(
-            hidden, weight, token, column, T, V,
+            hidden, weight, start, column, T, V,
             stride_hidden_t, stride_hidden_h, stride_weight_v, stride_weight_h,
             H, BLOCK_V, BLOCK_T, BLOCK_K, DESCRIPTORS, UPCAST, PRECISION,
         )  # fmt: skip
-        offs_t = token + tl.arange(0, BLOCK_T)
-        tile_best, tile_where = best_of_tile(products, offs_t < end, offs_t - start, NEED_ARGMAX)
-        if NEED_ARGMAX:
-            better = (tile_best > best) | (where < 0) | ((tile_best != tile_best) & (best == best))
-            where = tl.where(better, tile_where, where)
-        best = nan_max(best, tile_best)
+        inside = tl.arange(0, BLOCK_T) < end - start
+        products = tl.where(inside[None, :], products, float("-inf"))
+        best, where = best_of_tile(products, 0, NEED_ARGMAX)
 
     offs_v = column + tl.arange(0, BLOCK_V)
     inside = offs_v < V
@@ -198,11 +218,13 @@ def pool_packed_kernel(
         end = tl.load(cu_seqlens_ptr + text + 1).to(tl.int32)
         if end > start:
             inside = (offs_t >= start) & (offs_t < end)
-            position = tl.where(inside, offs_t - start, 0x7FFFFFFF)
-            best, where = best_of_tile(products, inside, position, NEED_ARGMAX)
+            masked = tl.where(inside[None, :], products, float("-inf"))
+            best, where = best_of_tile(masked, token - start, NEED_ARGMAX)
             key = ordered_key(best)
             if NEED_ARGMAX:
-                key = (key.to(tl.int64) << 32) | (0x7FFFFFFF - where).to(tl.int64)
+                # 0 for a maximum to search: smaller than any position's
+                place = tl.where(where == SEARCH, 0, 0x7FFFFFFF - where)
+                key = (key.to(tl.int64) << 32) | place.to(tl.int64)
             offset = text.to(tl.int64) * V + offs_v
             tl.atomic_max(keys_ptr + offset, key, mask=offs_v < V, sem="relaxed")
         start = end
@@ -227,9 +249,10 @@ def pool_finish_kernel(
     key = tl.load(keys_ptr + offset, mask=inside, other=0)
     if argmax_ptr is not None:
         empty = key == -0x8000000000000000
-        where = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
-        logits = value_of_key((key >> 32).to(tl.int32))
+        place = (key & 0x7FFFFFFF).to(tl.int32)
+        where = tl.where(place == 0, SEARCH, 0x7FFFFFFF - place)
         where = tl.where(empty, -1, where)
+        logits = value_of_key((key >> 32).to(tl.int32))
         logits = store_positions(argmax_ptr, offset, where, logits, inside)
     else:
         empty = key == -0x80000000
@@ -238,3 +261,55 @@ def pool_finish_kernel(
     if bias_ptr is not None:
         logits += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)
     tl.store(logits_ptr + offset, logits, mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def search_kernel(
+    hidden_ptr,
+    weight_ptr,
+    cu_seqlens_ptr,
+    logits_ptr,
+    argmax_ptr,
+    V,
+    stride_hidden_t,
+    stride_hidden_h,
+    stride_weight_v,
+    stride_weight_h,
+    H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Finds the first token of each maximum that is infinite or NaN, token by token.
+
+    Such maxima come from what is infinite or NaN in the inputs, so products of any order show them.
+    """
+    n_blocks = tl.cdiv(V, BLOCK_V)
+    text = (tl.program_id(0) // n_blocks).to(tl.int64)
+    offs_v = tl.program_id(0) % n_blocks * BLOCK_V + tl.arange(0, BLOCK_V)
+    offset = text * V + offs_v
+    where = tl.load(argmax_ptr + offset, mask=offs_v < V, other=0).to(tl.int32)
+    wanted = where == SEARCH
+    if tl.max(wanted.to(tl.int32), 0) > 0:
+        start = tl.load(cu_seqlens_ptr + text).to(tl.int32)
+        end = tl.load(cu_seqlens_ptr + text + 1).to(tl.int32)
+        offs_k = tl.arange(0, BLOCK_K)
+        row_ptrs = weight_ptr + offs_v.to(tl.int64)[:, None] * stride_weight_v
+        best = tl.full((BLOCK_V,), float("-inf"), tl.float32)
+        where = tl.where(wanted, 0, where)
+        token_ptr = hidden_ptr + start.to(tl.int64) * stride_hidden_t
+        for token in tl.range(start, end):
+            products = tl.zeros((BLOCK_V,), tl.float32)
+            for k in tl.range(0, H, BLOCK_K):
+                inside = offs_k + k < H
+                h_ptrs = token_ptr + (offs_k + k) * stride_hidden_h
+                w_ptrs = row_ptrs + ((offs_k + k) * stride_weight_h)[None, :]
+                h = tl.load(h_ptrs, mask=inside, other=0.0)
+                w = tl.load(w_ptrs, mask=wanted[:, None] & inside[None, :], other=0.0)
+                products += tl.sum(w.to(tl.float32) * h.to(tl.float32)[None, :], 1)
+            better = (products > best) | ((products != products) & (best == best))
+            where = tl.where(wanted & better, token - start, where)
+            best = nan_max(best, products)
+            token_ptr += stride_hidden_t
+        logits = tl.load(logits_ptr + offset, mask=wanted, other=0.0)
+        logits = store_positions(argmax_ptr, offset, where, logits, wanted)
+        tl.store(logits_ptr + offset, logits, mask=wanted)

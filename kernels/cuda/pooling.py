@@ -33,6 +33,7 @@ from vdr_db.kernels.cuda.forward_kernels import (
     pool_aligned_kernel,
     pool_finish_kernel,
     pool_packed_kernel,
+    search_kernel,
 )
 from vdr_db.kernels.cuda.primitives import (
     FIRST_KEY,
@@ -51,6 +52,9 @@ __all__ = ["backward", "backward_sparse", "forward", "select_topk"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
+
+SEARCH_BLOCK, SEARCH_STEP = 128, 32
+"""Columns and hidden dimensions at a time of the pass that finds infinite maxima."""
 
 
 def forward(
@@ -117,20 +121,29 @@ def forward(
     with on_device(hidden):
         if tile.layout == "aligned":
             pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](**outputs, **shared)
-            return logits, argmax
-        n_tiles = triton.cdiv(T, tile.block_t)
-        if argmax is None:
-            keys = logits.view(torch.int32).fill_(-(2**31))
         else:
-            keys = torch.full_like(logits, FIRST_KEY, dtype=torch.int64)
-        pool_packed_kernel[(n_tiles * triton.cdiv(V, tile.block_v),)](
-            first_text_ptr=text_of(cu_seqlens, n_tiles, step=tile.block_t, out_int32=True),
-            keys_ptr=keys,
-            **shared,
-        )
-        pool_finish_kernel[(B * triton.cdiv(V, FINISH_BLOCK),)](
-            keys, V=V, BLOCK=FINISH_BLOCK, enable_fp_fusion=True, **outputs
-        )
+            n_tiles = triton.cdiv(T, tile.block_t)
+            if argmax is None:
+                keys = logits.view(torch.int32).fill_(-(2**31))
+            else:
+                keys = torch.full_like(logits, FIRST_KEY, dtype=torch.int64)
+            pool_packed_kernel[(n_tiles * triton.cdiv(V, tile.block_v),)](
+                first_text_ptr=text_of(cu_seqlens, n_tiles, step=tile.block_t, out_int32=True),
+                keys_ptr=keys,
+                **shared,
+            )
+            pool_finish_kernel[(B * triton.cdiv(V, FINISH_BLOCK),)](
+                keys, V=V, BLOCK=FINISH_BLOCK, enable_fp_fusion=True, **outputs
+            )
+        if argmax is not None:
+            search_kernel[(B * triton.cdiv(V, SEARCH_BLOCK),)](
+                *(hidden, weight, cu_seqlens, logits, argmax, V),
+                *(*hidden.stride(), *weight.stride()),
+                H=hidden.shape[1],
+                BLOCK_V=SEARCH_BLOCK,
+                BLOCK_K=SEARCH_STEP,
+                enable_fp_fusion=True,
+            )
     return logits, argmax
 
 
@@ -188,5 +201,6 @@ def _shared_arguments(
         "PRECISION": precision,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
+        "maxnreg": tile.registers,
         "enable_fp_fusion": True,
     }

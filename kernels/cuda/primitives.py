@@ -93,6 +93,12 @@ def activated(value, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def largest_of_zero(ACTIVATION: tl.constexpr):
+    """Largest logit whose weight is 0 or less; half of the smallest float32 rounds to 0."""
+    return -103.972084 if ACTIVATION == "elu1p" else 0.0
+
+
+@triton.jit
 def grouped_tile(pid, n_rows, n_columns, GROUP: tl.constexpr):
     """(row, column) of a program when `GROUP` rows share each column strip before the next strip.
 

@@ -5,7 +5,7 @@ Passes over `logits` [B, V] float32, none of which sorts:
 1. the k-th largest key of each row, bit by bit from the top, with the row in registers; rows longer
    than one block keep the k + 1 largest keys of each part first, and search among those;
 2. kept columns counted by chunk; a running sum gives every chunk its place;
-3. columns and weights written in ascending order, activated on the way.
+3. columns and logits written in ascending order, and then activated.
 
 Exact: ties go to the smallest columns (`limits` holds the last column taken among ties). Lexical
 columns are one bit per (text, dimension). Bytes: 3·4·B·V read (mostly from L2), 8·nnz written.
@@ -84,6 +84,7 @@ def select_topk(
             "n_words": 0 if bits is None else bits.shape[1],
             "stride_logits": logits.stride(0),
             "CHUNK": tiles.chunk,
+            "STEP": 32 * tiles.chunk_warps,
             "ACTIVATION": activation,
             "num_warps": tiles.chunk_warps,
             "enable_fp_fusion": True,

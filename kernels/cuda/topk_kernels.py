@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vdr_db.kernels.cuda.primitives import SIZES, activated, ordered_key
+from vdr_db.kernels.cuda.primitives import SIZES, activated, largest_of_zero, ordered_key
 
 
 @triton.jit
@@ -176,11 +176,13 @@ def keep_kernel(
     n_words,
     stride_logits,
     CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     """Kept columns of a chunk of a row: their number or, if ends of chunks are known, themselves.
 
-    Without `limits` all are kept, without `bits` none in any case. Columns ascend.
+    Without `limits` all are kept, without `bits` none in any case. Columns ascend. Only what is
+    kept goes through the activation: logits are written first, close together.
     """
     row = (tl.program_id(0) // n_chunks).to(tl.int64)
     offs = tl.program_id(0) % n_chunks * CHUNK + tl.arange(0, CHUNK)
@@ -196,13 +198,21 @@ def keep_kernel(
             words = tl.load(bits_ptr + row * n_words + offs // 32, mask=inside, other=0)
             is_taken |= ((words >> (offs % 32)) & 1) == 1
         is_kept &= is_taken
-    weights = activated(logits, ACTIVATION)
     # written so that NaN is kept: it must surface
-    is_kept = (is_kept & ((weights <= 0.0) == 0)).to(tl.int32)
+    is_kept = (is_kept & ((logits <= largest_of_zero(ACTIVATION)) == 0)).to(tl.int32)
     if ends_ptr is None:
         tl.store(counts_ptr + tl.program_id(0), tl.sum(is_kept, 0))
     else:
         end = tl.load(ends_ptr + tl.program_id(0))
-        place = end - tl.sum(is_kept, 0) + tl.cumsum(is_kept, 0) - 1
+        first = end - tl.sum(is_kept, 0)
+        place = first + tl.cumsum(is_kept, 0) - 1
         tl.store(columns_ptr + place, offs, mask=is_kept == 1)
-        tl.store(weights_ptr + place, weights, mask=is_kept == 1)
+        tl.store(weights_ptr + place, logits, mask=is_kept == 1)
+        tl.debug_barrier()  # other threads' logits are read
+        for kept in tl.range(first, end, STEP):
+            pointers = weights_ptr + kept + tl.arange(0, STEP)
+            is_written = kept + tl.arange(0, STEP) < end
+            weights = activated(tl.load(pointers, mask=is_written, other=0.0), ACTIVATION)
+            # the fast exponential may lose the last subnormal number
+            weights = tl.where(weights == 0.0, 1.401298464324817e-45, weights)
+            tl.store(pointers, weights, mask=is_written)

@@ -101,3 +101,53 @@ def test_each_regression_is_found(gate):
     assert len(gate.regressions(stored, [more, *rows[1:]])) == 2
     assert len(gate.regressions(stored, rows[1:])) == 1
     assert len(gate.regressions(stored[1:], rows)) == 1
+
+
+LOOP = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*0020*/              @!P0 BRA `(.L_x_3) ;
+.L_x_4:
+        /*0030*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0040*/                   IADD3 R0, R0, 0x40, RZ ;
+        /*0050*/               @P1 BRA `(.L_x_2) ;
+        /*0060*/                   FMNMX.NAN R3, R24, R25, !PT ;
+        /*0070*/              @!P2 FSEL R4, R24, -INF , P0 ;
+        /*0080*/                   FFMA R5, R24, R6, R7 ;
+.L_x_2:
+        /*0090*/                   ISETP.GE.AND P3, PT, R0, UR7, PT ;
+        /*00a0*/              @!P3 BRA `(.L_x_1) ;
+        /*00b0*/                   EXIT ;
+.L_x_3:
+        /*00c0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*00d0*/               @P0 BRA `(.L_x_4) ;
+        /*00e0*/                   BRA `(.L_x_1) ;
+"""
+
+
+def test_instructions_of_a_step_and_of_an_epilogue_are_told_apart(gate):
+    count_alu = importlib.import_module("count_alu")
+    step, with_epilogue = count_alu.turns(LOOP)
+    assert step == (2, 7)
+    assert with_epilogue == (4, 10)
+    with pytest.raises(RuntimeError, match="no loop"):
+        count_alu.turns(LOOP.replace("HGMMA", "HMMA"))
+
+
+def test_more_work_is_a_fault(gate):
+    count_alu = importlib.import_module("count_alu")
+    with count_alu.PATH.open(newline="") as file:
+        assert "a model, never measured" in file.readline()
+        rows = list(csv.DictReader(file))
+    stored = [count_alu.stored_counts(row) for row in rows]
+    assert count_alu.grown(stored) == []
+    more = [dataclasses.replace(row, epilogue_alu=row.epilogue_alu + 1) for row in stored]
+    assert len(count_alu.grown(more)) == len(stored)
+    before, now = (
+        {row.argmax: row.epilogue_alu for row in stored if row.source == source}
+        for source in ("558bc49", "here")
+    )
+    assert now[0] <= 0.6 * before[0]
+    assert now[1] <= 0.7 * before[1]
+    assert all(row.registers <= 200 for row in stored if row.source == "here")

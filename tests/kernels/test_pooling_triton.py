@@ -128,6 +128,26 @@ def test_minus_infinity_and_nan(tile, need_argmax):
 
 
 @LAYOUTS
+def test_infinite_maxima_have_their_first_token(tile):
+    """Their distances are NaN, so that another pass looks for them, also in the last columns."""
+    V = 150
+    hidden, weight = random(0, 60, 16).abs() + 0.1, random(1, V, 16).abs() + 0.1
+    weight[100:] *= -1
+    hidden[[9, 40, 41]] = torch.inf  # +inf for the first columns, -inf for the others
+    cu_seqlens = bounds([5, 21, 30, 4])
+    logits, argmax = pooling.forward(hidden, cu_seqlens, weight, random(2, V), True, tile=tile)
+    truth = pool64(hidden, cu_seqlens, weight)
+    assert torch.equal(logits.isinf(), truth.logits.isinf())
+    assert torch.equal(argmax, truth.argmax)
+    hidden[9] = -torch.inf
+    hidden[5:26] = hidden[9]  # nothing else in the text
+    logits, argmax = pooling.forward(hidden, cu_seqlens, weight, None, True, tile=tile)
+    assert argmax[1].tolist() == [0] * V
+    assert (logits[1, :100] == -torch.inf).all()
+    assert (logits[1, 100:] == torch.inf).all()
+
+
+@LAYOUTS
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 def test_neighbours_do_not_leak(tile, poison):
     hidden, weight, cu_seqlens = random(0, 12, 16), random(1, 20, 16), bounds([0, 3, 4, 0, 5])

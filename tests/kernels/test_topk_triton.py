@@ -93,6 +93,19 @@ def test_activations(activation):
     assert_same(logits, None, activation)
 
 
+def test_weights_end_where_the_exponential_does():
+    """Weights down to the smallest subnormal number are kept, and none of 0."""
+    logits = torch.linspace(-105, -102, 301, device=DEVICE)[None]
+    kept = select_topk(logits, 300, activation="elu1p", tiles=TILES)
+    assert logits[0, int(kept.columns[0])].item() == pytest.approx(-103.97, abs=1e-3)
+    assert (kept.weights > 0).all()
+    for activation in ("log1p_relu", "double_log1p_relu", "none"):
+        tiny = torch.tensor([[-1.0, 0.0, -0.0, 1e-45, torch.nan]], device=DEVICE)
+        kept = select_topk(tiny, 4, activation=activation, tiles=TILES)
+        assert kept.columns.tolist() == [3, 4]
+        assert kept.weights[0] > 0
+
+
 def test_tiles_of_the_table():
     assert_same(random(0, 2, 700), 50, tiles=SELECT_TILES)
 

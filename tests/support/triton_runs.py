@@ -23,7 +23,9 @@ MARKS = [
         reason="no CUDA device; test_triton_interpreter.py runs these tests under the interpreter",
     ),
     # NumPy, which the interpreter computes with, warns about infinities; a device does not.
-    pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:(invalid value|divide by zero|overflow|All-NaN):RuntimeWarning"
+    ),
 ]
 
 # On a device, so do the products of bfloat16; the interpreter proves indexing in two dtypes.

@@ -231,7 +231,7 @@ def _naming_the_fix(model: str) -> Iterator[None]:
         _refuse_text_model(model, error)
 
 
-def _refuse_text_model(model: str, error: ConfigError) -> NoReturn:
+def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
     raise ConfigError(
         f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
         f"NAME_OR_FOLDER of a cross-modal model, such as {DEFAULT_IMAGE_MODEL} for pictograms or "
