@@ -10,8 +10,7 @@ searches and explanations are the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from vdr_db.checkpoints.tokenizers import tokenizer_of
 from vdr_db.checkpoints.weights import Weight
 from vdr_db.counts import counted
 from vdr_db.encoders.base import Encoder, positive, progress
+from vdr_db.encoders.encoded_images import EncodedImages
 from vdr_db.encoders.rows import row_of
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
@@ -50,35 +50,6 @@ BATCH_SIZE = {"cpu": 16}
 BATCH_SIZE_ELSEWHERE = 128
 
 MAX_PIXELS = ImageLimits().pixels
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """Vectors of images, and the images that have none.
-
-    Attributes:
-        rows: One row for each image, in order; that of a refused image is empty.
-        names: Path of each image (within the folder, for a folder), or `"image N"`.
-        digests: SHA-256 (hex) of the content of each image; `""` of a refused one.
-        refused: Place of each image that could not be read → one sentence on why.
-        thumbnails: A small copy of each image as a `data:` address, `""` of a refused one; empty
-            where none were asked for.
-    """
-
-    rows: SparseRows
-    names: tuple[str, ...]
-    digests: tuple[str, ...]
-    refused: Mapping[int, str] = field(default_factory=dict)
-    thumbnails: tuple[str, ...] = ()
-
-    @property
-    def kept(self) -> npt.NDArray[np.int64]:
-        """Places of the images that have a vector, ascending."""
-        return np.array([i for i in range(len(self.names)) if i not in self.refused], np.int64)
-
-    def __len__(self) -> int:
-        """Number of images, refused ones included."""
-        return len(self.names)
 
 
 class ImageEncoder(Encoder):

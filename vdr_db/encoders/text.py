@@ -9,13 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import (
@@ -27,41 +21,24 @@ from vdr_db.checkpoints.plan import (
 )
 from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
-from vdr_db.encoders.base import Encoder, progress
-from vdr_db.encoders.batching import (
-    POOLED_BYTES,
-    Frame,
-    PackedBatch,
-    checked_budget,
-    pack,
-    packed_batches,
-    plan_texts,
-)
-from vdr_db.encoders.checks import checked_texts
-from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows
-from vdr_db.encoders.text_onnx import OnnxScoring
+from vdr_db.encoders.sides import TextSide
+from vdr_db.encoders.text_encoding import Side, TextEncoding
 from vdr_db.kernels import Activation, Backend
-from vdr_db.sparse import SparseRows
-from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
+from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.onnx import OnnxTextTower
-from vdr_db.towers.packing import TextItem
 
 if TYPE_CHECKING:
     import torch
 
     from vdr_db.checkpoints.export import Card
     from vdr_db.encoders.text_cuda import QueryGraphs
-    from vdr_db.encoders.text_torch import TextScoring
     from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
 
 __all__ = ["Side", "SparseEncoder"]
 
-Side: TypeAlias = Literal["document", "query"]
 
-
-class SparseEncoder(Encoder):
+class SparseEncoder(TextEncoding):
     """Texts to sparse vectors, one tower for documents and one for queries, often the same.
 
     Get one with `SparseEncoder.from_pretrained`. A text's vector depends on that text alone: alone,
@@ -339,85 +316,6 @@ class SparseEncoder(Encoder):
         head = f"head={self._main_tower.head_name!r}"
         return self._described(head, f"activation={self.activation!r}")
 
-    # Encoding
-
-    def encode_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        token_budget: int | None = None,
-        show_progress: bool = False,
-    ) -> SparseRows:
-        """Vectors of documents.
-
-        A text without tokens of its own (empty, or only white space) gets an empty row, not the
-        vector of the special tokens around it, so that no search ever finds it. Only with
-        `compatibility` it gets what the published code gives it.
-
-        Args:
-            texts: The documents; not one `str`.
-            token_budget: Most tokens in a batch; less takes less memory. None for 4,096 on the CPU
-                and 32,768 elsewhere.
-            show_progress: Draw a progress bar on stderr.
-
-        Returns:
-            One row for each text, in the order of the texts.
-
-        Raises:
-            TypeError: One `str` came instead of a sequence.
-            InputError: An item is not a text, or holds a lone surrogate; the message says which.
-            ConfigError: A vector is not finite, so the weights of the model are broken; or
-                `token_budget` is not positive.
-        """
-        return self._encode("document", texts, token_budget, show_progress)
-
-    def encode_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        token_budget: int | None = None,
-        show_progress: bool = False,
-    ) -> SparseRows:
-        """Vectors of queries; arguments, result and errors as in `encode_documents`."""
-        return self._encode("query", texts, token_budget, show_progress)
-
-    def bag_of_tokens(self, texts: Iterable[str]) -> SparseRows:
-        """The set of tokens of each text with weight 1; the model is not run.
-
-        Texts are cut as documents are, and counted in `truncated`.
-
-        Raises:
-            TypeError: One `str` came instead of a sequence.
-            InputError: An item is not a text, or holds a lone surrogate.
-        """
-        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
-        frame = self.frame("document")
-        self._count_truncated(tokens.lengths, frame, stacklevel=3)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
-        return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
-
-    def token_ids(self, text: str) -> list[int]:
-        """Own token ids of one text, uncut and without special tokens."""
-        return [int(i) for i in self.tokenizer.encode(checked_texts([text])).input_ids]
-
-    def frame(self, side: Side) -> Frame:
-        """What stands around a text of one side, `"document"` or `"query"`, and its length."""
-        return self.side(side).frame()
-
-    def item(self, side: Side, text: str) -> TextItem:
-        """One text as the tower of its side reads it: its prompt before it, cut, framed, padded.
-
-        Args:
-            side: `"document"` or `"query"`.
-            text: The text.
-        """
-        way = self.side(side)
-        frame = way.frame()
-        tokens = way.encode([way.entry.prompt + text])
-        is_padded = self.compatibility is not None and self.compatibility.padded_to == "max_length"
-        padded_to = frame.max_length if is_padded else None
-        return pack(tokens, np.zeros(1, np.int64), frame, padded_to=padded_to).item(0)
-
     def side(self, side: Side) -> TextSide:
         """What makes vectors of the texts of one side, `"document"` or `"query"`."""
         tower = self._towers[side]
@@ -430,80 +328,3 @@ class SparseEncoder(Encoder):
             self.query_activation or self.activation,
             self.query_gate,
         )
-
-    def _encode(
-        self, side: Side, texts: Iterable[str], token_budget: int | None, show_progress: bool
-    ) -> SparseRows:
-        way, raw = self.side(side), checked_texts(texts)
-        frame = way.frame()
-        tokens = own = way.encode(raw)
-        if way.entry.prompt:
-            tokens = way.encode([way.entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
-        is_empty = own.lengths == 0
-        if way.static is not None:
-            return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
-        planned = plan_texts(
-            tokens.lengths,
-            frame,
-            self.compatibility,
-            is_empty=is_empty,
-            tokens=checked_budget(token_budget, self.device.type),
-            rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
-        )
-        scoring = self._scoring(side, way, partial(self._own_tokens, tokens, frame=frame))
-        packed = packed_batches(tokens, planned[0], frame, self.compatibility)
-        with progress(len(raw), "text", shown=show_progress) as bar:
-            found = scoring.rows_of(packed)
-            rows = in_order(found, planned[1], self.vocabulary.size, bar)
-        return rows if way.gate is None else gated_rows(way, rows, tokens)
-
-    def _scoring(
-        self, side: Side, way: TextSide, lexical: Callable[[PackedBatch], SparseRows | None]
-    ) -> OnnxScoring | TextScoring:
-        """How the texts of a side get their rows, by the runtime of its tower."""
-        k = None if way.gate else way.entry.k
-        kept = (self.vocabulary, k, way.activation, self.norm)
-        if isinstance(way.tower, OnnxTextTower):
-            return OnnxScoring(way.tower, *kept, lexical)
-        from vdr_db.encoders.text_torch import TextScoring
-
-        graphs = self._graphs_of(way) if side == "query" else None
-        return TextScoring(way.tower, *kept, self.backend, lexical, graphs)
-
-    def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
-        from vdr_db.encoders.text_cuda import QueryGraphs
-        from vdr_db.towers.text import Tower
-
-        if not self.query_graphs or self.lexical or way.gate or not isinstance(way.tower, Tower):
-            return None
-
-        frame, options = way.frame(), (way.entry.k, way.activation, self.norm, self.backend)
-        if self._graphs is None or not self._graphs.is_for(way.tower, options):
-            self._graphs = QueryGraphs(way.tower, options, (frame.pad_id, frame.first_position))
-        return self._graphs
-
-    def _own_tokens(
-        self, tokens: TokenizedTexts, batch: PackedBatch, frame: Frame
-    ) -> SparseRows | None:
-        if not self.lexical:
-            return None
-        cut = tokens.cut(batch.texts, frame.own, left=frame.cuts_left)
-        return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
-
-    def _count_truncated(
-        self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
-    ) -> None:
-        count = int((lengths > frame.own).sum())
-        if not count:
-            return
-        with self._lock:
-            is_first = self.truncated == 0
-            self.truncated += count
-        if is_first:
-            warnings.warn(
-                f"{count} texts are longer than {frame.max_length} tokens and were cut; this is "
-                "said once, `encoder.truncated` keeps the count. Split long texts, or raise "
-                "`max_length` if the model allows.",
-                stacklevel=stacklevel,
-            )
