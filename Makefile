@@ -4,7 +4,8 @@
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
-# make gpu    kernel tests and benchmarks on a CUDA device (see benchmarks/README.md)
+# make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
+# make gate   compiles every kernel for every card with three versions of Triton; takes an hour
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check bench gpu train-tiny train-tiny-image clean
+.PHONY: demo test check bench gpu gate train-tiny train-tiny-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -70,4 +71,15 @@ train-tiny-image: $(VENV)/ready-test
 		--dense
 
 gpu: $(VENV)/ready-test
+	$(BIN)/python benchmarks/sanitize.py
 	$(BIN)/python benchmarks/bench_kernels.py
+
+# Kernels compiled for every card with the oldest Triton, the one that torch brings, and the newest.
+# CI compiles what a change touches, with the second alone.
+CARDS = 80 86 89 90 100 120
+gate: $(VENV)/ready-test
+	$(BIN)/python benchmarks/compile_gate.py --check --sm $(CARDS)
+	for wanted in "==3.4.0" ""; do rm -rf build/triton && \
+		$(BIN)/python -m pip install --quiet --target build/triton "triton$$wanted" && \
+		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --sm $(CARDS) || exit 1; \
+	done

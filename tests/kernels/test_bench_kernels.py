@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -134,3 +135,20 @@ def test_sparton_is_the_published_file_or_nothing(bench):
     assert torch.equal(head.weight, weight)
     assert not head.bias.any()
     assert rivals.sparton_name().startswith("Sparton (experimaestro-ir 1.")
+
+
+@pytest.mark.slow
+def test_the_sanitizer_gets_every_kernel(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "sanitize.py"
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), "--dry-run"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "every kernel ran" in finished.stdout
+    plain = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PATH": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert plain.returncode == 2
+    assert "compute-sanitizer is missing" in plain.stderr

@@ -32,7 +32,7 @@ def gate(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_every_configuration_passes_the_gate(tmp_path):
+def test_every_touched_configuration_passes_the_gate(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     finished = subprocess.run(
