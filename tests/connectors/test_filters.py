@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import services
+from search_servers import note_real_server, remove_indices
 
+from vdr_db.connectors import ElasticsearchStore
 from vdr_db.errors import InputError
 from vdr_db.filters import AllOf, Equals, Key, Range, parse_filter
+from vdr_db.sparse import SparseRows
 
 UTC = dt.timezone.utc
+ROW = SparseRows.from_dicts([{1: 1.0}], 10)
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("condition", "payload", "kept"),
     [
         ({"a": "x"}, {"a": "x"}, True),
@@ -74,8 +79,31 @@ UTC = dt.timezone.utc
     ],
     ids=str,
 )
+
+
+@CASES
 def test_what_is_kept(condition, payload, kept):
     assert parse_filter(condition).matches(payload) is kept
+
+
+@pytest.fixture(scope="module")
+def kept_store(opensearch_server):
+    """One store for all cases: making an index takes longer than a case."""
+    name = services.unique_name()
+    with ElasticsearchStore(name, replicas=0, **opensearch_server.options()) as store:
+        store.create(10)
+        yield store
+        remove_indices(store)
+
+
+@CASES
+def test_a_real_server_keeps_the_same(
+    kept_store, opensearch_server, request, condition, payload, kept
+):
+    note_real_server(request, opensearch_server.name)
+    kept_store.upsert(SparseRows.from_dicts([{1: 1.0}], 10), ["one"], [payload])
+    assert kept_store.count(condition) == kept
+    assert [hit.id for hit in kept_store.search(ROW, filter=condition)] == ["one"] * kept
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ _JAVA = (
     *("-Dlog4j2.disable.jmx=true", "-Dio.netty.noUnsafe=true", "-Dfile.encoding=UTF-8"),
 )
 _START_S = 240.0
+# Nodes that other processes still use: a process object that is collected would complain.
+_LEFT_RUNNING: list[OpenSearchNode] = []
 
 
 def why_missing() -> str | None:
@@ -189,3 +191,5 @@ def shared_node(folder: Path, owner: int) -> Iterator[str]:
     finally:
         if node is not None and owner == os.getpid():
             node.stop()
+        elif node is not None:
+            _LEFT_RUNNING.append(node)
