@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.folders import settings_of, understood
 from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import Entry, Layout, Plan, StaticPlan, TowerPlan, model_max_length
 from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR, tower_plan
@@ -55,7 +55,8 @@ def read_plan(folder: Path) -> Plan:
     """
     for layout in LAYOUTS:
         if layout.recognises(folder):
-            return layout.read(folder)
+            with understood(folder):
+                return layout.read(folder)
     if (folder / IMAGE_FILE).is_file():
         raise ConfigError(
             f"{folder} must hold a text encoder, got an image encoder; load it with "
