@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vdr_db.errors import ConfigError
+from vdr_db.errors import ConfigError, VdrError
 
-__all__ = ["settings_of", "written_folder"]
+__all__ = ["settings_of", "understood", "written_folder"]
 
 
 def settings_of(file: Path) -> dict[str, Any]:
@@ -31,6 +31,24 @@ def settings_of(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{file} must hold a JSON object, got {type(loaded).__name__}.")
     return loaded
+
+
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Names the folder where a file of it holds something of a kind that nobody expected.
+
+    Raises:
+        ConfigError: Instead of the errors that Python raises for values of the wrong kind.
+    """
+    try:
+        yield
+    except (VdrError, ImportError):
+        raise
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a file in {folder} holds a value of another kind than it should: "
+            f"{type(error).__name__}: {error}; fetch the model again."
+        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vdr_db.checkpoints.assets import fetch
-from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.folders import settings_of, understood
 from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import (
     GRAPHS,
@@ -64,7 +64,8 @@ def read_plan(folder: Path) -> Plan:
     """
     for layout in LAYOUTS:
         if layout.recognises(folder):
-            return layout.read(folder)
+            with understood(folder):
+                return layout.read(folder)
     if (folder / IMAGE_FILE).is_file():
         raise ConfigError(
             f"{folder} must hold a text encoder, got an image encoder; load it with "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import open_text_towers
 from vdr_db.checkpoints.plan import Plan, StaticPlan, tower_names
 from vdr_db.checkpoints.tokenizers import read_tokenizer
@@ -138,6 +139,17 @@ def load_sides(
         ConfigError: Weights are missing or damaged, or the sides have other tokens.
         MissingExtraError: A tower needs torch.
     """
+    with understood(plan.folder):
+        return _load_sides(plan, tokenizer, vocabulary, device, dtype)
+
+
+def _load_sides(
+    plan: Plan,
+    tokenizer: TextTokenizer,
+    vocabulary: Vocabulary,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+) -> Sides:
     words = None
     if plan.query_tokenizer is not None:
         words = read_tokenizer(plan.query_tokenizer, lower_case=plan.query_lower_case)

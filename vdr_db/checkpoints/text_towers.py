@@ -86,7 +86,13 @@ def _tower(
         from vdr_db.towers.hub_model import HubModelTower
 
         model = load_hub_model(where, folder)
-        tower = HubModelTower(model, columns, max_length=entry.max_length)
+        try:
+            tower = HubModelTower(model, columns, max_length=entry.max_length)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the model in {folder} cannot run as its config.json has it: {error}; "
+                "fetch the file again."
+            ) from error
         tower.is_decoder = where.is_decoder
         return cast(Tower, tower)
     checkpoint = Checkpoint(folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
-from vdr_db.checkpoints.folders import settings_of
+from vdr_db.checkpoints.folders import settings_of, understood
 from vdr_db.checkpoints.keys import TOKENIZER
 from vdr_db.errors import ConfigError, MissingExtraError, require
 from vdr_db.text.slow import SlowTokenizer
@@ -58,13 +58,14 @@ def read_tokenizer(folder: Path, *, lower_case: bool = False) -> TextTokenizer:
     file = folder / "tokenizer_config.json"
     settings = settings_of(file) if file.is_file() else {}
     TOKENIZER.check(file, settings)
-    settings = {**settings, **_older_special_tokens(folder, settings)}
-    backend: Tokenizer | SlowTokenizer | None = None
-    if (folder / "tokenizer.json").is_file():
-        backend = _applied(folder, settings)
-    if backend is None:
-        backend, settings = _by_transformers(folder)
-    return TextTokenizer(backend, settings=settings, lower_case=lower_case)
+    with understood(folder):
+        settings = {**settings, **_older_special_tokens(folder, settings)}
+        backend: Tokenizer | SlowTokenizer | None = None
+        if (folder / "tokenizer.json").is_file():
+            backend = _applied(folder, settings)
+        if backend is None:
+            backend, settings = _by_transformers(folder)
+        return TextTokenizer(backend, settings=settings, lower_case=lower_case)
 
 
 def tokenizer_of(source: Any, *, lower_case: bool = False) -> TextTokenizer:

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vdr_db.checkpoints.assets import cache_folder
-from vdr_db.checkpoints.describe import describe_model
 from vdr_db.cli.exits import DONE
 from vdr_db.cli.options import add_model_options, add_store_options
 from vdr_db.cli.show import show_json
@@ -49,6 +48,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     facts["device"] = _device()
     facts["model cache"] = str(cache_folder())
     if arguments.model:
+        from vdr_db.checkpoints.describe import describe_model
+
         facts["folder"] = describe_model(arguments.model)
         if "refused" not in facts["folder"]:
             facts["model"] = _loaded(arguments, facts["folder"])
