@@ -140,15 +140,15 @@ def load_sides(
         MissingExtraError: A tower needs torch.
     """
     with understood(plan.folder):
-        return _load_sides(plan, tokenizer, vocabulary, device, dtype)
+        return _load_sides(plan, tokenizer, vocabulary, runtime, options)
 
 
 def _load_sides(
     plan: Plan,
     tokenizer: TextTokenizer,
     vocabulary: Vocabulary,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
+    runtime: Literal["onnx", "torch"],
+    options: TowerOptions,
 ) -> Sides:
     words = None
     if plan.query_tokenizer is not None:
