@@ -104,7 +104,7 @@ def explain_text(
         encode = encoder.encode_documents if side == "document" else encoder.encode_queries
         row = encode([text])
     own, _ = token_spans(encoder, text)
-    has_towers = hasattr(encoder, "document_tower")  # TokenQueries have none
+    has_towers = hasattr(encoder, "tower")  # TokenQueries have none
     return Explanation(
         heading or side,
         text,
