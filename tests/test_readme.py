@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pictograms import write_pictograms
 
 from vdr_db.cli.main import COMMANDS, main
 
@@ -17,27 +18,37 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return found
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_example_prints_what_it_says(tmp_path):
-    code = block("python")
-    lines = [line for line in code.splitlines() if line and "import" not in line]
-    assert len(lines) <= 10
-    # Not from the root of the repository, where the library's folder would be taken for a package.
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == block("text")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One folder for all blocks, in which they work from top to bottom."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_pictograms(folder / "pictograms")
+    return folder
 
 
-def test_the_commands_print_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_python_examples_print_what_it_says(folder):
+    examples, printed = blocks("python"), blocks("text")
+    assert len(examples) == len(printed) == 2
+    for code, expected in zip(examples, printed, strict=True):
+        lines = [line for line in code.splitlines() if line and "import" not in line]
+        assert len(lines) <= 10
+        # Not in the repository's root, where the library's folder would be taken for a package.
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == expected
+
+
+def test_the_commands_print_what_it_says(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
-    for example in re.split(r"^\$ ", block("console"), flags=re.MULTILINE)[1:]:
+    (console,) = blocks("console")
+    for example in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
         command, _, expected = example.partition("\n")
         program, *arguments = shlex.split(command)
         if program == "cat":

@@ -1,10 +1,9 @@
 """The model of texts and images that is shipped: by its name, without a download, in one store."""
 
 import json
-import math
 
 import pytest
-from PIL import Image, ImageDraw
+from pictograms import write_pictograms
 
 from vdr_db import CrossModalEncoder, SparseEncoder
 from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, fetch
@@ -12,46 +11,12 @@ from vdr_db.cli.main import main
 from vdr_db.connectors import VDRQdrant
 from vdr_db.errors import ConfigError
 
-SIDE = 160
 QUERIES = {"music": "note.png", "love": "heart.png", "sun": "sun.png", "house": "house.png"}
-
-
-def note(draw):
-    for x in (34, 100):
-        draw.ellipse((x - 22, 104, x + 16, 136), fill="black")
-        draw.rectangle((x + 8, 34, x + 16, 120), fill="black")
-    draw.polygon([(42, 34), (116, 18), (116, 40), (42, 56)], fill="black")
-
-
-def heart(draw):
-    draw.ellipse((16, 24, 84, 92), fill="#dd2e44")
-    draw.ellipse((76, 24, 144, 92), fill="#dd2e44")
-    draw.polygon([(23, 78), (137, 78), (80, 146)], fill="#dd2e44")
-
-
-def sun(draw):
-    for i in range(12):
-        turn = math.pi * i / 6
-        end = (80 + 74 * math.cos(turn), 80 + 74 * math.sin(turn))
-        draw.line([(80, 80), end], fill="#ffac33", width=8)
-    draw.ellipse((36, 36, 124, 124), fill="#ffcc4d", outline="#ffac33", width=4)
-
-
-def house(draw):
-    draw.rectangle((34, 74, 126, 146), fill="#ffe8b6", outline="#662113", width=3)
-    draw.polygon([(14, 80), (80, 16), (146, 80)], fill="#a0041e")
-    draw.rectangle((68, 100, 94, 146), fill="#662113")
-    draw.rectangle((42, 90, 62, 110), fill="#55acee")
 
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawings")
-    for drawing in (note, heart, sun, house):
-        image = Image.new("RGB", (SIDE, SIDE), "white")
-        drawing(ImageDraw.Draw(image))
-        image.save(folder / f"{drawing.__name__}.png")
-    return folder
+    return write_pictograms(tmp_path_factory.mktemp("drawings"))
 
 
 def test_texts_and_images_in_one_collection(drawings):
