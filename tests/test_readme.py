@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictograms import write_pictograms
 
 from vdr_db.cli.main import COMMANDS, main
+from vdr_db.cli.pictograms import write_pictograms
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

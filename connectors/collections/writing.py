@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 
+from tqdm import tqdm
+
 from vdr_db.connectors.base import EmptyRows, Id, Written
 from vdr_db.connectors.feed import Batch
 from vdr_db.errors import RejectedRows
@@ -17,8 +19,24 @@ STOP: ContextVar[threading.Event | None] = ContextVar("vdr_db_stop", default=Non
 """An event that ends what is written in this context, after the batch at hand."""
 
 
-def write(batches: Iterable[Batch], upsert: Callable[..., Written], empty: EmptyRows) -> list[Id]:
+def write(
+    batches: Iterable[Batch],
+    upsert: Callable[..., Written],
+    empty: EmptyRows,
+    *,
+    total: int | None = None,
+    unit: str = "text",
+) -> list[Id]:
     """Writes all batches through `upsert` of a store; the ids of what is there then, in order.
+
+    On a terminal, what takes longer than a second shows a progress bar on stderr.
+
+    Args:
+        batches: Each made when it is asked for.
+        upsert: Of a store.
+        empty: What to do with rows without weights.
+        total: How many items there are, if known.
+        unit: What an item is.
 
     Raises:
         RejectedRows: Some could not be stored; all others are written.
@@ -27,6 +45,7 @@ def write(batches: Iterable[Batch], upsert: Callable[..., Written], empty: Empty
     stop = STOP.get()
     written: list[Id] = []
     refused: dict[Id, str] = {}
+    bar = tqdm(total=total, unit=unit, desc="add", disable=None, delay=1, leave=False)
     for batch in batches:
         refused.update(batch.refused)
         skipped: set[Id] = set()
@@ -37,8 +56,10 @@ def write(batches: Iterable[Batch], upsert: Callable[..., Written], empty: Empty
             except RejectedRows as rejection:
                 refused.update(zip(rejection.ids, rejection.reasons, strict=True))
         written += [id for id in batch.ids if id not in skipped]
+        bar.update(len(batch.ids))
         if stop is not None and stop.is_set():
             raise CancelledError
+    bar.close()
     if refused:
         raise RejectedRows(list(refused), list(refused.values()))
     return written

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from pictograms import write_pictograms
 
 from vdr_db import CrossModalEncoder, SparseEncoder
 from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, fetch
 from vdr_db.cli.main import main
+from vdr_db.cli.pictograms import write_pictograms
 from vdr_db.connectors import VDRQdrant
 from vdr_db.errors import ConfigError
 

@@ -15,11 +15,22 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdr_db.cli.exits import DONE
-from vdr_db.cli.options import DEFAULT_MODEL, add_model_options, add_store_options
+from vdr_db.cli.options import (
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_MODEL,
+    add_model_options,
+    add_store_options,
+)
 from vdr_db.cli.show import say, show_hits, show_json, show_quality, show_text
 from vdr_db.cli.stores import load_model, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vdr_db.explain.hits import HitView
 
 __all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
 
@@ -33,6 +44,7 @@ QUERIES = (
     "translate words to german",
 )
 """What the demo asks when nobody asks anything else."""
+IMAGE_QUERY = "music"
 HITS = 3
 
 
@@ -84,12 +96,10 @@ def run_command(arguments: argparse.Namespace) -> int:
             began = time.perf_counter()
             hits = find_hits(packages, encoder, query, limit=HITS)
             took_ms = 1000 * (time.perf_counter() - began)
-            if arguments.json:
-                found = [{"id": hit.id, "score": hit.score, "words": hit.words} for hit in hits]
-                show_json({"query": query, "hits": found})
-            else:
-                caption = f"{len(hits)} best of {packages.count():,}, {took_ms:.0f} ms\n"
-                show_hits(hits, title=query, caption=caption)
+            caption = f"{len(hits)} best of {packages.count():,}, {took_ms:.0f} ms\n"
+            _show_found(query, hits, caption, as_json=arguments.json)
+        if not arguments.queries:
+            _show_images(scratch, as_json=arguments.json)
         if arguments.json:
             for quality in measured:
                 show_json({"collection": sample.name, **asdict(quality)})
@@ -100,6 +110,30 @@ def run_command(arguments: argparse.Namespace) -> int:
             name = arguments.collection
             show_text(_closing_words(asked, name, time.perf_counter() - start))
     return DONE
+
+
+def _show_images(scratch: Path, *, as_json: bool) -> None:
+    """A text that finds an image, in a collection of both."""
+    from vdr_db import CrossModalEncoder
+    from vdr_db.cli.pictograms import write_pictograms
+    from vdr_db.connectors import VDRQdrant
+    from vdr_db.explain.hits import find_hits
+
+    encoder = CrossModalEncoder.from_pretrained(DEFAULT_IMAGE_MODEL)
+    with VDRQdrant("icons", encoder, path=scratch / "icons") as icons:
+        icons.add_images(write_pictograms(scratch / "pictograms"))
+        icons.add_texts(["A ballad is a song that tells a story."], ids=["ballad"])
+        hits = find_hits(icons, encoder.text, IMAGE_QUERY, limit=HITS)
+        caption = f"{len(hits)} best of {icons.count()} pictograms and texts, by {encoder.model}\n"
+        _show_found(IMAGE_QUERY, hits, caption, as_json=as_json)
+
+
+def _show_found(query: str, hits: Sequence[HitView], caption: str, *, as_json: bool) -> None:
+    if as_json:
+        found = [{"id": hit.id, "score": hit.score, "words": hit.words} for hit in hits]
+        show_json({"query": query, "hits": found})
+    else:
+        show_hits(hits, title=query, caption=caption)
 
 
 def _closing_words(store: str | None, collection: str, seconds: float) -> str:
