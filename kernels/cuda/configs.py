@@ -91,7 +91,7 @@ class PoolRow:
 # sm, bits, hidden, vocabulary and mean length up to;  layout, V, T, K, group, warps, stages, TMA
 POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(120, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
-    PoolRow(120, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 128)),
+    PoolRow(120, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 168)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
@@ -101,7 +101,7 @@ POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(80, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 4, 3, False)),
     PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
     PoolRow(80, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
-    PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 128)),
+    PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 168)),
 )
 
 
