@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -36,7 +35,7 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
-from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows
+from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, warn_of_cuts
 from vdr_db.kernels import Activation, Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vdr_db.checkpoints.export import Card
-    from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
+    from vdr_db.encoders.text_cuda import QueryGraphs
     from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
 
@@ -68,18 +67,10 @@ class SparseEncoder(Encoder):
     meanwhile; threads share torch's pool of workers, so they do not make it faster.
 
     Attributes:
-        vocabulary: Column, id and text of every token.
-        tokenizer: The tokenizer of both towers.
         document_tower: Module for documents.
-        query_tower: Module for queries; the same object when shared.
-        activation: Turns scores into weights.
-        document_entry: Maximal length, k and prompt of documents.
-        query_entry: Maximal length, k and prompt of queries.
+        query_tower: Module for queries, or static weights; the same object when shared.
+        document_entry: Maximal length, k and prompt of documents; `query_entry` of queries.
         lexical: Whether a text's own tokens are always kept.
-        norm: Whether vectors have L2 norm 1 before selection.
-        backend: Of the kernels.
-        model: Name or folder it came from.
-        revision: Revision on the hub.
         compatibility: How VDR's published code pads, see `from_pretrained`; None for no padding.
         truncated: How many texts were cut to the maximal length so far.
         query_graphs: Whether small batches of queries are replayed as CUDA graphs; off unless set.
@@ -409,7 +400,7 @@ class SparseEncoder(Encoder):
             tokens=checked_budget(token_budget, self.device.type),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
         )
-        from vdr_db.encoders.text_torch import TextScoring
+        from vdr_db.encoders.text_torch import TextScoring, queue_on
 
         scoring = TextScoring(
             way.tower,
@@ -423,17 +414,9 @@ class SparseEncoder(Encoder):
         graphs = self._graphs_of(way) if side == "query" else None
         packed = packed_batches(tokens, planned[0], frame, self.compatibility)
         with way.tower.evaluating(), progress(len(raw), "text", shown=show_progress) as bar:
-            found = scoring.rows_of(packed, self._queue(), graphs)
+            found = scoring.rows_of(packed, queue_on(self.device), graphs)
             rows = in_order(found, planned[1], self.vocabulary.size, bar)
         return rows if way.gate is None else gated_rows(way, rows, tokens)
-
-    def _queue(self) -> DeviceQueue | None:
-        """Where batches may overlap; None where they run one by one."""
-        if self.device.type != "cuda":
-            return None
-        from vdr_db.encoders.text_cuda import DeviceQueue
-
-        return DeviceQueue(self.device)
 
     def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs
@@ -441,7 +424,6 @@ class SparseEncoder(Encoder):
 
         if not self.query_graphs or self.lexical or way.gate or not isinstance(way.tower, Tower):
             return None
-
         frame, options = way.frame(), (way.entry.k, way.activation, self.norm, self.backend)
         if self._graphs is None or not self._graphs.is_for(way.tower, options):
             self._graphs = QueryGraphs(way.tower, options, (frame.pad_id, frame.first_position))
@@ -465,9 +447,4 @@ class SparseEncoder(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warnings.warn(
-                f"{count} texts are longer than {frame.max_length} tokens and were cut; this is "
-                "said once, `encoder.truncated` keeps the count. Split long texts, or raise "
-                "`max_length` if the model allows.",
-                stacklevel=stacklevel,
-            )
+            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)

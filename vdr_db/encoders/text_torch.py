@@ -24,7 +24,12 @@ from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
 
-__all__ = ["TextScoring"]
+__all__ = ["TextScoring", "queue_on"]
+
+
+def queue_on(device: torch.device) -> DeviceQueue | None:
+    """Where batches may overlap; None where they run one by one."""
+    return DeviceQueue(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
