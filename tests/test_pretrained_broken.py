@@ -153,6 +153,8 @@ def test_a_damaged_file_is_named(tmp_path, file, content, message):
         ({"model_type": None}, "got None"),
         ({"position_embedding_type": "relative_key"}, "must be 'absolute' or None, got 'relat"),
         ({"is_decoder": True}, "`is_decoder` in .* must be False or None, got True"),
+        ({"type_vocab_size": -1}, "no negative number of token types, got 40 and -1"),
+        ({"pad_token_id": -1}, "`pad_token_id` .* must be an id in "),
         ({"novelty": 1}, "must hold known keys only, got 'novelty'"),
         ({"num_attention_heads": 5}, "must divide the hidden size 32, got 5"),
         ({"num_hidden_layers": 0}, "`layers` of the transformer must be at least 1, got 0"),

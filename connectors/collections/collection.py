@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,9 @@ class Collection:
             text_key=self.text_key if self.store_text else None,
         )
         self._create(self._encoding.width)
-        return write(batches, self._upsert or self.store.upsert, empty)
+        upsert = self._upsert or self.store.upsert
+        total = len(texts) if isinstance(texts, Sized) else None
+        return write(batches, upsert, empty, total=total)
 
     def add_rows(
         self,
@@ -231,7 +233,8 @@ class Collection:
             encode, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
         )
         self._create(self._encoding.width)
-        return write(batches, self.store.upsert, empty)
+        total = len(images) if isinstance(images, (list, tuple)) else None
+        return write(batches, self.store.upsert, empty, total=total, unit="image")
 
     def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
         """Removes documents; returns how many were there.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 
-from tqdm import tqdm
-
 from vdr_db.connectors.base import EmptyRows, Id, Written
 from vdr_db.connectors.feed import Batch
 from vdr_db.errors import RejectedRows
@@ -42,6 +40,8 @@ def write(
         RejectedRows: Some could not be stored; all others are written.
         CancelledError: `STOP` was set meanwhile.
     """
+    from tqdm import tqdm
+
     stop = STOP.get()
     written: list[Id] = []
     refused: dict[Id, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from vdr_db.kernels import Activation
 
-__all__ = ["TextSide", "gated_rows", "in_order", "static_rows"]
+__all__ = ["TextSide", "gated_rows", "in_order", "static_rows", "warn_of_cuts"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class TextSide:
             max_length=self.entry.max_length or config.max_length,
             cuts_left=self.tokenizer.cuts_left,
         )
+
+
+def warn_of_cuts(count: int, max_length: int, *, stacklevel: int) -> None:
+    """Says that texts were cut, as seen from a caller some levels up."""
+    warnings.warn(
+        f"{count} texts are longer than {max_length} tokens and were cut; this is said once, "
+        "`encoder.truncated` keeps the count. Split long texts, or raise `max_length` if the "
+        "model allows.",
+        stacklevel=stacklevel,
+    )
 
 
 def static_rows(

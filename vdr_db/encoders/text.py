@@ -55,10 +55,6 @@ class SparseEncoder(TextEncoding):
         document_entry: Maximal length, k and prompt of documents.
         query_entry: Maximal length, k and prompt of queries.
         lexical: Whether a text's own tokens are always kept.
-        norm: Whether vectors have L2 norm 1 before selection.
-        backend: Of the kernels.
-        model: Name or folder it came from.
-        revision: Revision on the hub.
         compatibility: How VDR's published code pads, see `from_pretrained`; None for no padding.
         truncated: How many texts were cut to the maximal length so far.
         query_graphs: Whether small batches of queries are replayed as CUDA graphs; off unless set.

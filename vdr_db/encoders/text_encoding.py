@@ -8,7 +8,6 @@ Packed all the way: no padding in the body, and never `[B, L, V]` in the head.
 from __future__ import annotations
 
 import threading
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -29,7 +28,7 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
-from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows
+from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, warn_of_cuts
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TokenizedTexts
@@ -213,9 +212,4 @@ class TextEncoding(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warnings.warn(
-                f"{count} texts are longer than {frame.max_length} tokens and were cut; this is "
-                "said once, `encoder.truncated` keeps the count. Split long texts, or raise "
-                "`max_length` if the model allows.",
-                stacklevel=stacklevel,
-            )
+            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)

@@ -70,7 +70,8 @@ class BodyConfig:
         """Checks that sizes are possible.
 
         Raises:
-            ConfigError: A size is not positive, or heads do not divide the hidden size.
+            ConfigError: A size is not positive, heads do not divide the hidden size, or there is
+                no such token as the padding.
         """
         for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size"):
             if getattr(self, name) < 1:
@@ -78,6 +79,16 @@ class BodyConfig:
                     f"`{name}` of the transformer must be at least 1, got {getattr(self, name)}; "
                     "the model's config.json is damaged."
                 )
+        if self.token_types < 0 or self.max_length < 1:
+            raise ConfigError(
+                f"config.json must name at least one position and no negative number of token "
+                f"types, got {self.positions} and {self.token_types}; the file is damaged."
+            )
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ConfigError(
+                f"`pad_token_id` in config.json must be an id in [0, {self.vocab_size}), got "
+                f"{self.pad_id}; the file is damaged."
+            )
         if self.hidden_size % self.heads:
             raise ConfigError(
                 f"the number of attention heads must divide the hidden size {self.hidden_size}, "

@@ -42,9 +42,7 @@ __all__ = ["HubModelTower", "HubSizes"]
 TOLERANCE = 2e-4
 """Largest difference of a score from the model's own when a tower is tried, relative above 1."""
 
-_WINDOW_TRIED = 256
-"""A longer window of attention is shortened for the trial, which would take too long."""
-_SHORT_WINDOW = 16
+_WINDOW_TRIED, _SHORT_WINDOW = 256, 16  # a longer window of attention is shortened for the trial
 _TRIAL_LENGTH = 24
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -165,7 +163,7 @@ class HubModelTower(TorchTower):
 
     @property
     def head_name(self) -> str:
-        """Name of the head in stamps and files."""
+        """Name of the head."""
         return self.head.name
 
     @property
