@@ -71,8 +71,7 @@ def source_files() -> dict[str, Path]:
                 *path.relative_to(ROOT / folder).parts,
             ]
             name = ".".join(["vdr_db", *parts]).removesuffix(".py").removesuffix(".__init__")
-            # what lies in data/ is written into saved models and imported there
-            if name not in MOVED and not name.startswith("vdr_db.data."):
+            if name not in MOVED:
                 files[name] = path
     return files
 
