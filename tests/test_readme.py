@@ -98,6 +98,18 @@ def test_the_speed_table_is_that_of_the_result_file():
         assert shown == pytest.approx(expected, rel=0.02)
 
 
+def test_the_install_table_is_that_of_the_result_file():
+    measured: dict[str, dict[str, float]] = {}
+    with (ROOT / "benchmarks" / "results" / "install.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            measured.setdefault(row["shape"], {})[row["metric"]] = float(row["median"])
+    shown = re.findall(r"^\| (\S+) \| .* \| ([\d,]+) MB \| (\d+) s \|$", README, re.MULTILINE)
+    assert [(name.strip("`()"), size, took) for name, size, took in shown] == [
+        (name, f"{values['size']:,.0f}", f"{values['processor time']:.0f}")
+        for name, values in measured.items()
+    ]
+
+
 def test_the_quality_table_is_that_of_the_result_file():
     metrics = ("ndcg_10", "recall_100", "mrr_10")
     measured: dict[str, dict[tuple[str, str], float]] = {}
