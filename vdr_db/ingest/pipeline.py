@@ -139,7 +139,7 @@ class _Run:
             or "encoded"
         )
         self._images = encoding_of(source, self._encoder, self._documents)
-        # Rows made earlier bring their texts in their payloads, pictures have none.
+        # Rows made earlier bring their texts in their payloads, images have none.
         keeps_text = getattr(source, "has_texts", True)
         if keeps_text and options.keeps_text is None:
             keeps_text = getattr(target, "store_text", True)
