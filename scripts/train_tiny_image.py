@@ -123,11 +123,15 @@ def share_text(folder: Path, model: str) -> None:
             raise SystemExit(f"`{name}` of {part} must be that of {model}; it was trained.")
     settings = json.loads((part / OWN_FILE).read_text("utf-8"))
     settings["weights_of"] = model
+    prefixes = {name: f"query.{settings['document'][name]}" for name in ("body", "head")}
     for side in ("document", "query"):
-        settings[side] |= {part: f"query.{settings[side][part]}" for part in ("body", "head")}
+        settings[side] |= prefixes
     (part / OWN_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
-    for file in (*part.glob("tokenizer*"), part / SAFETENSORS):
-        file.unlink()
+    for left in part.iterdir():  # what others read would need the weights
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name not in (OWN_FILE, "config.json"):
+            left.unlink()
 
 
 def listed(changes: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ from without_cuda import load, looped_attention, texts_of
 
 from vdr_db.checkpoints.plan import Compatibility
 from vdr_db.encoders import text_cuda as encoder_cuda
+from vdr_db.encoders import text_torch
 from vdr_db.encoders.batching import pack
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.encoders.text_cuda import Arrival, DeviceQueue, QueryGraphs, filled
@@ -74,7 +75,7 @@ class LateQueue(DeviceQueue):
 @pytest.fixture
 def queue(monkeypatch):
     made = LateQueue()
-    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: made)
+    monkeypatch.setattr(text_torch, "queue_on", lambda device: made)
     return made
 
 
@@ -109,7 +110,7 @@ def test_overlapped_batches_give_the_same_rows(folder, monkeypatch, options, sma
     encoder.norm = norm
     texts = texts_of(encoder, 23)
     one_by_one = [encoder.encode_documents(texts, token_budget=b) for b in (40, 10_000)]
-    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: LateQueue())
+    monkeypatch.setattr(text_torch, "queue_on", lambda device: LateQueue())
     monkeypatch.setattr(encoder_cuda, "select_topk", untrimmed)
     monkeypatch.setattr(encoder_cuda, "SMALL_BYTES", small_bytes)
     for budget, expected in zip((40, 10_000), one_by_one, strict=True):
@@ -176,7 +177,7 @@ def test_broken_weights_name_the_text(folder, queue):
 def cuda(monkeypatch):
     made = FakeCuda()
     made.install(monkeypatch)
-    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: DeviceQueue(self.device))
+    monkeypatch.setattr(text_torch, "queue_on", DeviceQueue)
     monkeypatch.setattr(encoder_cuda, "select_topk", untrimmed)
     return made
 
@@ -196,7 +197,7 @@ def test_copies_wait_for_what_they_copy(folder, monkeypatch, cuda, options, smal
     assert cuda.faults == []
     assert len(cuda.streams) == 2
     assert all(stream.clock for stream in cuda.streams)
-    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: None)
+    monkeypatch.setattr(text_torch, "queue_on", lambda device: None)
     assert found.allclose(encoder.encode_documents(texts, token_budget=60))
 
 
@@ -302,7 +303,7 @@ def test_scoring_a_batch_never_waits_for_the_device(
     assert outcome.columns.device == META
     assert (outcome.norms is not None) == norm
     assert "pool_packed_kernel" in launches
-    assert launches[-1] == "write_kept_kernel"
+    assert launches[-1] == "keep_kernel"
     assert ("mark_lexical_kernel" in launches) == (lexical is not None)
     assert not queue.log
 
@@ -531,7 +532,7 @@ class TestOnDevice:
         texts = texts_of(encoder, 300)
         overlapped = encoder.encode_documents(texts, token_budget=400)
         assert overlapped == encoder.encode_documents(texts, token_budget=400)
-        monkeypatch.setattr(SparseEncoder, "_queue", lambda self: None)
+        monkeypatch.setattr(text_torch, "queue_on", lambda device: None)
         assert overlapped.allclose(encoder.encode_documents(texts, token_budget=400))
 
     def test_scoring_never_waits(self, folder, dtype, options, no_waiting_on_device):

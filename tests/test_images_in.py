@@ -533,7 +533,7 @@ def test_names_of_pictures():
 def test_numbers_are_checked(encoder):
     for name in ("batch_size", "threads"):
         for value in (0, -1, True, 1.5):
-            with pytest.raises(ConfigError, match=f"`{name}` must be at least 1"):
+            with pytest.raises(ConfigError, match=f"`{name}` must be an integer of at least 1"):
                 encoder.encode_images([PICTURE], **{name: value})
 
 

@@ -123,12 +123,29 @@ def test_the_command_line_works_in_the_base_install(bare_python, tmp_path):
     assert "1" in command("info", "--store", "notes.qdrant", "--json")
 
 
+@pytest.mark.parametrize(
+    ("code", "extra"),
+    [
+        ("import vdr_db.serve", "serve"),
+        ("from vdr_db.kernels import project_pool", "torch"),
+        ("from vdr_db import SparseRows; SparseRows.empty(1, 1).to_scipy()", "bench"),
+        ("from vdr_db.encoders.export import export; export('vdr-tiny', 'x')", "export"),
+    ],
+)
+def test_missing_extras_are_named(bare_python, code, extra):
+    done = subprocess.run(
+        [bare_python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode != 0
+    assert "MissingExtraError" in done.stderr
+    assert f"pip install 'vdr-db[{extra}]'" in done.stderr
+
+
 WITHOUT_TORCH = [
     "tests/test_sparse.py",
     "tests/test_readers.py",
     "tests/test_errors.py",
     "tests/test_batching.py",
-    "tests/connectors/test_filters.py",
     "tests/ingest/test_ledger.py",
 ]
 """What of the tests runs in an environment that has no torch; most others compare with torch."""
@@ -147,24 +164,6 @@ def test_tests_that_need_no_torch_pass_without_it(bare_python, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "extra"),
-    [
-        ("from vdr_db.connectors import VDRQdrant; VDRQdrant('a', url='http://x')", "qdrant"),
-        ("from vdr_db.kernels import project_pool", "torch"),
-        ("from vdr_db import SparseRows; SparseRows.empty(1, 1).to_scipy()", "bench"),
-        ("from vdr_db.encoders.export import export; export('vdr-tiny', 'x')", "export"),
-    ],
-)
-def test_missing_extras_are_named(bare_python, code, extra):
-    done = subprocess.run(
-        [bare_python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd="/"
-    )
-    assert done.returncode != 0
-    assert "MissingExtraError" in done.stderr
-    assert f"pip install 'vdr-db[{extra}]'" in done.stderr
 
 
 def test_import_is_light():

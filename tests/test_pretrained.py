@@ -461,7 +461,7 @@ def test_a_missing_hub_package_names_the_extra(monkeypatch):
         raise MissingExtraError(f"`{module}` ... pip install 'vdr-db[{extra}]'")
 
     monkeypatch.setattr(locate, "require", absent)
-    with pytest.raises(MissingExtraError, match=r"vdr-db\[encode\]"):
+    with pytest.raises(MissingExtraError, match=r"vdr-db\[torch\]"):
         SparseEncoder.from_pretrained("some/model")
 
 

@@ -49,11 +49,12 @@ def test_a_server_that_testcontainers_started(tmp_path, request):
             capture_output=True,
             text=True,
             timeout=500,
+            cwd="/",  # in the repository, the folder vdr_db/ hides the library that is installed
         )
     assert done.returncode == 0, done.stderr[-4000:]
     note_real_server(request, f"{done.stdout.strip()} in a container of {engine.tool}")
 
 
 def environment_with(more):
-    path = os.pathsep.join(sys.path)
+    path = os.pathsep.join(part for part in sys.path if part)
     return {**os.environ, "PYTHONPATH": path, **more}

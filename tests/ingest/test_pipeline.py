@@ -123,8 +123,8 @@ def test_a_second_run_with_the_ledger_encodes_nothing(tmp_path, store):
 
 
 @pytest.mark.parametrize("change", ["encoder", "policy"])
-def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change, store):
-    items, ledger = records(50), tmp_path / "run.ledger"
+def test_a_ledger_of_another_run_is_refused_until_restart(tmp_path, change):
+    store, items, ledger = MemoryStore(), records(50), tmp_path / "run.ledger"
     ingest(source(items), store, encoder=HashingEncoder(), options=options(), ledger=ledger)
     encoder = HashingEncoder(nonzeros=8) if change == "encoder" else HashingEncoder()
     more = {"has_fingerprint": False} if change == "policy" else {}

@@ -18,6 +18,7 @@ from model_folders import write_bert
 from triton_runs import IS_INTERPRETED, quick_interpreter  # noqa: F401 - a fixture
 
 from vdr_db.encoders import text_cuda as encoder_cuda
+from vdr_db.encoders import text_torch
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.encoders.text_cuda import DeviceQueue, QueryGraphs
 from vdr_db.towers import text_body as body
@@ -49,7 +50,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(GridExecutor, "__call__", made.kernel(GridExecutor.__call__))
     attention = made.opaque(looped_attention)
     monkeypatch.setattr(body, "ragged_attention", lambda *args: attention)
-    monkeypatch.setattr(SparseEncoder, "_queue", lambda self: DeviceQueue(self.device))
+    monkeypatch.setattr(text_torch, "queue_on", DeviceQueue)
     monkeypatch.setattr(encoder_cuda, "GRAPH_TEXTS", (1, 4))
     monkeypatch.setattr(encoder_cuda, "GRAPH_TOKENS", (16, 32))
     return made

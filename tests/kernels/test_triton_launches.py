@@ -93,7 +93,8 @@ def test_forward(compiled, lengths, V, H, dtype):
     layout = ["pool_aligned_kernel"]
     if sum(lengths) / len(lengths) <= 96:
         layout = ["pool_packed_kernel", "pool_finish_kernel"]
-    assert compiled == layout * 2
+    # positions of maxima that are infinite or NaN are searched for afterwards
+    assert compiled == [*layout, *layout, "search_kernel"]
 
 
 def test_columns_that_lie_far_apart_are_copied():

@@ -33,7 +33,7 @@ def test_every_stage_loads_and_differs_where_it_says(script, tmp_path):
 
 
 def test_a_text_side_that_is_shipped_is_not_written_twice(script, tmp_path):
-    both = CrossModalEncoder.from_pretrained("vdr-tiny-image", device="cpu")
+    both = CrossModalEncoder.from_pretrained("vdr-tiny-image", device="cpu", runtime="torch")
     both.save_pretrained(tmp_path / "model")
     whole = SparseEncoder.from_pretrained(tmp_path / "model", device="cpu")
     script.share_text(tmp_path / "model", "vdr-tiny")
@@ -41,7 +41,7 @@ def test_a_text_side_that_is_shipped_is_not_written_twice(script, tmp_path):
         "config.json",
         "vdr_db.json",
     }
-    shared = SparseEncoder.from_pretrained(tmp_path / "model", device="cpu")
+    shared = SparseEncoder.from_pretrained(tmp_path / "model", device="cpu", runtime="torch")
     texts = ["two eighth notes", "a house with a garden"]
     assert shared.encode_documents(texts) == whole.encode_documents(texts)
     assert shared.encode_queries(texts) == whole.encode_queries(texts)

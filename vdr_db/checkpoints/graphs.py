@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
-from vdr_db.checkpoints.plan import GRAPHS, Plan, TowerPlan
+from vdr_db.checkpoints.plan import GRAPHS, Plan, StaticPlan, TowerPlan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.tokenizers import read_tokenizer
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpected
@@ -208,6 +208,8 @@ def runtime_of(
         **({"`head`": "starts without weights"} if plan.fresh else {}),
         **folder_obstacles(plan.graphs, list(dict.fromkeys(files)), vocabulary.kind),
     }
+    if asked == "auto" and obstacles and isinstance(plan.query, StaticPlan):
+        return "torch"  # without torch, queries work all the same, and documents say what they need
     return chosen_runtime(asked, obstacles, device=device, folder=plan.folder)
 
 

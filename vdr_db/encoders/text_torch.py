@@ -25,7 +25,12 @@ from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
 
-__all__ = ["TextScoring"]
+__all__ = ["TextScoring", "queue_on"]
+
+
+def queue_on(device: torch.device) -> DeviceQueue | None:
+    """Where batches may overlap; None where they run one by one."""
+    return DeviceQueue(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,9 @@ class TextScoring:
             ConfigError: A weight is not finite; the message names the text.
         """
         with self.tower.evaluating():
-            if self.tower.device.type == "cuda":
-                yield from self._overlapping(batches, DeviceQueue(self.tower.device))
+            queue = queue_on(self.tower.device)
+            if queue is not None:
+                yield from self._overlapping(batches, queue)
             else:
                 for batch in batches:
                     yield batch, self._rows(batch)

@@ -48,7 +48,9 @@ class Batcher:
     def __init__(
         self, encoder: _Encoder, *, most: int, watch: Callable[[int, float], None] | None = None
     ) -> None:
-        self._encode = {"query": encoder.encode_queries, "document": encoder.encode_documents}
+        # Queries by their tokens alone come from something that encodes no documents.
+        document = getattr(encoder, "encode_documents", encoder.encode_queries)
+        self._encode = {"query": encoder.encode_queries, "document": document}
         self._most = most
         self.watch = watch
         self._waiting: deque[_Job] = deque()
