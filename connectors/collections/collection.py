@@ -25,6 +25,7 @@ from vdr_db.connectors.images import image_batches
 from vdr_db.connectors.texts import text_batches
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
+from vdr_db.images.reading import ImageSource
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -305,7 +306,7 @@ class Collection:
         return best[offset : offset + limit]
 
     def search_by_image(
-        self, image: Any, limit: int = 10, filter: Any = None, *, offset: int = 0
+        self, image: ImageSource, limit: int = 10, filter: Any = None, *, offset: int = 0
     ) -> list[Hit]:
         """The best documents for an image, texts and images alike, best first.
 
@@ -321,7 +322,7 @@ class Collection:
         """
         return self.search(self.encode_query_image(image), limit, filter, offset=offset)
 
-    def encode_query_image(self, image: Any) -> SparseRows:
+    def encode_query_image(self, image: ImageSource) -> SparseRows:
         """The vector of an image as a query, one row; errors as in `search_by_image`."""
         encoded = self._encoding.images("search_by_image")([image])
         if encoded.refused:

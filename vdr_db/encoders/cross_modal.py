@@ -26,6 +26,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
+from vdr_db.text.tokenization import AnyTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class CrossModalEncoder:
         lexical: bool | None = None,
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
-        tokenizer: Any = None,
+        tokenizer: AnyTokenizer | None = None,
         revision: str | None = None,
         runtime: Runtime = "auto",
         threads: int | None = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from vdr_db.images.thumbnails import checked_thumbnail_px
 from vdr_db.kernels import Activation, Backend
 from vdr_db.kernels.plain import activate, norm_of
 from vdr_db.sparse import SparseRows
-from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.interface import FloatArray
 from vdr_db.towers.onnx import OnnxImageTower
@@ -145,7 +145,7 @@ class ImageEncoder(Encoder):
         dtype: str | torch.dtype | None = None,
         k: int | FromCheckpoint | None = "checkpoint",
         backend: Backend = "auto",
-        tokenizer: Any = None,
+        tokenizer: AnyTokenizer | None = None,
         revision: str | None = None,
         runtime: Runtime = "auto",
         threads: int | None = None,
@@ -189,7 +189,7 @@ class ImageEncoder(Encoder):
     def from_vision_model(
         cls,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: AnyTokenizer,
         *,
         vocabulary: str = "from_999",
         projection: Tensor | None = None,

@@ -24,7 +24,7 @@ from vdr_db.checkpoints.weights import Weight, named_weights
 from vdr_db.encoders.sides import TextSide
 from vdr_db.encoders.text_encoding import Side, TextEncoding
 from vdr_db.kernels import Activation, Backend
-from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class SparseEncoder(TextEncoding):
         vocabulary: str | None = None,
         compatibility: Compatibility | Padding | None = None,
         backend: Backend = "auto",
-        tokenizer: Any = None,
+        tokenizer: AnyTokenizer | None = None,
         special_tokens_as_text: bool | None = None,
         revision: str | None = None,
         runtime: Runtime = "auto",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vdr_db.connectors.base import Store
 from vdr_db.ingest.ledger import Sampled
 from vdr_db.ingest.report import Verification
 from vdr_db.sparse import SparseRows
@@ -25,7 +26,7 @@ _PROBLEMS_SHOWN = 10
 
 
 def verify(
-    store: Any,
+    store: Store,
     sample: Sequence[Sampled],
     *,
     least_count: int,
@@ -50,7 +51,7 @@ def verify(
     return Verification(not problems, count, read_back, searched, tuple(problems[:_PROBLEMS_SHOWN]))
 
 
-def missing_ids(store: Any, ids: Iterable[int | str], call: Call) -> list[int | str]:
+def missing_ids(store: Store, ids: Iterable[int | str], call: Call) -> list[int | str]:
     """Those of the ids that the store does not hold, at most 100."""
     missing: list[int | str] = []
     waiting = iter(ids)
@@ -62,7 +63,7 @@ def missing_ids(store: Any, ids: Iterable[int | str], call: Call) -> list[int | 
 
 
 def _count_problems(
-    store: Any,
+    store: Store,
     count: int,
     least_count: int,
     call: Call,
@@ -84,7 +85,7 @@ def _count_problems(
     ]
 
 
-def _read_back(store: Any, sample: Sequence[Sampled], call: Call, problems: list[str]) -> int:
+def _read_back(store: Store, sample: Sequence[Sampled], call: Call, problems: list[str]) -> int:
     if not sample:
         return 0
     ids = [one.id for one in sample]
@@ -110,7 +111,7 @@ def _read_back(store: Any, sample: Sequence[Sampled], call: Call, problems: list
 
 
 def _search(
-    store: Any, sample: Sequence[Sampled], width: int, call: Call, problems: list[str]
+    store: Store, sample: Sequence[Sampled], width: int, call: Call, problems: list[str]
 ) -> int:
     """Searches with a document's own vector: the best score cannot be below its own square."""
     good = 0

@@ -34,6 +34,7 @@ from vdr_db.ingest.source import Block
 from vdr_db.ingest.writers import WriterPool
 from vdr_db.readers import Record
 from vdr_db.sparse import SparseRows
+from vdr_db.stamp import EncoderStamp
 
 __all__ = ["Columns", "Outcome", "StoreWriter", "UnwrittenRows", "WritePlan"]
 
@@ -91,7 +92,7 @@ class WritePlan:
     """What a process needs to know to write."""
 
     open_store: Callable[[], Store] = field(repr=False)  # it may hold a key
-    stamp: Any
+    stamp: EncoderStamp | None
     width: int | None
     columns: Columns
     options: IngestOptions
