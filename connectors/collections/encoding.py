@@ -6,10 +6,11 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, fetch, is_known
 from vdr_db.connectors.base import Documents
+from vdr_db.connectors.encoder import Encoder
 from vdr_db.connectors.images import EncodedImages, EncodeImages
 from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
@@ -34,33 +35,6 @@ Mode: TypeAlias = Literal["full", "alpha", "beta"]
 | alpha | bag of tokens    | encoded          | for documents only         |
 | beta  | encoded          | bags of tokens   | for queries only           |
 """
-
-
-class _Tokens(Protocol):
-    @property
-    def size(self) -> int: ...
-
-    def token(self, token_id: int, /) -> str: ...
-
-
-class Encoder(Protocol):
-    """What a collection needs of an encoder; `vdr_db.SparseEncoder` is one."""
-
-    @property
-    def vocabulary(self) -> _Tokens:
-        """Names of the token ids."""
-
-    def stamp(self) -> EncoderStamp:
-        """Identity of the encoder."""
-
-    def encode_documents(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of documents."""
-
-    def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
-        """Vectors of queries."""
-
-    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
-        """Token sets with weight 1."""
 
 
 class TextOptions(TypedDict, total=False):

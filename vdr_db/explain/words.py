@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
+from vdr_db.connectors.encoder import Encoder
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -51,7 +52,7 @@ def shares_of(query: SparseRows, document: SparseRows | None) -> dict[int, float
 
 
 def shared_words(
-    encoder: Any, texts: Sequence[str], shares: Mapping[int, float]
+    encoder: Encoder, texts: Sequence[str], shares: Mapping[int, float]
 ) -> list[tuple[str, float]]:
     """Words two sides share, with their share of the score, heaviest first.
 
@@ -61,7 +62,7 @@ def shared_words(
         texts: The texts of both sides, which say what pieces are one word; an image has none.
         shares: Token id -> share of the score, see `shares_of`.
     """
-    vocabulary = encoder.vocabulary
+    vocabulary = cast("Vocabulary", encoder.vocabulary)  # asked for what it has below
     if not (hasattr(encoder, "token_ids") and hasattr(vocabulary, "merge_word_pieces")):
         named = ((vocabulary.token(id), share) for id, share in shares.items())
         return sorted(named, key=lambda word: (-word[1], word[0]))

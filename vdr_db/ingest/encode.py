@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from vdr_db.connectors.encoder import Encoder, ImageReader
 from vdr_db.connectors.qdrant.folder_lock import FolderLock
 from vdr_db.errors import ConfigError
 from vdr_db.ingest.images import encoding_of
@@ -29,7 +30,7 @@ def encode_to_spool(
     source: Source | Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
     *,
-    encoder: Any,
+    encoder: Encoder | ImageReader,
     options: IngestOptions | None = None,
     part_rows: int = 65536,
     progress: Progress | ProgressKind = "none",
@@ -102,7 +103,8 @@ def encode_to_spool(
         quarantine = Quarantine(writer.quarantine, restart=not len(writer.settled))
         encode = None
         if images is None:
-            encode = encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents
+            of_texts = cast("Encoder", encoder)
+            encode = of_texts.bag_of_tokens if documents == "tokens" else of_texts.encode_documents
         prepare = Preparation(
             encode=encode,
             stamp=stamp,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vdr_db.connectors.base import Documents
+from vdr_db.connectors.encoder import Encoder, ImageReader
 from vdr_db.connectors.images import IMAGE, IMAGE_KEY, MODALITY_KEY, EncodeImages
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError
@@ -114,7 +115,7 @@ class ImageFolderSource:
         window.documents = min(window.documents, _FIRST_WINDOW)
         return cut_windows(self.records(), settled, window)
 
-    def encoding(self, encoder: Any) -> EncodeImages:
+    def encoding(self, encoder: Encoder | ImageReader | None) -> EncodeImages:
         """How an encoder reads these images; a `ConfigError` if it reads none."""
         encode: EncodeImages | None = getattr(encoder, "encode_images", None)
         if encode is None:
@@ -128,7 +129,9 @@ class ImageFolderSource:
         return encode if px is None else partial(encode, thumbnail_px=px)
 
 
-def encoding_of(source: Any, encoder: Any, documents: Documents) -> EncodeImages | None:
+def encoding_of(
+    source: object, encoder: Encoder | ImageReader | None, documents: Documents
+) -> EncodeImages | None:
     """How the images of a source are encoded; `None` for a source of anything else.
 
     Raises `ConfigError` where the encoder reads no images, or bags of tokens are asked for.

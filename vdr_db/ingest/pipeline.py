@@ -16,9 +16,10 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, cast
 
-from vdr_db.connectors.base import Documents
+from vdr_db.connectors.base import Documents, Store
+from vdr_db.connectors.encoder import Encoder, ImageReader, Target
 from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import ConfigError, InputError, StoreMismatch, StoreUnavailable
 from vdr_db.ingest.batches import BatchLimit
@@ -42,9 +43,9 @@ __all__ = ["as_source", "ingest"]
 
 def ingest(
     source: Source | Sequence[str | os.PathLike[str]] | Iterable[Record],
-    target: Any,
+    target: Target,
     *,
-    encoder: Any = None,
+    encoder: Encoder | ImageReader | None = None,
     options: IngestOptions | None = None,
     ledger: str | os.PathLike[str] | None = None,
     quarantine: str | os.PathLike[str] | None = None,
@@ -95,15 +96,18 @@ def ingest(
         return run.run(opened, refusals)
 
 
-def as_source(source: Any) -> Source:
+def as_source(
+    source: Source | Sequence[str | os.PathLike[str]] | Iterable[Record],
+) -> Source:
     """What `ingest` accepts, as a source."""
     if hasattr(source, "blocks"):
-        return source  # type: ignore[no-any-return]
+        return cast("Source", source)
     if isinstance(source, (str, os.PathLike)):
         raise TypeError(f"`source` must be a sequence of paths, got one; write [{source!r}]")
     if isinstance(source, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in source):
         return FileSource(source)
-    return RecordSource((lambda: source) if isinstance(source, Sequence) else source)
+    records = cast("Iterable[Record]", source)
+    return RecordSource((lambda: records) if isinstance(records, Sequence) else records)
 
 
 class _Run:
@@ -112,14 +116,14 @@ class _Run:
     def __init__(
         self,
         source: Source,
-        target: Any,
-        encoder: Any,
+        target: Target,
+        encoder: Encoder | ImageReader | None,
         options: IngestOptions,
         reporter: Progress,
         stop: Stop,
     ) -> None:
         self._source = source
-        self._store = getattr(target, "store", target)
+        self._store = cast("Store", getattr(target, "store", target))
         self._encoder = encoder
         if encoder is None and getattr(source, "width", None) is None:
             # Only for texts and images: a collection may load its model when it is asked for it,
@@ -294,6 +298,7 @@ class _Run:
         encoder = self._encoder
         encode = None
         if encoder is not None and self._images is None:
+            encoder = cast("Encoder", encoder)  # of texts: that of images alone has `_images`
             is_bag = self._documents == "tokens"
             encode = encoder.bag_of_tokens if is_bag else encoder.encode_documents
         return Preparation(

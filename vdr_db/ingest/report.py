@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vdr_db.connectors.encoder import Encoder, ImageReader
+
 __all__ = ["IngestReport", "Totals", "Verification", "truncated_of"]
 
 
@@ -46,7 +48,7 @@ class Totals:
     queued_bytes: int = 0
 
 
-def truncated_of(encoder: Any) -> int:
+def truncated_of(encoder: Encoder | ImageReader | None) -> int:
     """How many texts an encoder has cut so far; 0 for one that does not count them."""
     return int(getattr(encoder, "truncated", 0))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vdr_db.connectors.encoder import Encoder, ImageReader, Target
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.ingest.ledger import Ledger
 from vdr_db.ingest.options import IngestOptions
@@ -34,7 +35,7 @@ def ingest_versioned(
     source: Source | Sequence[str | os.PathLike[str]] | Iterable[Record],
     collection: Any,
     *,
-    encoder: Any = None,
+    encoder: Encoder | ImageReader | None = None,
     options: IngestOptions | None = None,
     ledger: str | os.PathLike[str] | None = None,
     quarantine: str | os.PathLike[str] | None = None,
@@ -82,7 +83,7 @@ def ingest_versioned(
         )
     origin = as_source(source)
 
-    def run(target: Any, options: IngestOptions) -> IngestReport:
+    def run(target: Target, options: IngestOptions) -> IngestReport:
         return ingest(
             origin,
             target,

@@ -129,8 +129,9 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
                 )
             text = ""
         told: Payload = {self.score_key: hit.score}
-        if shares is not None:
-            words = shared_words(self.collection.encoder, [query, text], shares)
+        encoder = self.collection.encoder
+        if shares is not None and encoder is not None:
+            words = shared_words(encoder, [query, text], shares)
             told[self.words_key] = dict(words[: self.words])
         for name, option in ((self.score_key, "score_key"), (self.words_key, "words_key")):
             if name in told and name in metadata:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vdr_db.connectors.base import Store
+from vdr_db.connectors.encoder import Encoder
 from vdr_db.errors import ConfigError, RejectedRows, VdrError, require
 from vdr_db.ingest import IngestOptions
 from vdr_db.ingest.preparation import encode_readable
@@ -66,7 +67,7 @@ class EncodeTexts:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Callable[[], Any],
+        model: str | os.PathLike[str] | Callable[[], Encoder],
         *,
         columns: Columns | None = None,
         kind: Literal["document", "query", "tokens"] = "document",
@@ -156,7 +157,7 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
     def __init__(
         self,
         open_store: Callable[[], Store],
-        encoder: Any = None,
+        encoder: Encoder | None = None,
         *,
         columns: Columns | None = None,
         options: IngestOptions | None = None,
@@ -182,7 +183,7 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
     def qdrant(
         cls,
         collection: str,
-        encoder: Any = None,
+        encoder: Encoder | None = None,
         *,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
@@ -219,7 +220,7 @@ class SparseDatasink(_ray_data.Datasink):  # type: ignore[misc]
     def elasticsearch(
         cls,
         index: str,
-        encoder: Any = None,
+        encoder: Encoder | None = None,
         *,
         url: str | Sequence[str] | None = None,
         cloud_id: str | None = None,
