@@ -254,7 +254,7 @@ def _card(parts: TextParts, card: Card, needs_trust: bool) -> str:
         f"vdr-db {__version__}.",
         "",
         "```python",
-        "from vdr_db import SparseEncoder  # pip install 'vdr-db[encode]'",
+        "from vdr_db import SparseEncoder  # pip install 'vdr-db[torch]'",
         "",
         'encoder = SparseEncoder.from_pretrained("PATH_OR_ID")',
         'rows = encoder.encode_documents(["a text"])',
