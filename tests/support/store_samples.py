@@ -62,7 +62,7 @@ class WordEncoder:
     def encode_queries(self, texts: Sequence[str]) -> SparseRows:
         return self.encode_documents(texts)
 
-    def bag_of_tokens(self, texts: Sequence[str]) -> SparseRows:
+    def bag_of_tokens(self, texts: Sequence[str], side: str = "document") -> SparseRows:
         assert not isinstance(texts, str)
         rows = [dict.fromkeys(self._ids(text), 1.0) for text in texts]
         return SparseRows.from_dicts(rows, self.vocabulary.size)

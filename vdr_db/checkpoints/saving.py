@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdr_db.checkpoints.export import Card, part_folders, write_json, write_modules
 from vdr_db.checkpoints.folders import written_folder
-from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT
+from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, OWN_WEIGHTS_FORMAT
 from vdr_db.checkpoints.plan import tower_names
 from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
@@ -67,6 +67,12 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
             _write_static(fresh / place, parts.query_gate)
             settings["query"]["gate"] = place
         settings["query"]["tokenizer"] = parts.query_tokenizer is not None
+        if parts.own_weights is not None:
+            parts.own_weights.save(fresh)
+            settings |= {
+                "format": OWN_WEIGHTS_FORMAT,
+                "own_weights": parts.own_weights.numbers(),
+            }
         write_modules(fresh, parts, card)
         write_json(fresh / OWN_FILE, settings)
 
