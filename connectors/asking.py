@@ -22,9 +22,9 @@ from vdr_db.connectors.address import (
     split_url,
 )
 from vdr_db.connectors.failures import BUSY, one_line
-from vdr_db.errors import StoreError, StoreMismatch, StoreUnavailable, require
+from vdr_db.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable, require
 
-__all__ = ["ask"]
+__all__ = ["ask", "trust"]
 
 _ANSWER_S = 10.0
 _MOST_BYTES = 1 << 16
@@ -44,6 +44,7 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
         StoreUnavailable: Nothing answers.
         StoreMismatch: It is another product, or speaks another protocol than asked for.
         StoreError: It does not let us in, or there is no secure connection.
+        ConfigError: The file of certificates cannot be read.
     """
     parts = split_url(url)
     try:
@@ -54,9 +55,14 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
         # What speaks HTTP/2 alone, as gRPC does, answers HTTP/1.1 with bytes or a closed door.
         version = _grpc_version(url, parts.port or GRPC_PORT, access)
         if version is None:
+            advice = "check the port, or write https://"
+            if parts.scheme == "https":
+                advice = "check the port"
+                if not access.verify_certs:
+                    advice += "; gRPC checks every certificate, so it needs VDR_DB_CA_CERTS"
             raise StoreMismatch(
                 f"what listens at {url} speaks no HTTP (told {one_line(repr(error), 80)}); "
-                f"check the port{'' if parts.scheme == 'https' else ', or write https://'}."
+                f"{advice}."
             ) from error
         server = Server("qdrant", version, url, parts.port)
     except OSError as error:
@@ -97,9 +103,7 @@ def _get(
     host, port = parts.hostname or "", parts.port
     connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
     if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=access.ca_certs)
-        if not access.verify_certs:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context = trust(access)
         connection = http.client.HTTPSConnection(host, port, timeout=_ANSWER_S, context=context)
     headers = {"accept": "application/json"}
     if access.api_key is not None and product == "qdrant":
@@ -116,6 +120,25 @@ def _get(
         return reply.status, told, reply.read(_MOST_BYTES)
     finally:
         connection.close()
+
+
+def trust(access: Access) -> ssl.SSLContext:
+    """Whose certificates count.
+
+    Raises:
+        ConfigError: The file of certificates cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=access.ca_certs)
+    except OSError as error:  # also of TLS itself, for a file that holds no certificates
+        raise ConfigError(
+            f"the file of certificates (`ca_certs`, VDR_DB_CA_CERTS) must be of PEM, got "
+            f"{access.ca_certs!r} ({one_line(error.strerror or error, 80)}); name the one of the "
+            "certificate authority."
+        ) from error
+    if not access.verify_certs:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _told(
