@@ -224,8 +224,11 @@ def test_a_client_of_another_major_version_is_told_at_opening(noida_server):
             VDRElasticsearch("articles", WordEncoder(), url=proxy.url)
     pytest.importorskip("qdrant_client")
     told = r"is Qdrant 2\.0\.1 over REST and .* pip install 'qdrant-client==2\.\*'"
-    with answering(200, QDRANT.replace(b"1.18.3", b"2.0.1")) as url:
-        pytest.raises(ConfigError, VDRQdrant, "articles", WordEncoder(), url=url).match(told)
+    with (
+        answering(200, QDRANT.replace(b"1.18.3", b"2.0.1")) as url,
+        pytest.raises(ConfigError, match=told),
+    ):
+        VDRQdrant("articles", WordEncoder(), url=url)
 
 
 @pytest.mark.parametrize("kind", ["elasticsearch", "opensearch"])
