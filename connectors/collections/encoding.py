@@ -153,7 +153,9 @@ class Encoding:
             if not isinstance(text, str):
                 raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
         with self.turn:
-            return (encoder.bag_of_tokens if mode == "alpha" else encoder.encode_queries)(texts)
+            if mode == "alpha":
+                return encoder.bag_of_tokens(texts, side="query")
+            return encoder.encode_queries(texts)
 
     def documents(self, texts: Sequence[str], documents: Documents = "encoded") -> SparseRows:
         """Documents as rows."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdr_db.checkpoints.export import Card, part_folders, write_json, write_modules
 from vdr_db.checkpoints.folders import written_folder
-from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT
+from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, OWN_WEIGHTS_FORMAT
 from vdr_db.checkpoints.plan import tower_names
 from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR
 from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from vdr_db.checkpoints.text import TextParts
+    from vdr_db.towers.static import StaticTower
     from vdr_db.towers.text import Tower
+    from vdr_db.towers.token_weights import WeigherTower
 
 __all__ = ["save_text"]
 
@@ -65,6 +67,12 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
             _write_static(fresh / place, parts.query_gate)
             settings["query"]["gate"] = place
         settings["query"]["tokenizer"] = parts.query_tokenizer is not None
+        if parts.own_weights is not None:
+            parts.own_weights.save(fresh)
+            settings |= {
+                "format": OWN_WEIGHTS_FORMAT,
+                "own_weights": parts.own_weights.numbers(),
+            }
         write_modules(fresh, parts, card)
         write_json(fresh / OWN_FILE, settings)
 
@@ -82,7 +90,7 @@ def _write_tower(folder: Path, tower: Any) -> dict[str, Any]:
     return _write_own(folder, tower)
 
 
-def _write_static(folder: Path, tower: Any) -> None:
+def _write_static(folder: Path, tower: StaticTower) -> None:
     from safetensors.numpy import save_file
 
     save_file({"weight": tower.weights}, folder / SAFETENSORS, metadata={"format": "pt"})
@@ -103,7 +111,7 @@ def _write_own(folder: Path, tower: Tower) -> dict[str, Any]:
     return {"body": family.body_prefix, "head": ""}
 
 
-def _write_weigher(folder: Path, tower: Any) -> dict[str, Any]:
+def _write_weigher(folder: Path, tower: WeigherTower) -> dict[str, Any]:
     import torch
 
     family = FAMILIES[tower.config.family]
@@ -112,6 +120,7 @@ def _write_weigher(folder: Path, tower: Any) -> dict[str, Any]:
     save_weights(weights, folder / SAFETENSORS)
     write_json(folder / "config.json", family.to_hf_config(tower.config, masked_lm=False))
     linear = tower.head.linear
+    assert linear.bias is not None
     head = {"weight": linear.weight.detach().cpu(), "bias": linear.bias.detach().cpu()}
     torch.save(head, folder / SPARSE_LINEAR)
     return {"body": "", "head": "", "dropped": tower.head.dropped}

@@ -67,7 +67,9 @@ def build_towers(
             query = _tower(plan, plan.query, plan.query_entry, vocabulary, used)
         for folder, names in used.items():
             refuse_unexpected(Checkpoint(folder), names, plan.ignored)
-        known = "" if kind == torch.float32 else digest(named_weights(document, query))
+        known = ""
+        if kind != torch.float32:
+            known = digest(named_weights(document, query, plan.own_weights))
         for tower in {id(document): document, id(query): query}.values():
             tower.to(device=place, dtype=kind).eval()
     return document, None if isinstance(plan.query, StaticPlan) else query, known
