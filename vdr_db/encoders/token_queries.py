@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.encoders.checks import checked_texts
@@ -18,6 +19,8 @@ from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.version import __version__
 
 __all__ = ["TokenQueries"]
+
+_OWN = ("tokenizer", "vocabulary")
 
 
 class TokenQueries:
@@ -39,7 +42,11 @@ class TokenQueries:
         self.model = stamp.model
         self.max_length = max_length
         self.truncated = 0
-        self._stamp = replace(stamp, tokenizer=self.vocabulary.fingerprint)
+        own = settings_of_parts({"tokenizer": tokenizer, "vocabulary": self.vocabulary})
+        others = {k: v for k, v in stamp.settings.items() if k.partition(".")[0] not in _OWN}
+        self._stamp = replace(
+            stamp, tokenizer=self.vocabulary.fingerprint, settings={**others, **own}, probes={}
+        )
 
     @classmethod
     def from_pretrained(
