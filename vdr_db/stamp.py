@@ -27,7 +27,7 @@ _TEXTS = {
     "activation": "activation",
     "weights": "weights digest",
 }
-_OF_TOKENIZERS = ("tokenizer.", "query_tokenizer.", "vocabulary.")
+_OF_TOKENIZERS = ("tokenizer.", "query_tokenizer.", "vocabulary.", "own_weights.")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class EncoderStamp:
         """Why vectors of the two encoders must not be mixed; empty when they may be.
 
         `self` is what the store holds, `other` what is being opened with. Weights are compared when
-        both are known; without them, `other` is a tokenizer alone, and so are the settings that
-        count. Queries may come from another tower of the same model: that is one stamp. Images are
-        compared where both have them.
+        both are known; without them one of the two is a tokenizer alone, and so are the settings
+        that count. Queries may come from another tower of the same model: that is one stamp. Images
+        are compared where both have them.
         """
         if self.is_old and self.image is None:
             other = other.as_before() if self.reads_images else replace(other, image=None)
@@ -152,8 +152,8 @@ class EncoderStamp:
         for name in sorted({*self.settings, *other.settings}):
             mine, theirs = self.settings.get(name), other.settings.get(name)
             is_asked = name in ADJUSTABLE and name in {*self.asked, *other.asked}
-            is_of_model = not other.weights and not name.startswith(_OF_TOKENIZERS)
-            if mine == theirs or is_asked or is_of_model:
+            is_known = (self.weights and other.weights) or name.startswith(_OF_TOKENIZERS)
+            if mine == theirs or is_asked or not is_known:
                 continue
             told = f"`{name}` {mine or 'unset'} (store) against {theirs or 'unset'} (encoder)"
             if name in ADJUSTABLE:

@@ -177,7 +177,7 @@ class Encoding:
                 raise TypeError(f"queries must be strings, got {type(text).__name__}: {text!r}")
         with self.turn:
             if mode == "alpha":
-                return encoder.bag_of_tokens(texts)
+                return encoder.bag_of_tokens(texts, side="query")
             self._probe("query", encoder)
             return encoder.encode_queries(texts)
 

@@ -25,7 +25,7 @@ from vdr_db.checkpoints.tokenizers import read_tokenizer
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpected
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.families import WeightNames
+from vdr_db.towers.families import HEADS, WeightNames
 from vdr_db.towers.onnx import OnnxTextTower, OnnxTower
 from vdr_db.towers.stored import StoredTensor, header_digest
 
@@ -184,7 +184,8 @@ def _place(plan: Plan, where: TowerPlan) -> Path:
 
 def _graph_file(folder: Path, where: TowerPlan) -> Path:
     """Named after the weights that it is for, which other folders may borrow."""
-    return folder / f"{where.body_prefix.partition('.')[0] or 'model'}.onnx"
+    prefix = where.head_prefix or where.body_prefix
+    return folder / f"{prefix.partition('.')[0] or 'model'}.onnx"
 
 
 def runtime_of(
@@ -283,7 +284,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
     rows = as_range(matrix_rows(vocabulary))
     files = []
     for where in _sides(plan).values():
-        if where.family is None or plan.head not in ("vdr", "mlm"):
+        if where.family is None or plan.head not in HEADS:
             raise ConfigError(
                 f"{folder} must have a body of the BERT, DistilBERT or RoBERTa family and a head "
                 f"over the vocabulary for ONNX graphs, got head {plan.head!r} on "

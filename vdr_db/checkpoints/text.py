@@ -18,6 +18,7 @@ from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
 from vdr_db.checkpoints.sides import TextTower, load_sides
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
+from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.static import StaticTower
@@ -43,6 +44,7 @@ class LoadOptions:
     max_length: int | None = None
     query_max_length: int | None = None
     lexical: bool | None = None
+    own_weights: OwnWeights | Literal[False] | None = None
     activation: Activation | None = None
     head: str | None = None
     vocabulary: str | None = None
@@ -90,6 +92,7 @@ class TextParts:
         query_entry: Maximal length, k and prompt of queries.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
+        own_weights: What a text's own tokens weigh besides; None for nothing.
         query_tokenizer: Of the queries; None where both sides share one.
         query_activation: Of the queries; None for that of the documents.
         query_gate: Static weights that a query's vector is multiplied with, or None.
@@ -107,6 +110,7 @@ class TextParts:
     query_entry: Entry
     norm: bool
     lexical: bool
+    own_weights: OwnWeights | None = None
     query_tokenizer: TextTokenizer | None = None
     query_activation: Activation | None = None
     query_gate: StaticTower | None = None
@@ -153,6 +157,7 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         query_entry=_entry(plan.query_entry, sides.query, query_k, query_length),
         norm=plan.norm,
         lexical=plan.lexical,
+        own_weights=plan.own_weights,
         query_tokenizer=sides.query_tokenizer,
         query_activation=plan.query_activation,  # type: ignore[arg-type]
         query_gate=sides.query_gate,
@@ -188,6 +193,9 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
         vocabulary=options.vocabulary or plan.vocabulary,
         activation=options.activation or plan.activation,
         lexical=plan.lexical if options.lexical is None else options.lexical,
+        own_weights=plan.own_weights
+        if options.own_weights is None
+        else options.own_weights or None,
     )
 
 

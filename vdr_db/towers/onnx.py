@@ -119,7 +119,11 @@ class OnnxTower(Generic[Config, Item]):
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
-        return self.weights[self._matrix].read(self._rows[columns])
+        rows = self.weights[self._matrix].read(self._rows[columns])
+        scale = self.weights.get("head.scale")
+        if scale is not None:
+            rows *= np.maximum(scale.read(self._rows[columns]), 0)[:, None]
+        return rows
 
     def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""

@@ -162,7 +162,15 @@ class GraphWriter:
         attended = self.add("MultiHeadAttention", wide, OWN_OPSET[0], num_heads=heads)
         return self.add("Squeeze", [attended, axes])
 
-    def pool(self, states: str, matrix: str, bias: str, columns: Sequence[int] | slice) -> str:
+    def pool(
+        self,
+        states: str,
+        matrix: str,
+        bias: str,
+        columns: Sequence[int] | slice,
+        *,
+        scale: str = "",
+    ) -> str:
         """The largest score of each column, `[V]`.
 
         Args:
@@ -170,6 +178,8 @@ class GraphWriter:
             matrix: Name of a weight `[rows, H]`.
             bias: Name of a weight `[rows]`, or `""`.
             columns: Row of each column: a range of them where they are one, else each.
+            scale: Name of a weight `[rows]`; the largest product is multiplied with it, or with 0
+                where it is below, before the bias is added.
         """
         turned = self.add("Transpose", [states], perm=[1, 0])
         if isinstance(columns, slice):
@@ -179,13 +189,17 @@ class GraphWriter:
                 part = self.weight(matrix, slice(first, min(first + CHUNK_ROWS, stop)))
                 maxima.append(self._largest(part, turned))
             found = self.add("Concat", maxima, axis=0) if len(maxima) > 1 else maxima[0]
-            shift = self.weight(bias, slice(start, stop)) if bias else ""
+            others = [name and self.weight(name, slice(start, stop)) for name in (scale, bias)]
         else:
             chosen = self.constant(list(columns))
             rows = self.add("Gather", [self.stored(matrix), chosen], axis=0)
             found = self._largest(self.float32(rows), turned)
-            shift = self.add("Gather", [self.weight(bias), chosen]) if bias else ""
-        return self.add("Add", [found, shift]) if shift else found
+            others = [
+                name and self.add("Gather", [self.weight(name), chosen]) for name in (scale, bias)
+            ]
+        if others[0]:
+            found = self.add("Mul", [found, self.add("Relu", [others[0]])])
+        return self.add("Add", [found, others[1]]) if others[1] else found
 
     def _largest(self, rows: str, states: str) -> str:
         # Columns first: the maximum then runs along neighbouring numbers.
@@ -228,7 +242,7 @@ def text_graph(
         weights: Of body and head by the names of our modules.
         folder: Where the graph will lie.
         config: Of the body.
-        head: `"vdr"` or `"mlm"`.
+        head: `"vdr"`, `"mlm"` or `"scaled"`.
         columns: Row of the vocabulary matrix of each column, or the range of them.
 
     Raises:
@@ -237,12 +251,13 @@ def text_graph(
     """
     to = GraphWriter(weights, folder)
     ids, places = (to.input(name, "INT64", ["P"]) for name in ("input_ids", "position_ids"))
-    hidden = to.float32(to.add("Gather", [to.stored("body.embeddings.word.weight"), ids]))
+    words = to.float32(to.add("Gather", [to.stored("body.embeddings.word.weight"), ids]))
     position = to.add("Gather", [to.stored("body.embeddings.position.weight"), places])
     position = to.float32(position)
+    hidden = words
     if config.token_types:
         first = to.weight("body.embeddings.token_type.weight", slice(0, 1))
-        hidden = to.add("Add", [hidden, first])
+        hidden = to.add("Add", [words, first])
     eps = config.norm_eps
     hidden = to.added_norm(hidden, position, "body.embeddings.norm", eps)
     for layer in range(config.layers):
@@ -255,9 +270,16 @@ def text_graph(
     if head == "mlm":
         changed = to.activation(to.linear(hidden, "head.dense"), config.head_activation)
         states = to.norm(changed, "head.norm", eps)
+    elif head == "scaled":
+        share = to.add("Gather", [to.weight("head.tokens"), ids])
+        own = to.add("Mul", [words, to.add("Unsqueeze", [share, to.constant([1])])])
+        changed = to.add("Add", [to.linear(hidden, "head.dense"), own])
+        states = to.norm(changed, "head.norm", VDR_NORM_EPS)
     else:
         states = to.norm(hidden, "head.norm", VDR_NORM_EPS)
     decoder = "head.decoder.weight"
     matrix = decoder if decoder in weights else "body.embeddings.word.weight"
-    pooled = to.pool(states, matrix, "head.bias" if head == "mlm" else "", columns)
+    bias = "head.bias" if "head.bias" in weights else ""
+    scale = "head.scale" if head == "scaled" else ""
+    pooled = to.pool(states, matrix, bias, columns, scale=scale)
     return to.model({"states": (states, ["P", config.hidden_size]), "pooled": (pooled, ["V"])})
