@@ -36,6 +36,7 @@ __all__ = [
     "chosen_runtime",
     "folder_obstacles",
     "graph_settings",
+    "has_stored_towers",
     "matrix_rows",
     "open_text_towers",
     "runtime_of",
@@ -212,6 +213,16 @@ def runtime_of(
     if asked == "auto" and obstacles and isinstance(plan.query, StaticPlan):
         return "torch"  # without torch, queries work all the same, and documents say what they need
     return chosen_runtime(asked, obstacles, device=device, folder=plan.folder)
+
+
+def has_stored_towers(plan: Plan) -> bool:
+    """Whether `open_text_towers` finds all weights of a plan where they lie, graphs or not."""
+    return plan.head in ("vdr", "mlm") and all(
+        where.family is not None
+        and not plan.fresh
+        and (_place(plan, where) / SAFETENSORS).is_file()
+        for where in _sides(plan).values()
+    )
 
 
 def open_text_towers(

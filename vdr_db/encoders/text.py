@@ -24,6 +24,7 @@ from vdr_db.checkpoints.weights import Weight, named_weights
 from vdr_db.encoders.sides import TextSide
 from vdr_db.encoders.text_encoding import Side, TextEncoding
 from vdr_db.errors import ConfigError
+from vdr_db.forks import renew_after_fork
 from vdr_db.kernels import Activation, Backend
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
@@ -138,6 +139,7 @@ class SparseEncoder(TextEncoding):
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
         self._lock = threading.Lock()
+        renew_after_fork(self)
         self._know_weights(digest)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,6 +148,11 @@ class SparseEncoder(TextEncoding):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock that a thread of the parent held is held for ever here."""
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -251,7 +258,9 @@ class SparseEncoder(TextEncoding):
             },
         )
         parts = load_text(name_or_folder, options)
-        return cls(**vars(parts), compatibility=padding, backend=backend)
+        encoder = cls(**vars(parts), compatibility=padding, backend=backend)
+        encoder.asked = options.asked()
+        return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: Card | None = None) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
@@ -329,6 +338,13 @@ class SparseEncoder(TextEncoding):
     @property
     def _stored_k(self) -> int | None:
         return self.document_entry.k
+
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+        from vdr_db.checkpoints.text import TextParts
+
+        towers = {f"{side}_tower": tower for side, tower in self._towers.items()}
+        return self._settings(TextParts, compatibility=self.compatibility, **towers)
 
     def named_weights(self) -> dict[str, Weight]:
         """All weights by our names; those of a shared tower once."""

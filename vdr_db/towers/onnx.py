@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.forks import end_children_at_once, leak, renew_after_fork
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.interface import FloatArray, ImageSizes
 from vdr_db.towers.packing import TextItem
@@ -48,7 +49,10 @@ class OnnxTower(Generic[Config, Item]):
         head_name: Name of the head in stamps and files.
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
+        constants: What the body has beside weights and `config`, as JSON types.
     """
+
+    constants: Mapping[str, Any] = {}
 
     device = Device()
     dtype = "torch.float32"
@@ -86,6 +90,7 @@ class OnnxTower(Generic[Config, Item]):
         self._threads = threads
         self._session: InferenceSession | None = None
         self._lock = threading.Lock()
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # A session and a lock are of one process.
@@ -93,6 +98,12 @@ class OnnxTower(Generic[Config, Item]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leaves the session alone for good, whose threads stayed with the parent."""
+        leak(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def named_parameters(self) -> Iterable[tuple[str, StoredTensor]]:
         """Its weights by the names of the torch modules."""
@@ -162,6 +173,7 @@ def open_session(graph: Path, threads: int | None) -> InferenceSession:
         MissingExtraError: `onnxruntime` is not installed.
     """
     runtime = require("onnxruntime", "onnx")
+    end_children_at_once()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
     if threads is not None:
