@@ -147,7 +147,6 @@ class EdgeEngine:
             for vector, numbers in zip(vectors, column.tolist(), strict=True):
                 vector[name] = numbers
         payloads = [*batch.payloads]
-        total = 0
         if not self._in_memory:
             values = batch.rows.values
             for i, (point, payload) in enumerate(zip(batch.points, payloads, strict=True)):
@@ -159,7 +158,7 @@ class EdgeEngine:
             self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
         if points and not self._in_memory:
-            self._sums.wrote(batch.points[-1], total)
+            self._sums.wrote({batch.points[i]: payloads[i][SUM_FIELD] for i in (0, -1)})
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
@@ -248,7 +247,7 @@ class EdgeEngine:
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
         if points and not self._in_memory:
-            self._sums.wrote(points[-1], None)
+            self._sums.wrote(dict.fromkeys(points, None))
 
     def index(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over what is there."""
@@ -338,10 +337,10 @@ class EdgeEngine:
                 f"{error}{before} Restore the folder from a backup, or build the collection again."
             ) from error
         self._folder.clear_damage()
-        if last is not None and self._sum_of(last[0]) != last[1]:
+        if any(self._sum_of(point) != total for point, total in last.items()):
             self._sums.note_lost(
                 f"the log of {self._where} ended early when it was replayed: what was written last "
-                "is not there, and rows before it may be missing too; write them again, or restore "
+                "is not there, and more before it may be missing; write them again, or restore "
                 f"the folder from a backup, and then delete {self._sums.lost_file}."
             )
         if lost := self._sums.lost():
