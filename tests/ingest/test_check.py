@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import numpy as np
@@ -157,7 +158,8 @@ def killed(request, tmp_path_factory):
     """A collection whose process died, so that everything is in the log."""
     path = tmp_path_factory.mktemp("killed") / "c"
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), request.param]
-    assert subprocess.run(command, check=False).returncode == 9
+    elsewhere = tempfile.gettempdir()  # the current folder would be searched for modules first
+    assert subprocess.run(command, check=False, cwd=elsewhere).returncode == 9
     return path, 100 - (request.param == "delete")
 
 
