@@ -21,7 +21,7 @@ from vdr_db.kernels.cuda.configs import (
     pool_tile,
 )
 from vdr_db.kernels.cuda.entry_lists import OFFSET_BLOCK, OFFSET_ROWS
-from vdr_db.kernels.cuda.pooling import SEARCH_BLOCK, SEARCH_STEP
+from vdr_db.kernels.cuda.pooling import SEARCH_BLOCK, SEARCH_REGISTERS, SEARCH_STEP
 
 MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
 CARDS = {
@@ -124,7 +124,7 @@ def pool_specs(sm: int) -> Iterator[Spec]:
                  "BLOCK_V": SEARCH_BLOCK, "BLOCK_K": SEARCH_STEP}  # fmt: skip
     for dtype in ("bf16", "fp32"):
         types = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}"}
-        yield Spec("search_kernel", sm, dtype, types, constants, 4)
+        yield Spec("search_kernel", sm, dtype, types, constants, 4, registers=SEARCH_REGISTERS)
 
 
 def pool_spec(
@@ -187,7 +187,12 @@ def backward_specs(sm: int) -> Iterator[Spec]:
             "tokens kept=1": {**split, "text_ptr": None},
         }.items():
             label = f"{dtype} {owners}"
-            yield gather("sum_lists_kernel", label=label, constants={**block, **constants})
+            yield gather(
+                "sum_lists_kernel",
+                label=label,
+                constants={**block, **constants},
+                registers=tiles.list_registers,
+            )
         yield gather("merge_splits_kernel", label=dtype, constants={**block, "SPLIT": tiles.split})
         for of_tokens in (False, True):
             yield Spec(

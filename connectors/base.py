@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -224,6 +225,14 @@ def check_stamp(
     reasons = []
     if stamp is not None and wanted[1] is not None:
         reasons += stamp.difference(wanted[1])
+        if not reasons and stamp.is_old and not wanted[1].is_old:
+            warnings.warn(
+                f"{where} was made by vdr-db {stamp.library_version or 'of earlier'}, which wrote "
+                "down weights, words, head and activation of the model alone: lengths, prompts, "
+                "norms and the like are not compared; build it again to have that.",
+                UserWarning,
+                stacklevel=2,
+            )
     if width != wanted[0]:
         reasons.append(f"vocabulary size {width} (store) against {wanted[0]} (encoder)")
     if documents != wanted[2]:

@@ -73,6 +73,21 @@ class BaseStore:
                 results[i] = answer
         return results
 
+    def leftovers(self) -> dict[str, str]:
+        """Name → why nothing needs it: collections that killed rebuilds and rollovers left behind.
+
+        One that a living process of this machine fills is none, and an embedded store has none.
+        """
+        self._check_open()
+        return {}
+
+    def remove_leftovers(self) -> list[str]:
+        """Deletes what `leftovers` lists; returns the names."""
+        found = list(self.leftovers())
+        for name in found:
+            self._drop(name)
+        return found
+
     def close(self) -> None:
         """Releases the store; a second call does nothing."""
         if not self._is_closed:
@@ -98,6 +113,10 @@ class BaseStore:
 
     def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         """The best documents of each query; there is at least one, and none is empty."""
+        raise NotImplementedError
+
+    def _drop(self, name: str) -> None:
+        """Deletes one of the `leftovers`."""
         raise NotImplementedError
 
     def _release(self) -> None:

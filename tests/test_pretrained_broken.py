@@ -169,3 +169,12 @@ def test_impossible_configs_are_refused(tmp_path, changes, message):
     change_json(folder / "config.json", **changes)
     with pytest.raises(ConfigError, match=message):
         SparseEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [1 << 40, 1 << 62])
+def test_sizes_that_nothing_can_have_are_refused(tmp_path, key, value):
+    folder = write_bert(tmp_path / "m")
+    change_json(folder / "config.json", **{key: value})
+    with pytest.raises(ConfigError):
+        SparseEncoder.from_pretrained(folder, device="cpu")

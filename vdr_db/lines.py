@@ -1,4 +1,4 @@
-"""Lines of text files, gzip-compressed or not, in UTF-8."""
+"""Lines of text files, packed with gzip or zstd or not, in UTF-8."""
 
 from __future__ import annotations
 
@@ -11,14 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias, cast
 
-from vdr_db.errors import InputError
+from vdr_db.errors import InputError, require
 
-__all__ = ["Row", "checked_line", "lines_of", "shown"]
+__all__ = ["PACKED", "Row", "checked_line", "lines_of", "shown", "unpacked_name"]
+
+PACKED = (".gz", ".zst")
+"""Ends of names of packed files; what a file is, its first bytes tell."""
 
 Row: TypeAlias = tuple[dict[str, Any] | InputError, str]
 """What a record is made of, or why there is nothing, and `"FILE:LINE"`."""
 
 _PEEKED = 1 << 16
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+def unpacked_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file without the end that tells how it is packed, in lower case."""
+    name = os.path.basename(os.fspath(path)).lower()
+    for end in PACKED:
+        name = name.removesuffix(end)
+    return name
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -29,7 +41,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """The bytes of a file or of standard input, unpacked when they are gzip."""
+    """The bytes of a file or of standard input, unpacked when they are gzip or zstd."""
     from_stdin = os.fspath(path) == "-"
     if from_stdin and sys.stdin is None:
         raise InputError(
@@ -40,11 +52,20 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(f"{os.fspath(path)}: cannot be read: {error.strerror}.") from error
     try:
-        is_gzip = cast(Any, raw).peek(2)[:2] == b"\x1f\x8b"
-        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+        yield _unpacked(raw)
     finally:
         if not from_stdin:
             raw.close()
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    first = cast(Any, raw).peek(4)[:4]
+    if first.startswith(_GZIP):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if first == _ZSTD:
+        stream: IO[bytes] = require("pyarrow", "parquet").CompressedInputStream(raw, "zstd")
+        return stream
+    return raw
 
 
 def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -64,13 +85,16 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(text, start=1):
                 yield number, line.removeprefix("\ufeff")
             text.detach()
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, OSError, zlib.error) as error:
+            # Whatever comes of a disk has a number, and what unpackers say has none.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise InputError(
+                    f"{name}:{number + 1}: cannot be read: {error.strerror}."
+                ) from error
             raise InputError(
-                f"{name}:{number + 1}: the gzip data ends early or is damaged ({error}); "
+                f"{name}:{number + 1}: the packed data ends early or is damaged ({error}); "
                 "fetch the file again."
             ) from error
-        except OSError as error:
-            raise InputError(f"{name}:{number + 1}: cannot be read: {error.strerror}.") from error
 
 
 def checked_line(line: str, source: str) -> str:

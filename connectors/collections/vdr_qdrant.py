@@ -108,7 +108,11 @@ def _speak(server: Server, access: Access | None, options: QdrantOptions) -> Non
     if access is not None:
         options["api_key"] = access.api_key
         if access.is_custom_tls:
-            more["verify"] = access.ca_certs if access.verify_certs else False
+            from vdr_db.connectors.asking import trust
+
+            more["verify"] = trust(access)
+        if access.ca_certs is not None and server.grpc_port is not None:
+            more["grpc_options"] = {"root_certificates": Path(access.ca_certs).read_bytes()}
     if more:
         options["client_options"] = {**more, **(options.get("client_options") or {})}
 

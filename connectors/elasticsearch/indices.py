@@ -6,9 +6,7 @@ in one step, so a search sees all of the old index or all of the new one.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,60 +16,20 @@ from urllib.parse import quote
 
 from vdr_db.connectors.base import next_version
 from vdr_db.connectors.elasticsearch.transport import Transport, error_reason
+from vdr_db.connectors.work import WORK_KEY, Work
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 from vdr_db.failure import Failure
 
-__all__ = ["META_KEY", "IndexState", "Work", "check_name", "create_index", "read_state"]
+__all__ = ["META_KEY", "IndexState", "check_name", "create_index", "read_state"]
 
 META_KEY = "vdr_db"
-WORK_KEY = "vdr_db_work"
 # Aliases that tell what becomes of an index in a rebuild; nothing else is called like that.
 UNFINISHED, REPLACED = "-unfinished", "-replaced"
 _OF_ONE_INDEX = re.compile(
     r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
 )
-ALIVE_S = 900.0
-"""A process that works on an index tells so more often than this."""
-
 _COMPARED = 100
 LOAD_SETTINGS = {"index.refresh_interval": "-1", "index.number_of_replicas": "0"}
-
-
-@dataclass(frozen=True)
-class Work:
-    """Work of a process that an index is not to stay in when the process is killed.
-
-    Attributes:
-        host: Where the process runs.
-        process: Its id.
-        since: When it last told that it is alive, in seconds of the epoch.
-        undo: Settings that put the index right again.
-    """
-
-    host: str
-    process: int
-    since: float
-    undo: Mapping[str, Any]
-
-    @classmethod
-    def of_this_process(cls, undo: Mapping[str, Any]) -> Work:
-        """Work that begins now."""
-        return cls(socket.gethostname(), os.getpid(), time.time(), undo)
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether its process ended without putting the index right, as far as one can tell."""
-        if time.time() - self.since > ALIVE_S:
-            return True
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass  # of another user
-        return False
 
 
 @dataclass(frozen=True)
@@ -362,7 +320,7 @@ def changed_settings(
 
     def is_alive() -> None:
         nonlocal work
-        if time.time() - work.since > ALIVE_S / 3:
+        if work.is_due:
             work = replace(work, since=time.time())
             tell(work)
 

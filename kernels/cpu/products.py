@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import require
+from vdr_db.forks import end_children_at_once, leak, renew_after_fork
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -56,7 +57,8 @@ def largest(rows: FloatArray, states: FloatArray, threads: int | None) -> FloatA
     Returns:
         `[S]`.
     """
-    return _in_blocks(_session(is_integer=False, threads=threads), rows, states, np.float32)
+    session = _sessions.get(is_integer=False, threads=threads)
+    return _in_blocks(session, rows, states, np.float32)
 
 
 def largest_of_codes(
@@ -66,7 +68,8 @@ def largest_of_codes(
 
     Exact where the tokens keep to `exact_levels`.
     """
-    return _in_blocks(_session(is_integer=True, threads=threads), codes, tokens, np.int32)
+    session = _sessions.get(is_integer=True, threads=threads)
+    return _in_blocks(session, codes, tokens, np.int32)
 
 
 @lru_cache(maxsize=16)
@@ -143,9 +146,32 @@ def _row_blocks(rows: int, positions: int) -> Iterator[tuple[int, int]]:
     return pairwise(bounds)
 
 
-@lru_cache(maxsize=16)
-def _session(*, is_integer: bool, threads: int | None) -> InferenceSession:
+class _Sessions:
+    """Sessions by kind of numbers and by threads; a forked process opens its own."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[bool, int | None], InferenceSession] = {}
+        renew_after_fork(self)
+
+    def get(self, *, is_integer: bool, threads: int | None) -> InferenceSession:
+        key = (is_integer, threads)
+        if key not in self._open:
+            self._open[key] = _opened(is_integer=is_integer, threads=threads)
+        return self._open[key]
+
+    def after_fork(self) -> None:
+        """Leaves them alone for good: their threads stayed with the parent."""
+        for session in self._open.values():
+            leak(session)
+        self._open = {}
+
+
+_sessions = _Sessions()
+
+
+def _opened(*, is_integer: bool, threads: int | None) -> InferenceSession:
     runtime = require("onnxruntime", "onnx")
+    end_children_at_once()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:

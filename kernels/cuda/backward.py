@@ -265,6 +265,7 @@ def sum_lists(
         ROWS=4,
         SPLIT=0,
         num_warps=tiles.gather_warps,
+        maxnreg=tiles.list_registers,
         enable_fp_fusion=True,
     )
 
@@ -295,6 +296,7 @@ def sum_split_lists(
         *(grad, rows, matrix, texts, *lists, *slots, output, None, T, matrix.shape[0]),
         *(*matrix.stride(), *output.stride()),
         ROWS=tiles.rows,
+        maxnreg=tiles.list_registers,
         enable_fp_fusion=True,
         **shared,
     )

@@ -95,11 +95,11 @@ POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
-    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
+    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False, 200)),
     PoolRow(90, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 32, 8, 8, 3, True)),
     PoolRow(90, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 32, 8, 8, 3, True)),
     PoolRow(80, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 4, 3, False)),
-    PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
+    PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False, 200)),
     PoolRow(80, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 168)),
 )
@@ -162,6 +162,8 @@ class BackwardTiles:
         gather_warps: Warps of the gathering kernels.
         onehot_warps: Warps of the matrix-unit kernels.
         onehot_stages: Load pipeline of the matrix-unit kernels.
+        list_registers: Most registers of a thread that sums lists: left to itself the assembler
+            aims at more programs on sm_100, and spills.
     """
 
     onehot_length: int
@@ -177,6 +179,7 @@ class BackwardTiles:
     gather_warps: int = 4
     onehot_warps: int = 8
     onehot_stages: int = 2
+    list_registers: int = 80
 
 
 # The crossover is where L * 2H FLOP on the matrix unit cost as much as one gathered row of H.

@@ -53,8 +53,8 @@ __all__ = ["backward", "backward_sparse", "forward", "select_topk"]
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
 
-SEARCH_BLOCK, SEARCH_STEP = 128, 32
-"""Columns and hidden dimensions at a time of the pass that finds infinite maxima."""
+SEARCH_BLOCK, SEARCH_STEP, SEARCH_REGISTERS = 128, 32, 128
+"""Columns and hidden dimensions at a time, and registers, of the search for infinite maxima."""
 
 
 def forward(
@@ -142,6 +142,7 @@ def forward(
                 H=hidden.shape[1],
                 BLOCK_V=SEARCH_BLOCK,
                 BLOCK_K=SEARCH_STEP,
+                maxnreg=SEARCH_REGISTERS,
                 enable_fp_fusion=True,
             )
     return logits, argmax

@@ -33,18 +33,25 @@ def settings_of(file: Path) -> dict[str, Any]:
     return loaded
 
 
+# What Python and torch raise for values of the wrong kind, and for sizes that nothing can have.
+_FOREIGN = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
 @contextmanager
 def understood(folder: Path) -> Iterator[None]:
     """Names the folder where a file of it holds something of a kind that nobody expected.
 
     Raises:
-        ConfigError: Instead of the errors that Python raises for values of the wrong kind.
+        ConfigError: Instead of the errors of Python and torch for such values and sizes.
     """
     try:
         yield
     except (VdrError, ImportError):
         raise
-    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+    except _FOREIGN as error:
         raise ConfigError(
             f"a file in {folder} holds a value of another kind than it should: "
             f"{type(error).__name__}: {error}; fetch the model again."

@@ -7,6 +7,7 @@ only to files below its own: then it lies in the folder of the `CrossModalEncode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def open_image_tower(
     """
     weights, config = _weights(plan), _config(plan)
     width = config.output_size if isinstance(config, HybridConfig) else config.hidden_size
-    return OnnxImageTower(
+    tower = OnnxImageTower(
         _graph_file(plan),
         weights,
         BodySizes(config.image_size, config.patches, width),
@@ -59,6 +60,8 @@ def open_image_tower(
         column_to_row=_rows(plan, weights, vocabulary),
         threads=threads,
     )
+    tower.constants = asdict(config)
+    return tower
 
 
 def write_image_graph(plan: ImagePlan) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -154,8 +154,8 @@ def _load_sides(
     if plan.query_tokenizer is not None:
         words = read_tokenizer(plan.query_tokenizer, lower_case=plan.query_lower_case)
         _check_same_tokens(vocabulary, words)
-    document: Any
-    query: Any
+    document: TextTower | AbsentTower
+    query: TextTower | StaticTower | None
     digest = ""
     if runtime == "onnx":
         towers = open_text_towers(plan, vocabulary, options.threads)
@@ -176,7 +176,8 @@ def _load_sides(
         assert isinstance(plan.query, StaticPlan)
         query, digest = static(plan.query), ""
     gate = None if plan.query_gate is None else static(plan.query_gate)
-    return Sides(document, query, words, gate, digest)
+    both = cast(TextTower, document), cast(TextTower, query)
+    return Sides(*both, words, gate, digest)
 
 
 def _check_same_tokens(vocabulary: Vocabulary, words: TextTokenizer) -> None:

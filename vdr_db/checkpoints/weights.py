@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from vdr_db.text.own_weights import OwnWeights
+
 __all__ = [
     "SAFETENSORS",
     "Checkpoint",
@@ -294,14 +296,17 @@ class Weighted(Protocol):
         """Names and weights."""
 
 
-def named_weights(document: Weighted, query: Weighted) -> dict[str, Weight]:
-    """All weights of two towers by our names; those of a shared tower once."""
+def named_weights(
+    document: Weighted, query: Weighted, own: OwnWeights | None = None
+) -> dict[str, Weight]:
+    """All weights of two towers by our names, those of a shared tower once; and own weights."""
     towers = {"document": document} if query is document else {"document": document, "query": query}
-    return {
+    found: dict[str, Weight] = {
         f"{side}.{name}": tensor
         for side, tower in towers.items()
         for name, tensor in tower.named_parameters()
     }
+    return found if own is None else {**found, **own.arrays}
 
 
 def digest(weights: Mapping[str, Weight]) -> str:
@@ -338,10 +343,14 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for; CUDA or else the CPU for None.
 
     Raises:
-        ConfigError: This machine or this torch does not have it.
+        ConfigError: This machine or this torch does not have it, or torch cannot compute in this
+            process.
     """
     import torch
 
+    from vdr_db.towers.torch_tower import check_process
+
+    check_process()
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

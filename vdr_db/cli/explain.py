@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from vdr_db.cli.exits import DONE, NOTHING_FOUND
 from vdr_db.cli.images import image_payload, show_image
@@ -24,6 +24,7 @@ from vdr_db.errors import ConfigError, InputError, RejectedRows, require
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Collection
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
     from vdr_db.encoders.image import ImageEncoder
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.explain import Explanation, Match
@@ -128,7 +129,8 @@ def _show_match(
     asked = query if isinstance(query, str) else collection.encode_query_image(query)
     terms = collection.explain(asked, id)
     if arguments.html or arguments.png:
-        both: Any = collection.encoder
+        # Whoever asks with an image has a model of both; that was checked before.
+        both = cast("CrossModalEncoder", collection.encoder)
         if isinstance(query, str):
             images: ImageEncoder | None = getattr(both, "image", None)
             match = match_of(collection, encoder, query, id, images=images, open_files=True)

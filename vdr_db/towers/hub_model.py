@@ -35,7 +35,7 @@ from vdr_db.towers.text_body import (
     rows_are_independent,
 )
 from vdr_db.towers.text_head import Head
-from vdr_db.towers.torch_tower import TorchTower
+from vdr_db.towers.torch_tower import TorchTower, check_process
 
 __all__ = ["HubModelTower", "HubSizes"]
 
@@ -180,12 +180,18 @@ class HubModelTower(TorchTower):
         )
 
     @property
+    def constants(self) -> dict[str, Any]:
+        """What the model has beside weights and sizes, as JSON types."""
+        return {"is_decoder": self.is_decoder, **self.model.config.to_diff_dict()}
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one."""
         if _rope_depends_on_batch(self.model.config):
             return False
         if self.device.type != "cpu":
             return True
+        check_process()
         widths = {part.in_features for part in self.modules() if isinstance(part, nn.Linear)}
         threads = torch.get_num_threads()
         return _elementwise_is_exact(threads) and all(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.forks import end_children_at_once, leak, renew_after_fork
 from vdr_db.kernels.cpu.products import largest
 from vdr_db.kernels.cpu.scan import Codes, encoded
 from vdr_db.towers.families import BodyConfig
@@ -53,7 +54,10 @@ class OnnxTower(Generic[Config, Item]):
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
         threads: Of ONNX Runtime; None for one a core.
+        constants: What the body has beside weights and `config`, as JSON types.
     """
+
+    constants: Mapping[str, Any] = {}
 
     device = Device()
     dtype = "torch.float32"
@@ -91,6 +95,7 @@ class OnnxTower(Generic[Config, Item]):
         self.threads = threads
         self._session: InferenceSession | None = None
         self._lock = threading.Lock()
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # A session and a lock are of one process.
@@ -99,6 +104,12 @@ class OnnxTower(Generic[Config, Item]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leaves the session alone for good, whose threads stayed with the parent."""
+        leak(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def named_parameters(self) -> Iterable[tuple[str, StoredTensor]]:
         """Its weights by the names of the torch modules."""
@@ -130,13 +141,15 @@ class OnnxTower(Generic[Config, Item]):
         """
         chosen = self.matrix if columns is None else self.matrix[columns]
         found = largest(chosen, states, self.threads)
+        if self._scale is not None:
+            found *= self._scale if columns is None else self._scale[columns]
         if self._bias is not None:
             found += self._bias if columns is None else self._bias[columns]
         return found
 
     @cached_property
     def matrix(self) -> FloatArray:
-        """The vocabulary matrix, `[V, H]` float32: the file itself where that has it so."""
+        """The vocabulary matrix without scales, `[V, H]`: the file itself where that is float32."""
         rows, stored = self._rows, self.weights[self._matrix]
         first, last = int(rows[0]), int(rows[-1])
         if last - first + 1 == rows.size and stored.dtype == "F32":
@@ -144,12 +157,20 @@ class OnnxTower(Generic[Config, Item]):
         return stored.read(rows)
 
     def encoded(self) -> Codes:
-        """The same in 8 bit integers, for scans; made anew in each call."""
-        return encoded(self.matrix.__getitem__, self.columns, self._bias)
+        """Rows with their scales in 8 bit integers, for scans; made anew in each call."""
+
+        def read(rows: slice) -> FloatArray:
+            part = self.matrix[rows]
+            return part if self._scale is None else part * self._scale[rows, None]
+
+        return encoded(read, self.columns, self._bias)
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
-        return self.weights[self._matrix].read(self._rows[columns])
+        rows = self.weights[self._matrix].read(self._rows[columns])
+        if self._scale is not None:
+            rows *= self._scale[columns, None]
+        return rows
 
     def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""
@@ -159,6 +180,12 @@ class OnnxTower(Generic[Config, Item]):
     def _bias(self) -> FloatArray | None:
         bias = self.weights.get("head.bias")
         return None if bias is None else bias.read(self._rows)
+
+    @cached_property
+    def _scale(self) -> FloatArray | None:
+        """What largest products are multiplied with, or None; never below 0."""
+        scale = self.weights.get("head.scale")
+        return None if scale is None else np.maximum(scale.read(self._rows), 0)
 
     def inputs(self, item: Item) -> dict[str, npt.NDArray[Any]]:
         """Inputs of the graph for one item."""
@@ -199,6 +226,7 @@ def open_session(graph: Path, threads: int | None) -> InferenceSession:
         MissingExtraError: `onnxruntime` is not installed.
     """
     runtime = require("onnxruntime", "onnx")
+    end_children_at_once()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
     if threads is not None:

@@ -194,7 +194,7 @@ def text_graph(
         weights: Of body and head by the names of our modules.
         folder: Where the graph will lie.
         config: Of the body.
-        head: `"vdr"` or `"mlm"`.
+        head: `"vdr"`, `"mlm"` or `"scaled"`.
 
     Raises:
         ConfigError: An activation has no operator.
@@ -202,12 +202,13 @@ def text_graph(
     """
     to = GraphWriter(weights, folder)
     ids, places = (to.input(name, "INT64", ["P"]) for name in ("input_ids", "position_ids"))
-    hidden = to.float32(to.add("Gather", [to.stored("body.embeddings.word.weight"), ids]))
+    words = to.float32(to.add("Gather", [to.stored("body.embeddings.word.weight"), ids]))
     position = to.add("Gather", [to.stored("body.embeddings.position.weight"), places])
     position = to.float32(position)
+    hidden = words
     if config.token_types:
         first = to.weight("body.embeddings.token_type.weight", slice(0, 1))
-        hidden = to.add("Add", [hidden, first])
+        hidden = to.add("Add", [words, first])
     eps = config.norm_eps
     hidden = to.added_norm(hidden, position, "body.embeddings.norm", eps)
     for layer in range(config.layers):
@@ -220,6 +221,11 @@ def text_graph(
     if head == "mlm":
         changed = to.activation(to.linear(hidden, "head.dense"), config.head_activation)
         states = to.norm(changed, "head.norm", eps)
+    elif head == "scaled":
+        share = to.add("Gather", [to.weight("head.tokens"), ids])
+        own = to.add("Mul", [words, to.add("Unsqueeze", [share, to.constant([1])])])
+        changed = to.add("Add", [to.linear(hidden, "head.dense"), own])
+        states = to.norm(changed, "head.norm", VDR_NORM_EPS)
     else:
         states = to.norm(hidden, "head.norm", VDR_NORM_EPS)
     return to.model({"states": (states, ["P", config.hidden_size])})

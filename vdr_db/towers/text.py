@@ -63,7 +63,8 @@ class Tower(TorchTower):
         """States of a text's tokens after the head's transform, `[P, H]` float32."""
         ids, positions, _, runs = self._alone(item)
         with self.evaluating():
-            hidden = self.head.transform(self.body(ids, positions, runs)[: runs[0].stop])
+            hidden = self._hidden(ids, self.body(ids, positions, runs))
+            hidden = self.head.transform(hidden[: runs[0].stop])
         found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
         return found
 
@@ -73,6 +74,10 @@ class Tower(TorchTower):
             logits = self(*self._alone(item)).logits[0]
         found: npt.NDArray[np.float32] = logits.cpu().numpy()
         return found
+
+    def _hidden(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        """Hidden states as the head reads them."""
+        return self.head.with_tokens(hidden, input_ids, self.body.embeddings.word.weight)
 
     def _alone(self, item: TextItem) -> tuple[Tensor, Tensor, Tensor, list[Run]]:
         """A text as a batch of its own: ids, positions, bounds, runs."""
@@ -138,5 +143,6 @@ class Tower(TorchTower):
         """States of all tokens after the head's transform, `[T, H]`; arguments as in `forward`."""
         if layout is None:
             layout = self.body.layout(runs, cu_seqlens, device=input_ids.device)
-        states: Tensor = self.head.transform(self.body(input_ids, position_ids, runs, layout))
+        hidden = self._hidden(input_ids, self.body(input_ids, position_ids, runs, layout))
+        states: Tensor = self.head.transform(hidden)
         return states
