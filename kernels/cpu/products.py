@@ -57,7 +57,8 @@ def largest(rows: FloatArray, states: FloatArray, threads: int | None) -> FloatA
     Returns:
         `[S]`.
     """
-    return _in_blocks(_sessions.get(is_integer=False, threads=threads), rows, states, np.float32)
+    session = _sessions.get(is_integer=False, threads=threads)
+    return _in_blocks(session, rows, states, np.float32)
 
 
 def largest_of_codes(
@@ -67,7 +68,8 @@ def largest_of_codes(
 
     Exact where the tokens keep to `exact_levels`.
     """
-    return _in_blocks(_sessions.get(is_integer=True, threads=threads), codes, tokens, np.int32)
+    session = _sessions.get(is_integer=True, threads=threads)
+    return _in_blocks(session, codes, tokens, np.int32)
 
 
 @lru_cache(maxsize=16)
@@ -145,36 +147,40 @@ def _row_blocks(rows: int, positions: int) -> Iterator[tuple[int, int]]:
 
 
 class _Sessions:
-    """Sessions of the two graphs, each opened when it is first needed."""
+    """Sessions by kind of numbers and by threads; a forked process opens its own."""
 
     def __init__(self) -> None:
-        self._opened: dict[tuple[bool, int | None], InferenceSession] = {}
+        self._open: dict[tuple[bool, int | None], InferenceSession] = {}
         renew_after_fork(self)
+
+    def get(self, *, is_integer: bool, threads: int | None) -> InferenceSession:
+        key = (is_integer, threads)
+        if key not in self._open:
+            self._open[key] = _opened(is_integer=is_integer, threads=threads)
+        return self._open[key]
 
     def after_fork(self) -> None:
         """Leaves them alone for good: their threads stayed with the parent."""
-        for session in self._opened.values():
+        for session in self._open.values():
             leak(session)
-        self._opened = {}
-
-    def get(self, *, is_integer: bool, threads: int | None) -> InferenceSession:
-        """The session of one graph."""
-        session = self._opened.get((is_integer, threads))
-        if session is None:
-            runtime = require("onnxruntime", "onnx")
-            end_children_at_once()
-            options = runtime.SessionOptions()
-            options.log_severity_level = 3
-            if threads is not None:
-                options.intra_op_num_threads = threads
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            session = self._opened[is_integer, threads] = runtime.InferenceSession(
-                product_graph(is_integer=is_integer), options, providers=["CPUExecutionProvider"]
-            )
-        return session
+        self._open = {}
 
 
 _sessions = _Sessions()
+
+
+def _opened(*, is_integer: bool, threads: int | None) -> InferenceSession:
+    runtime = require("onnxruntime", "onnx")
+    end_children_at_once()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session: InferenceSession = runtime.InferenceSession(
+        product_graph(is_integer=is_integer), options, providers=["CPUExecutionProvider"]
+    )
+    return session
 
 
 def product_graph(*, is_integer: bool) -> bytes:

@@ -53,8 +53,8 @@ class OnnxTower(Generic[Config, Item]):
         head_name: Name of the head in stamps and files.
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
-        constants: What the body has beside weights and `config`, as JSON types.
         threads: Of ONNX Runtime; None for one a core.
+        constants: What the body has beside weights and `config`, as JSON types.
     """
 
     constants: Mapping[str, Any] = {}
@@ -141,34 +141,36 @@ class OnnxTower(Generic[Config, Item]):
         """
         chosen = self.matrix if columns is None else self.matrix[columns]
         found = largest(chosen, states, self.threads)
+        if self._scale is not None:
+            found *= self._scale if columns is None else self._scale[columns]
         if self._bias is not None:
             found += self._bias if columns is None else self._bias[columns]
         return found
 
     @cached_property
     def matrix(self) -> FloatArray:
-        """The vocabulary matrix, `[V, H]` float32: the file itself where that has it so."""
+        """The vocabulary matrix without scales, `[V, H]`: the file itself where that is float32."""
         rows, stored = self._rows, self.weights[self._matrix]
         first, last = int(rows[0]), int(rows[-1])
-        is_range = last - first + 1 == rows.size
-        if is_range and stored.dtype == "F32" and "head.scale" not in self.weights:
+        if last - first + 1 == rows.size and stored.dtype == "F32":
             return stored.mapped()[first : last + 1]
-        return self._read(rows)
+        return stored.read(rows)
 
     def encoded(self) -> Codes:
-        """The same in 8 bit integers, for scans; made anew in each call."""
-        return encoded(self.matrix.__getitem__, self.columns, self._bias)
+        """Rows with their scales in 8 bit integers, for scans; made anew in each call."""
+
+        def read(rows: slice) -> FloatArray:
+            part = self.matrix[rows]
+            return part if self._scale is None else part * self._scale[rows, None]
+
+        return encoded(read, self.columns, self._bias)
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
-        return self._read(self._rows[columns])
-
-    def _read(self, rows: npt.NDArray[np.int64]) -> FloatArray:
-        """Rows of the stored matrix, each times its scale where the head has one."""
-        found = self.weights[self._matrix].read(rows)
-        if "head.scale" in self.weights:
-            found *= np.maximum(self.weights["head.scale"].read(rows), 0)[:, None]
-        return found
+        rows = self.weights[self._matrix].read(self._rows[columns])
+        if self._scale is not None:
+            rows *= self._scale[columns, None]
+        return rows
 
     def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""
@@ -178,6 +180,12 @@ class OnnxTower(Generic[Config, Item]):
     def _bias(self) -> FloatArray | None:
         bias = self.weights.get("head.bias")
         return None if bias is None else bias.read(self._rows)
+
+    @cached_property
+    def _scale(self) -> FloatArray | None:
+        """What largest products are multiplied with, or None; never below 0."""
+        scale = self.weights.get("head.scale")
+        return None if scale is None else np.maximum(scale.read(self._rows), 0)
 
     def inputs(self, item: Item) -> dict[str, npt.NDArray[Any]]:
         """Inputs of the graph for one item."""
