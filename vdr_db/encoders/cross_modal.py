@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
+from vdr_db.text.passages import Span
 from vdr_db.text.tokenization import AnyTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -216,6 +217,10 @@ class CrossModalEncoder:
     def bag_of_tokens(self, texts: Iterable[str]) -> SparseRows:
         """The set of tokens of each text with weight 1; the model is not run."""
         return self.text.bag_of_tokens(texts)
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where texts are cut into passages, see `SparseEncoder.cut_passages`."""
+        return self.text.cut_passages(texts, tokens=tokens, overlap=overlap)
 
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""
