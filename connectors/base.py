@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from vdr_db.connectors.passages import Passages
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
@@ -19,6 +20,7 @@ __all__ = [
     "EmptyRows",
     "Hit",
     "Id",
+    "Passage",
     "Payload",
     "Record",
     "Store",
@@ -44,18 +46,37 @@ EmptyRows: TypeAlias = Literal["store", "skip", "error"]
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a document.
+
+    Attributes:
+        number: Its place among the passages of the document, from 0.
+        count: Passages of the document.
+        start: Its first character in the text of the document.
+        stop: The first character after it.
+    """
+
+    number: int
+    count: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Hit:
     """One search result.
 
     Attributes:
         id: The caller's id.
         score: Inner product of query and document, up to the precision of the store.
-        payload: What was stored with the document.
+        payload: What was stored with the document; with `passage`, its text is that of the passage.
+        passage: The passage that matches best, in a collection of passages.
     """
 
     id: Id
     score: float
     payload: Payload = field(default_factory=dict)
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,7 @@ class Record:
     Attributes:
         id: The caller's id.
         payload: What was stored with the document.
-        row: Its vector, one row, when it was asked for.
+        row: Its vector, one row, when it was asked for; of a document in passages, its first's.
     """
 
     id: Id
@@ -141,13 +162,26 @@ class Store(Protocol):
     def documents(self) -> Documents:
         """What the document side is."""
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes the collection; one that is there is checked against the arguments instead.
 
+        With `passages` each row is a passage: `vdr_db.connectors.documents.DocumentView` writes
+        and reads its documents.
+
         Raises:
-            StoreMismatch: It is there with another width, encoder or kind of documents.
+            StoreMismatch: It is there with another width, encoder or kind of documents, or with
+                other passages than these.
         """
 
     def upsert(
@@ -191,6 +225,14 @@ class Store(Protocol):
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """For each row the best passage of each of the best documents, in a collection of passages.
+
+        `None` where the engine does not group; fewer may come than there are.
+        """
 
     def flush(self) -> None:
         """Makes everything written survive a loss of power."""

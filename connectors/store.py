@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from vdr_db.connectors.base import Documents, Hit, checked_page
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.validation import checked_query
 from vdr_db.errors import StoreError
 from vdr_db.sparse import SparseRows
@@ -43,6 +44,11 @@ class BaseStore:
         """What the document side is."""
         about = self._about()
         return "encoded" if about is None else about[2]
+
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+        raise NotImplementedError
 
     def search(
         self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
@@ -87,6 +93,12 @@ class BaseStore:
         for name in found:
             self._drop(name)
         return found
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        return None
 
     def close(self) -> None:
         """Releases the store; a second call does nothing."""

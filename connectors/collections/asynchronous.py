@@ -17,6 +17,7 @@ from vdr_db.connectors.base import Id
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 from vdr_db.connectors.collections.encoding import AnyEncoder
+from vdr_db.connectors.collections.reading import Reading
 from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
 from vdr_db.connectors.collections.writing import STOP
 from vdr_db.connectors.renamed import renamed
@@ -33,7 +34,7 @@ __all__ = ["AsyncCollection", "AsyncVDRElasticsearch", "AsyncVDRQdrant"]
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
-_Kind = TypeVar("_Kind", bound=Collection)
+_Kind = TypeVar("_Kind", bound=Reading)
 
 _THREADS = 8
 _PAGE = 1000
@@ -117,6 +118,7 @@ class AsyncCollection:
     search_by_image = _awaited(Collection.search_by_image)
     search_batch = _awaited(Collection.search_batch)
     get = _awaited(Collection.get)
+    records_of = _awaited(Collection.records_of)
     count = _awaited(Collection.count)
     explain = _awaited(Collection.explain)
     flush = _awaited(Collection.flush)

@@ -14,7 +14,7 @@ from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD
 from vdr_db.connectors.qdrant.engine import ID_FIELD, Batch, DenseVector, Found, Manifest, Stored
 from vdr_db.connectors.qdrant.existing import point_of
-from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
+from vdr_db.connectors.validation import PASSAGE_FIELDS, RESERVED_PREFIX, Prepared, prepare
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
@@ -203,5 +203,9 @@ def id_of(one: Found | Stored) -> Id:
 
 
 def shown(payload: Payload) -> Payload:
-    """The payload without the fields of the library."""
-    return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}
+    """The payload without the fields of the library, but for what a passage tells of itself."""
+    return {
+        name: v
+        for name, v in payload.items()
+        if not name.startswith(RESERVED_PREFIX) or name in PASSAGE_FIELDS
+    }

@@ -40,8 +40,9 @@ from vdr_db.connectors.qdrant.engine import (
 )
 from vdr_db.connectors.qdrant.existing import Existing, point_of
 from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.connectors.renamed import renamed
-from vdr_db.connectors.validation import checked_query
+from vdr_db.connectors.validation import DOCUMENT_FIELD, checked_query
 from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
 
@@ -335,6 +336,18 @@ class QdrantStore(CollectionLifecycle):
             return []
         found = engine.groups(query, group_by, limit, size, filter)
         return [(value, hits_of(points)) for value, points in found]
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        if not isinstance(self._engine, ServerEngine):
+            return None
+        queries = checked_query(rows, self._made_width(), self._where)
+        return [
+            [hits[0] for _, hits in self.search_groups(row, DOCUMENT_FIELD, limit, 1, filter)]
+            for row in queries
+        ]
 
     def index_payloads(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over documents that are there already; see `payload_indexes`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -33,6 +33,7 @@ from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, w
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
 from vdr_db.text.own_weights import OwnWeights, joined
+from vdr_db.text.passages import Span, passage_spans
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.packing import TextItem
@@ -131,6 +132,34 @@ class TextEncoding(Encoder):
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""
         return [int(i) for i in self.tokenizer.encode(checked_texts([text])).input_ids]
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where each text is cut into passages that the model reads as a whole.
+
+        Args:
+            texts: Documents.
+            tokens: Most tokens of a passage; fewer where the model reads fewer.
+            overlap: Most tokens that neighbours share; see `vdr_db.text.passages`.
+
+        Returns:
+            Spans of each text, which cover it.
+        """
+        way, raw = self.side("document"), checked_texts(texts)
+        prompt = way.encode([way.entry.prompt]).input_ids.size if way.entry.prompt else 0
+        readable = max(1, way.frame().own - prompt)
+        found = []
+        for text, offsets in zip(raw, way.tokenizer.offsets(raw), strict=True):
+            most = min(tokens, readable)
+            while True:
+                spans = passage_spans(text, offsets, tokens=most, overlap=min(overlap, most // 2))
+                # A part of a word can have more tokens by itself than it had in its text.
+                parts = [text[start:stop] for start, stop in spans] if len(spans) > 1 else []
+                longest = int(way.encode(parts).lengths.max(initial=0))
+                if longest <= readable or most == 1:
+                    break
+                most = max(1, most - (longest - readable))
+            found.append(spans)
+        return found
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
