@@ -124,7 +124,7 @@ class TextEncoding(Encoder):
         tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
         self._count_truncated(tokens.lengths, frame, stacklevel=3)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
+        cut = self._cut(tokens, frame)
         if self.own_weights is not None:
             return self.own_weights.rows(side, cut)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
@@ -160,6 +160,10 @@ class TextEncoding(Encoder):
                 most = max(1, most - (longest - readable))
             found.append(spans)
         return found
+
+    def own_tokens(self, text: str, side: Side = "document") -> TokenizedTexts:
+        """Own tokens of one text as a side reads it: cut, without prompt and special tokens."""
+        return self._cut(self.side(side).encode(checked_texts([text])), self.frame(side))
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
@@ -252,8 +256,11 @@ class TextEncoding(Encoder):
         """Own weights of all texts, or None; a prompt is no part of a text."""
         if self.own_weights is None:
             return None
-        chosen = np.arange(len(own.lengths))
-        return self.own_weights.rows(side, own.cut(chosen, frame.own, left=frame.cuts_left))
+        return self.own_weights.rows(side, self._cut(own, frame))
+
+    @staticmethod
+    def _cut(tokens: TokenizedTexts, frame: Frame) -> TokenizedTexts:
+        return tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
 
     def _kept_tokens(
         self, tokens: TokenizedTexts, added: SparseRows | None, batch: PackedBatch, frame: Frame
