@@ -163,7 +163,7 @@ class Manifest:
                     vector=str(data.get("vector", VECTOR_NAME)),
                     foreign_points=bool(data.get("foreign_points", False)),
                 )
-            except (KeyError, TypeError, ValueError, ConfigError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
                 raise StoreMismatch(
                     f"the description of {where} is damaged ({error!r}); restore it from a backup."
                 ) from error
