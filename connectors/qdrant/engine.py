@@ -168,7 +168,7 @@ class Manifest:
                     foreign_points=bool(data.get("foreign_points", False)),
                     passages=Passages.from_dict(data.get("passages")),
                 )
-            except (KeyError, TypeError, ValueError, ConfigError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
                 raise StoreMismatch(
                     f"the description of {where} is damaged ({error!r}); restore it from a backup."
                 ) from error

@@ -134,6 +134,8 @@ class Entry:
         Raises:
             ConfigError: `k` or the maximal length is impossible for this model.
         """
+        if not isinstance(self.prompt, str):
+            raise ConfigError(f"`prompt` must be a text, got {self.prompt!r}.")
         if self.k is not None and not (_is_int(self.k) and 1 <= self.k <= columns):
             raise ConfigError(
                 f"`k` must be None or an integer in [1, {columns}], got {self.k!r}; "
