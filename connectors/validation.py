@@ -134,7 +134,7 @@ def prepare(
     sizes: list[int] = []
     cleaned: list[Payload] = []
     for i, (id, payload) in enumerate(zip(checked, given, strict=True)):
-        _refuse_reserved(payload, id)
+        refuse_reserved(payload, id)
         if counts[i] == 0 and empty == "skip":
             skipped.append(id)
             continue
@@ -203,7 +203,8 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
     return clean, size
 
 
-def _refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
+def refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
+    """Refuses fields that the library keeps in payloads for itself."""
     for name in payload if isinstance(payload, Mapping) else ():
         is_reserved = isinstance(name, str) and name.startswith(RESERVED_PREFIX)
         if is_reserved and name != FINGERPRINT_FIELD:

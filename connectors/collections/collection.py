@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
+from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Store, Term, Written
 from vdr_db.connectors.collections.encoding import (
     AnyEncoder,
     Encoder,
@@ -18,6 +18,7 @@ from vdr_db.connectors.collections.encoding import (
     load_encoder,
 )
 from vdr_db.connectors.collections.scores import reranked, shared_terms
+from vdr_db.connectors.collections.stored import StoredDocuments
 from vdr_db.connectors.collections.writing import write
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import checked_ids
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Collection", "Encoder", "Mode"]
 
-_PAGE = 10_000
 
-
-class Collection:
+class Collection(StoredDocuments):
     """Texts in a store, found by what an encoder makes of them.
 
     ```python
@@ -237,34 +236,6 @@ class Collection:
         total = len(images) if isinstance(images, (list, tuple)) else None
         return write(batches, self.store.upsert, empty, total=total, unit="image")
 
-    def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
-        """Removes documents; returns how many were there.
-
-        Args:
-            ids: Their ids.
-            filter: Removes all documents that it keeps, instead of ids; see `vdr_db.filters`.
-
-        Raises:
-            TypeError: One id or condition came instead of ids, or not exactly one of `ids` and
-                `filter`.
-            ConfigError: The filter is empty, which would remove everything.
-        """
-        if isinstance(ids, (str, bytes, Mapping)) or (ids is None) == (filter is None):
-            raise TypeError(
-                f"`delete` takes a sequence of ids or one condition, got ids={ids!r} and "
-                f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
-            )
-        if ids is not None:
-            return self.store.delete(ids)
-        if filter == {}:
-            raise ConfigError(
-                "an empty filter keeps every document, so nothing is deleted by it; pass "
-                "delete(list(collection.ids())) to remove all."
-            )
-        found = list(self.store.ids(filter))
-        pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
-        return sum(map(self.store.delete, pages))
-
     # Reading
 
     def search(
@@ -276,6 +247,7 @@ class Collection:
         offset: int = 0,
         mode: Mode | None = None,
         rerank: int | None = None,
+        min_score: float | None = None,
     ) -> list[Hit]:
         """The best documents for a query, best first.
 
@@ -288,13 +260,14 @@ class Collection:
                 collection of bags of tokens.
             rerank: Take this many hits and order them anew by the full score, with documents
                 encoded now from their stored texts. Meant for mode beta.
+            min_score: Least score of a hit.
 
         Raises:
             ConfigError: The mode does not fit the collection, or a number is impossible.
         """
         row = self._query_rows(query, mode)
         if rerank is None:
-            return self.store.search(row, limit, filter, offset)
+            return self.store.search(row, limit, filter, offset, min_score=min_score)
         rerank = counted("rerank", rerank)
         if rerank < limit + offset:
             raise ConfigError(
@@ -303,7 +276,8 @@ class Collection:
         self._encoding.need("rerank")
         hits = self.store.search(row, rerank, filter)
         best = reranked(hits, row, self._encoding.documents, self.text_key)
-        return best[offset : offset + limit]
+        page = best[offset : offset + limit]
+        return [hit for hit in page if min_score is None or hit.score >= min_score]
 
     def search_by_image(
         self, image: ImageSource, limit: int = 10, filter: Any = None, *, offset: int = 0
@@ -335,7 +309,9 @@ class Collection:
         limit: int = 10,
         filter: Any = None,
         *,
+        offset: int = 0,
         mode: Mode | None = None,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
         """`search` for several queries at once, in their order.
 
@@ -344,19 +320,8 @@ class Collection:
         """
         if not isinstance(queries, SparseRows):
             refuse_string(queries, "queries")
-        return self.store.search_batch(self._query_rows(queries, mode), limit, filter)
-
-    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
-        """The documents of these ids in this order; unknown ids are left out."""
-        return self.store.get(ids, with_rows)
-
-    def ids(self, filter: Any = None) -> Iterator[Id]:
-        """All ids, of documents the filter keeps when one is given, in the order of the store."""
-        return self.store.ids(filter)
-
-    def count(self, filter: Any = None) -> int:
-        """Number of documents, of those the filter keeps when one is given."""
-        return self.store.count(filter)
+        rows = self._query_rows(queries, mode)
+        return self.store.search_batch(rows, limit, filter, offset, min_score=min_score)
 
     def explain(self, query: str | SparseRows, id: Id, *, mode: Mode | None = None) -> list[Term]:
         """What every shared token adds to the score of a document, the largest part first.
@@ -375,14 +340,6 @@ class Collection:
         return shared_terms(row, records[0].row, self._encoding.token)
 
     # Life
-
-    def flush(self) -> None:
-        """Makes everything written survive a loss of power."""
-        self.store.flush()
-
-    def optimize(self) -> None:
-        """Reorganises the index after much was written; searches are right with and without."""
-        self.store.optimize()
 
     def close(self) -> None:
         """Closes the store; a second call does nothing."""
