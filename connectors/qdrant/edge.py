@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.base import BatchLimits
+from vdr_db.connectors.base import BatchLimits, Payload
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums, row_sum
 from vdr_db.connectors.qdrant.engine import (
@@ -218,14 +218,14 @@ class EdgeEngine:
         return [_stored(record, VECTOR_NAME if with_rows else None) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         self._check_usable()
         request = self._edge.ScrollRequest(
             offset=after,
             limit=limit,
-            with_payload=list(fields),
+            with_payload=True if fields is None else list(fields),
             filter=self._dialect.native(filter),
         )
         with self._translated("be read"):
@@ -239,6 +239,13 @@ class EdgeEngine:
         request = self._edge.CountRequest(filter=self._dialect.native(filter), exact=True)
         with self._translated("be counted"):
             return int(self._shard.count(request))
+
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there."""
+        self._check_usable()
+        self._check_space(0)
+        with self._translated("be written", points):
+            self._shard.update(self._edge.UpdateOperation.set_payload(list(points), payload))
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""

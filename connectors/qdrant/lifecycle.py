@@ -187,6 +187,7 @@ class CollectionLifecycle(BaseStore):
             versions.note(name, work)
         target = copy.copy(self)
         target.name, target._engine, target._manifest = name, beside, manifest
+        target._known = None
         try:
             yield target
             count = versions.count(name)
@@ -209,7 +210,7 @@ class CollectionLifecycle(BaseStore):
         # From here on the new collection is never deleted: it may be in use already.
         versions.move_alias(self.name, name)
         versions.note(name, None)
-        self._manifest = manifest
+        self._manifest, self._known = manifest, None
         if not keep_old:
             versions.drop(old, unless_named=True)
 
@@ -290,6 +291,12 @@ class CollectionLifecycle(BaseStore):
 
     def _about(self) -> About | None:
         return None if self._manifest is None else self._manifest.about
+
+    def _about_now(self) -> About | None:
+        if not isinstance(self._engine, ServerEngine):
+            return self._about()
+        current = self._engine.current()
+        return None if current is None else current.about
 
     def _made(self) -> Manifest:
         self._made_width()
