@@ -117,7 +117,7 @@ class TextEncoding(Encoder):
         """
         tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
-        self._count_truncated(tokens.lengths, frame, stacklevel=3)
+        self._count_truncated(tokens.lengths, frame)
         cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
@@ -179,7 +179,7 @@ class TextEncoding(Encoder):
         tokens = own = way.encode(raw)
         if way.entry.prompt:
             tokens = way.encode([way.entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        self._count_truncated(tokens.lengths, frame)
         is_empty = own.lengths == 0
         if way.static is not None:
             return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
@@ -231,9 +231,7 @@ class TextEncoding(Encoder):
         cut = tokens.cut(batch.texts, frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
-    def _count_truncated(
-        self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
-    ) -> None:
+    def _count_truncated(self, lengths: npt.NDArray[np.int64], frame: Frame) -> None:
         count = int((lengths > frame.own).sum())
         if not count:
             return
@@ -241,4 +239,4 @@ class TextEncoding(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)
+            warn_of_cuts(count, frame.max_length)
