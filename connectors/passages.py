@@ -45,8 +45,8 @@ class Passages:
         ConfigError: A number is impossible.
     """
 
-    tokens: int = 256
-    overlap: int = 32
+    tokens: int = 128
+    overlap: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", counted("tokens", self.tokens))

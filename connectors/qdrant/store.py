@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,7 @@ class QdrantStore(CollectionLifecycle):
         read_options: Mapping[str, Any] | None = None,
         write_options: Mapping[str, Any] | None = None,
     ) -> None:
+        self._given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if not isinstance(collection, str) or not collection:
             raise ConfigError(f"`collection` must be a name, got {collection!r}.")
         if sum(place is not None for place in (path, url, client)) != 1:
@@ -233,6 +234,19 @@ class QdrantStore(CollectionLifecycle):
     def __repr__(self) -> str:
         state = ", closed" if self._is_closed else ""
         return f"QdrantStore({self._where}{state})"
+
+    def __reduce__(self) -> tuple[Callable[..., QdrantStore], tuple[type, dict[str, Any]]]:
+        """Pickles how it was opened, the key included; unpickled it is opened again.
+
+        Raises:
+            TypeError: It is in memory, or has a client of the caller's.
+        """
+        if str(self._given["path"]) == ":memory:" or self._given["client"] is not None:
+            raise TypeError(
+                f"{self._where} is of this process alone and cannot be pickled; open it by the "
+                "path of a folder or the `url` of a server."
+            )
+        return _opened_again, (type(self), self._given)
 
     def upsert(
         self,
@@ -465,3 +479,7 @@ class QdrantStore(CollectionLifecycle):
 
     def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         return list(map(hits_of, self._engine.search(queries, limit, offset, filter)))
+
+
+def _opened_again(kind: type[QdrantStore], given: dict[str, Any]) -> QdrantStore:
+    return kind(**given)

@@ -177,13 +177,13 @@ def add_passage_options(parser: argparse._ActionsContainer) -> None:
         "--passage-tokens",
         type=int,
         metavar="N",
-        help="tokens of a passage at most (default: 256)",
+        help="tokens of a passage at most (default: 128)",
     )
     parser.add_argument(
         "--passage-overlap",
         type=int,
         metavar="N",
-        help="tokens that neighbours share at most (default: 32)",
+        help="tokens that neighbours share at most (default: 16)",
     )
 
 

@@ -123,7 +123,7 @@ class TextEncoding(Encoder):
         """
         tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
-        self._count_truncated(tokens.lengths, frame, stacklevel=3)
+        self._count_truncated(tokens.lengths, frame)
         cut = self._cut(tokens, frame)
         if self.own_weights is not None:
             return self.own_weights.rows(side, cut)
@@ -191,7 +191,7 @@ class TextEncoding(Encoder):
         tokens = own = way.encode(raw)
         if way.entry.prompt:
             tokens = way.encode([way.entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        self._count_truncated(tokens.lengths, frame)
         is_empty = own.lengths == 0
         added = self._own_rows(side, own, frame)
         if way.static is not None:
@@ -284,9 +284,7 @@ class TextEncoding(Encoder):
             always = self._own_tokens(tokens, batch, way.frame())
             yield batch, joined(rows, added[batch.texts], way.entry.k, always)
 
-    def _count_truncated(
-        self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
-    ) -> None:
+    def _count_truncated(self, lengths: npt.NDArray[np.int64], frame: Frame) -> None:
         count = int((lengths > frame.own).sum())
         if not count:
             return
@@ -294,4 +292,4 @@ class TextEncoding(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)
+            warn_of_cuts(count, frame.max_length)
