@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -264,8 +265,16 @@ def check_stamp(
     wanted: tuple[int, EncoderStamp | None, Documents],
 ) -> None:
     """Refuses a collection that has another width, encoder or kind of documents than is wanted."""
-    stamp = stored[1]
+    stamp, other = stored[1], wanted[1]
     reasons = differences(stored, wanted)
+    if not reasons and stamp and other and stamp.is_old and not other.is_old:
+        warnings.warn(
+            f"{where} was made by vdr-db {stamp.library_version or 'of earlier'}, which wrote "
+            "down weights, words, head and activation of the model alone: lengths, prompts, "
+            "norms and the like are not compared; build it again to have that.",
+            UserWarning,
+            stacklevel=2,
+        )
     if not reasons:
         return
     made_for = "" if stamp is None else f", made for {stamp.model!r},"

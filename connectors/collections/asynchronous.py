@@ -23,6 +23,7 @@ from vdr_db.connectors.collections.writing import STOP
 from vdr_db.connectors.renamed import renamed
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, StoreError, require
+from vdr_db.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -90,10 +91,19 @@ class AsyncCollection:
         threads = counted("threads", threads)
         self._open = (lambda: collection) if isinstance(collection, Collection) else collection
         self._collection = collection if isinstance(collection, Collection) else None
-        self._opening = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vdr_db-collection")
+        self._threads = threads
+        self._start()
         self._resources = ExitStack()
         self._closed = False
+        renew_after_fork(self)
+
+    def _start(self) -> None:
+        self._opening = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="vdr_db-collection")
+
+    def after_fork(self) -> None:
+        """Threads of its own, as the parent's are not here."""
+        self._start()
 
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""

@@ -80,7 +80,9 @@ class Collection(StoredDocuments):
         self.store_text = store_text
         self.text_key = text_key
         self._documents: Documents = documents or store.documents
-        self._encoding = Encoding(encoder, default=self._has_default_model, check=self._check_fit)
+        self._encoding = Encoding(
+            encoder, default=self._has_default_model, check=self._check_fit, store=store
+        )
         self._check_fit()
 
     @property
@@ -356,7 +358,7 @@ class Collection(StoredDocuments):
         fresh = copy.copy(self)
         if encoder is not None:
             fresh._encoding = Encoding(load_encoder(encoder))
-        width, stamp = fresh._encoding.width, fresh._encoding.stamp()
+        width, stamp = fresh._encoding.width, fresh._encoding.new_stamp()
         with rebuild(width=width, stamp=stamp, **options) as fresh.store:
             yield fresh
         self._encoding = fresh._encoding
@@ -379,7 +381,7 @@ class Collection(StoredDocuments):
         with self._encoding.turn:
             if self.store.width is None:
                 assert width is not None
-                self.store.create(width, self._encoding.stamp(), documents=self._documents)
+                self.store.create(width, self._encoding.new_stamp(), documents=self._documents)
 
     def _query_rows(
         self, queries: str | Sequence[str] | SparseRows, mode: Mode | None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, EmptyRows, Hit, Id, Payload, Record, Written
 from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD
 from vdr_db.connectors.qdrant.engine import (
     ID_FIELD,
     Batch,
@@ -208,7 +209,8 @@ def record_of(stored: Stored, width: int | None) -> Record:
         values = np.asarray(stored.values if stored.values is not None else [], np.float32)
         order = np.argsort(indices)
         row = SparseRows([0, indices.size], indices[order], values[order], width)
-    payload = {name: value for name, value in stored.payload.items() if name != ID_FIELD}
+    own = (ID_FIELD, SUM_FIELD)
+    payload = {name: value for name, value in stored.payload.items() if name not in own}
     return Record(id_of(stored), payload, row)
 
 

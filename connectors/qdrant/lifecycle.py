@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, check_stamp
+from vdr_db.connectors.qdrant.edge_sums import RowDamage
 from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     Datatype,
@@ -245,6 +246,16 @@ class CollectionLifecycle(BaseStore):
 
     def _drop(self, name: str) -> None:
         self._server().versions.drop(name, unless_named=True)
+
+    def damage(self) -> RowDamage | None:
+        """What reading every row of an embedded collection shows; `None` on a server.
+
+        Raises:
+            StoreError: The rows cannot be read.
+        """
+        self._check_open()
+        read: Callable[[], RowDamage | None] | None = getattr(self._engine, "damage", None)
+        return None if read is None else read()
 
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):

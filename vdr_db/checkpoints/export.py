@@ -22,7 +22,7 @@ from vdr_db.version import __version__
 if TYPE_CHECKING:
     from vdr_db.checkpoints.text import TextParts
 
-__all__ = ["Card", "front_matter", "part_folders", "write_json", "write_modules"]
+__all__ = ["Card", "front_matter", "opens_elsewhere", "part_folders", "write_json", "write_modules"]
 
 _MODULE = Path(__file__).parents[1] / "data" / "vdr_pooling.py"
 _POOLINGS = {"log1p_relu": "relu", "double_log1p_relu": "log1p_relu"}
@@ -92,7 +92,7 @@ def write_modules(root: Path, parts: TextParts, card: Card | None = None) -> Non
         parts: The encoder.
         card: What its README.md says; None for what is known.
     """
-    if not _opens_elsewhere(parts):
+    if not opens_elsewhere(parts):
         (root / "README.md").write_text(_card(parts, card or Card(), None), "utf-8")
         return
     folder = _Folder(root)
@@ -130,9 +130,9 @@ def _modules(listed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def _opens_elsewhere(parts: TextParts) -> bool:
+def opens_elsewhere(parts: TextParts) -> bool:
     """Whether sentence-transformers has, or is given, modules that make the same vectors."""
-    return parts.own_weights is None
+    return parts.own_weights is None and parts.document_tower.head_name != "scaled"
 
 
 def _is_plain(parts: TextParts) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vdr_db.checkpoints.folders import settings_of, written_folder
 from vdr_db.checkpoints.graphs import chosen_runtime, folder_obstacles, trainable
@@ -78,7 +78,10 @@ def load_image(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> 
         **options.obstacles(),
         **folder_obstacles(plan.graphs, weight_files(plan), vocabulary.kind),
     }
-    runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
+    is_stored = options.is_described and (plan.folder / SAFETENSORS).is_file()
+    runtime: Literal["onnx", "torch"] = "onnx"
+    if not (is_stored and plan.body_kind in ("vit", "hybrid")):
+        runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
     tower: ImageTower | OnnxImageTower
     known = ""
     if runtime == "onnx":
@@ -146,7 +149,5 @@ def add_image_graph(folder: str | os.PathLike[str]) -> None:
     """
     plan = read_image_plan(Path(folder))
     file = plan.folder / IMAGE_FILE
-    tokenizer = find_tokenizer((plan.folder,), None)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    settings = {**settings_of(file), GRAPHS: write_image_graph(plan, vocabulary)}
+    settings = {**settings_of(file), GRAPHS: write_image_graph(plan)}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.checkpoints.export import Card, part_folders, write_json, write_modules
+from vdr_db.checkpoints.export import Card, opens_elsewhere, part_folders, write_json, write_modules
 from vdr_db.checkpoints.folders import written_folder
 from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, OWN_WEIGHTS_FORMAT
 from vdr_db.checkpoints.plan import tower_names
@@ -55,7 +56,14 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
     for side, entry in entries.items():
         settings[side] = {"max_length": entry.max_length, "k": entry.k, "prompt": entry.prompt}
     with written_folder(folder, OWN_FILE) as fresh:
-        for side, place in part_folders(parts).items():
+        is_one_body = _is_one_body(parts)
+        if is_one_body:
+            parts.tokenizer.save(fresh)
+            heads = {f"{side}.": tower for side, tower in towers.items()}
+            body = _write_own(fresh, heads)
+            for side in towers:
+                settings[side] |= {**body, "head": f"{side}."}
+        for side, place in {} if is_one_body else part_folders(parts).items():
             (fresh / place).mkdir(exist_ok=True)
             words = (parts.query_tokenizer if side == "query" else None) or parts.tokenizer
             words.save(fresh / place)
@@ -77,6 +85,14 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
         write_json(fresh / OWN_FILE, settings)
 
 
+def _is_one_body(parts: TextParts) -> bool:
+    """Whether two heads share a body, to be written once: where nobody else reads the folder."""
+    towers: list[Any] = [parts.document_tower, parts.query_tower]
+    bodies = [getattr(tower, "body", None) for tower in towers]
+    is_one = bodies[0] is not None and bodies[0] is bodies[1] and towers[0] is not towers[1]
+    return is_one and parts.query_tokenizer is None and not opens_elsewhere(parts)
+
+
 def _write_tower(folder: Path, tower: Any) -> dict[str, Any]:
     """Weights and config of a tower; what is to be known to read them."""
     if tower.head_name == "static":
@@ -87,7 +103,7 @@ def _write_tower(folder: Path, tower: Any) -> dict[str, Any]:
         return {"decoder": tower.is_decoder}
     if tower.head_name == "token_weights":
         return _write_weigher(folder, tower)
-    return _write_own(folder, tower)
+    return {**_write_own(folder, {"": tower}), "head": ""}
 
 
 def _write_static(folder: Path, tower: StaticTower) -> None:
@@ -97,18 +113,21 @@ def _write_static(folder: Path, tower: StaticTower) -> None:
     (folder / SAFETENSORS).chmod(0o644)
 
 
-def _write_own(folder: Path, tower: Tower) -> dict[str, Any]:
+def _write_own(folder: Path, towers: Mapping[str, Tower]) -> dict[str, Any]:
+    """Weights and config of towers with one body, by the prefix of their heads."""
+    tower = next(iter(towers.values()))
     head, family = tower.head_name, FAMILIES[tower.config.family]
     config = family.to_hf_config(tower.config, masked_lm=head == "mlm")
     config["tie_word_embeddings"] = "head.decoder.weight" not in tower.state_dict()
-    names = tower_names(family, tower.config.layers, head, family.body_prefix, "")
     tensors: dict[str, torch.Tensor] = {}
-    for ours, tensor in tower.named_parameters():
-        for theirs in names[ours]:  # a bias goes by two names, and versions differ in which
-            tensors[theirs] = tensor if theirs == names[ours][0] else tensor.clone()
+    for prefix, one in towers.items():
+        names = tower_names(family, one.config.layers, head, family.body_prefix, prefix)
+        for ours, tensor in one.named_parameters():
+            for theirs in names[ours]:  # a bias goes by two names, and versions differ in which
+                tensors[theirs] = tensor if theirs == names[ours][0] else tensor.clone()
     save_weights(tensors, folder / SAFETENSORS)
     write_json(folder / "config.json", config)
-    return {"body": family.body_prefix, "head": ""}
+    return {"body": family.body_prefix}
 
 
 def _write_weigher(folder: Path, tower: WeigherTower) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from vdr_db.checkpoints.graphs import Runtime, runtime_of
+from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
@@ -54,6 +54,18 @@ class LoadOptions:
     runtime: Runtime = "auto"
     threads: int | None = None
     needs_torch: Mapping[str, bool] = field(default_factory=dict)
+    is_described: bool = False
+    """Whether nothing is computed: weights stay in their file where that can be, without graphs."""
+
+    def asked(self) -> tuple[str, ...]:
+        """Settings among `vdr_db.stamp.ADJUSTABLE` that are given, not the folder's."""
+        given = {
+            "document_entry.k": self.k != "checkpoint",
+            "query_entry.k": self.query_k != "checkpoint" or self.k != "checkpoint",
+            "document_entry.max_length": self.max_length is not None,
+            "query_entry.max_length": (self.query_max_length or self.max_length) is not None,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
 
     def obstacles(self) -> dict[str, str]:
         """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
@@ -123,7 +135,10 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
+    if options.is_described and has_stored_towers(plan):
+        runtime: Literal["onnx", "torch"] = "onnx"
+    else:
+        runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
     sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
     for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
         if options.special_tokens_as_text is not None and words is not None:

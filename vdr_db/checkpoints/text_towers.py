@@ -65,6 +65,8 @@ def build_towers(
         document = query = _tower(plan, plan.document, plan.document_entry, vocabulary, used)
         if isinstance(plan.query, TowerPlan):
             query = _tower(plan, plan.query, plan.query_entry, vocabulary, used)
+            if _same_body(plan, plan.query):
+                query.body = document.body
         for folder, names in used.items():
             refuse_unexpected(Checkpoint(folder), names, plan.ignored)
         known = ""
@@ -73,6 +75,13 @@ def build_towers(
         for tower in {id(document): document, id(query): query}.values():
             tower.to(device=place, dtype=kind).eval()
     return document, None if isinstance(plan.query, StaticPlan) else query, known
+
+
+def _same_body(plan: Plan, query: TowerPlan) -> bool:
+    """Whether both sides name the same weights for their bodies."""
+    document = plan.document
+    places = [(where.folder or plan.folder, where.body_prefix) for where in (document, query)]
+    return places[0] == places[1] and document.family is not None
 
 
 def _tower(

@@ -343,10 +343,14 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for; CUDA or else the CPU for None.
 
     Raises:
-        ConfigError: This machine or this torch does not have it.
+        ConfigError: This machine or this torch does not have it, or torch cannot compute in this
+            process.
     """
     import torch
 
+    from vdr_db.towers.torch_tower import check_process
+
+    check_process()
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

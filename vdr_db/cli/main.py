@@ -1,4 +1,4 @@
-"""`vdr-db`: encode, index, ingest, load, search, explain, serve, evaluate, export, info, demo.
+"""`vdr-db`: texts to vectors to a store, asked, explained and checked; `COMMANDS` lists them.
 
 Results go to stdout (`--json`: one JSON object a line), progress and remarks to stderr.
 
@@ -17,7 +17,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vdr_db.cli import demo, encode, evaluate, explain, export, info, ingest, search, serve, train
+from vdr_db.cli import (
+    check,
+    demo,
+    encode,
+    evaluate,
+    explain,
+    export,
+    info,
+    ingest,
+    search,
+    serve,
+    train,
+)
 from vdr_db.cli.exits import EXTRA_MISSING, INTERRUPTED, OUTPUT_CLOSED, STORE_FAILED, WRONG_INPUT
 from vdr_db.cli.show import say, show_log
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
@@ -76,6 +88,11 @@ COMMANDS = {
     ),
     "export": Command(
         "a model folder that runs without torch", export.add_arguments, export.run_command
+    ),
+    "check": Command(
+        "whether a store or a spool still holds what was put in",
+        check.add_arguments,
+        check.run_command,
     ),
     "info": Command(
         "versions, device, and what a model or a collection is",

@@ -6,7 +6,6 @@ one collection, by the words they share.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -192,14 +191,7 @@ class CrossModalEncoder:
     def stamp(self) -> EncoderStamp:
         """Identity of both encoders together, for stores."""
         text, image = self.text.stamp(), self.image.stamp()
-        both = hashlib.sha256(f"{text.weights} {image.weights}".encode()).hexdigest()
-        return replace(
-            text,
-            model=self.model,
-            revision=self.revision,
-            weights=both,
-            head=f"{text.head}+{image.head}",
-        )
+        return replace(text, model=self.model, revision=self.revision, image=image)
 
     def __repr__(self) -> str:
         """Both encoders."""

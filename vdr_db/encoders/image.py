@@ -181,9 +181,11 @@ class ImageEncoder(Encoder):
             revision=revision,
             runtime=runtime,
             threads=threads,
-            needs_torch={"`backend`": backend != "auto"},
+            needs_torch={"`backend`": backend not in ("auto", "cpu", "cpu-int8")},
         )
-        return cls(**vars(load_image(name_or_folder, options)), backend=backend)
+        encoder = cls(**vars(load_image(name_or_folder, options)), backend=backend)
+        encoder.asked = ("k",) if k != "checkpoint" else ()
+        return encoder
 
     @classmethod
     def from_vision_model(
@@ -284,6 +286,12 @@ class ImageEncoder(Encoder):
     @tower.setter
     def tower(self, tower: ImageTower | OnnxImageTower) -> None:
         self._tower = tower
+
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+        from vdr_db.checkpoints.image import ImageParts
+
+        return self._settings(ImageParts, tower=self._tower)
 
     @property
     def _main_tower(self) -> ImageTower | OnnxImageTower:

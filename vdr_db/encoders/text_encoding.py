@@ -28,6 +28,7 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.scanning import HeadChoice
 from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, warn_of_cuts
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
@@ -62,6 +63,7 @@ class TextEncoding(Encoder):
     truncated: int
     query_graphs: bool
     _graphs: QueryGraphs | None
+    _choices: dict[str, HeadChoice]
     _lock: threading.Lock
 
     @abstractmethod
@@ -188,11 +190,12 @@ class TextEncoding(Encoder):
         k = None if way.gate else way.entry.k
         kept = (self.vocabulary, k, way.activation, self.norm)
         if isinstance(way.tower, OnnxTextTower):
-            return OnnxScoring(way.tower, *kept, lexical)
+            return OnnxScoring(way.tower, *kept, self.backend, lexical, self._choices[side])
         from vdr_db.encoders.text_torch import TextScoring
 
         graphs = self._graphs_of(way) if side == "query" else None
-        return TextScoring(way.tower, *kept, self.backend, lexical, graphs)
+        choice = self._choices[side]
+        return TextScoring(way.tower, *kept, self.backend, lexical, graphs, choice)
 
     def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.encoders.checks import checked_texts
@@ -20,6 +21,8 @@ from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.version import __version__
 
 __all__ = ["TokenQueries"]
+
+_OWN = ("tokenizer", "vocabulary", "own_weights")
 
 
 class TokenQueries:
@@ -48,7 +51,13 @@ class TokenQueries:
         self.model = stamp.model
         self.max_length = max_length
         self.truncated = 0
-        self._stamp = replace(stamp, tokenizer=self.vocabulary.fingerprint)
+        own = settings_of_parts(
+            {"tokenizer": tokenizer, "vocabulary": self.vocabulary, "own_weights": own_weights}
+        )
+        others = {k: v for k, v in stamp.settings.items() if k.partition(".")[0] not in _OWN}
+        self._stamp = replace(
+            stamp, tokenizer=self.vocabulary.fingerprint, settings={**others, **own}, probes={}
+        )
 
     @classmethod
     def from_pretrained(

@@ -91,7 +91,7 @@ class SpoolWriter:
         # What earlier versions compared: one hash of all.
         told = {
             "input": of_format_1(description["input"]),
-            "encoder": description["encoder"],
+            "encoder": {k: v for k, v in description["encoder"].items() if k != "settings"},
             "policy": list(description["policy"].values()),
         }
         self._description = json.loads(json.dumps(description))
