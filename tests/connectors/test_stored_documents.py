@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 
 import pytest
 import services
@@ -130,6 +131,20 @@ def test_payloads_change_and_vectors_stay(store):
     ):
         with pytest.raises(InputError, match=told):
             store.update_payloads(*wrong)
+
+
+def test_changed_payloads_pass_the_check_of_a_folder(tmp_path):
+    with QdrantStore("c", path=tmp_path / "c") as store:
+        store.create(WIDTH)
+        store.upsert(rows(6), list(range(6)), [{"n": i} for i in range(6)])
+        assert store.update_payloads([1, 4], [{"n": 9}, {"m": "new"}]) == 2
+        assert store.update_payloads([4], [{"n": 7}]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with QdrantStore("c", path=tmp_path / "c") as store:
+            assert store.get([4])[0].payload == {"n": 7, "m": "new"}
+            damage = store._engine.damage()
+            assert (damage.rows, damage.without, list(damage.damaged)) == (6, 0, [])
 
 
 def test_least_scores_and_pages_of_batches(store):
