@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vdr_db.checkpoints.graphs import trainable
+from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.weights import Weight, digest
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, require
@@ -47,7 +49,10 @@ class Encoder(ABC):
         backend: Of the kernels.
         model: Name or folder it came from.
         revision: Revision on the hub.
+        asked: Settings that the caller of `from_pretrained` chose, see `EncoderStamp.asked`.
     """
+
+    asked: Sequence[str] = ()
 
     def __init__(
         self,
@@ -169,7 +174,18 @@ class Encoder(ABC):
             activation=self.activation,
             k=self._stored_k,
             library_version=__version__,
+            settings=self.settings(),
+            asked=self.asked,
         )
+
+    @abstractmethod
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+
+    def _settings(self, kind: type, **others: object) -> dict[str, str]:
+        """Those of the parts of a kind, with others by name or in their place."""
+        names = [part.name for part in fields(kind) if part.name not in (*others, "digest")]
+        return settings_of_parts({**{name: getattr(self, name) for name in names}, **others})
 
     def remember_weights(self) -> str:
         """Digest of the weights, computed anew only after one of them was written in place.
