@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.validation import RESERVED_PREFIX
 
@@ -37,7 +38,7 @@ _States: TypeAlias = dict[str, tuple[int, int]]
 
 
 def row_sum(
-    point: int | str, indices: Sequence[int], values: Sequence[float], payload: Mapping[str, Any]
+    point: int | str, indices: npt.ArrayLike, values: npt.ArrayLike, payload: Mapping[str, Any]
 ) -> int:
     """CRC-32 of a row: its point, weights as float32, and payload but for the sum itself.
 

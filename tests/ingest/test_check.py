@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import numpy as np
 import pytest
+import services
+from search_servers import note_real_server, remove_indices
 
 from vdr_db.cli.main import main
-from vdr_db.connectors import QdrantStore
+from vdr_db.connectors import QdrantStore, work
+from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
 from vdr_db.errors import StoreError
-from vdr_db.ingest.checking import CheckReport, check_files, check_store
+from vdr_db.ingest.checking import CheckReport, check_files
 from vdr_db.sparse import SparseRows
 
 WIDTH, FLIPS, SEED = 400, 200, 20
@@ -157,7 +162,8 @@ def killed(request, tmp_path_factory):
     """A collection whose process died, so that everything is in the log."""
     path = tmp_path_factory.mktemp("killed") / "c"
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), request.param]
-    assert subprocess.run(command, check=False).returncode == 9
+    elsewhere = tempfile.gettempdir()  # the current folder would be searched for modules first
+    assert subprocess.run(command, check=False, cwd=elsewhere).returncode == 9
     return path, 100 - (request.param == "delete")
 
 
@@ -223,28 +229,47 @@ def test_a_spool_is_checked_part_by_part(tmp_path, capsys):
     assert part.name in told["problems"][0]
 
 
-def test_a_store_of_another_kind_gives_a_sample_and_its_leftovers():
-    class Leaky:
-        """A server's store, as far as a check asks."""
+@pytest.mark.parametrize("kind", ["Qdrant", "OpenSearch"])
+def test_leftovers_of_killed_rebuilds_are_told_and_removed(
+    kind, request, tmp_path, monkeypatch, capsys
+):
+    name = services.unique_name()
+    with contextlib.ExitStack() as kept:
+        if kind == "OpenSearch":
+            pytest.importorskip("opensearchpy")
+            server = request.getfixturevalue("opensearch_server")
+            note_real_server(request, server.name)
+            address = f"opensearch+http://127.0.0.1:{server.proxy.port}"
+            store = kept.enter_context(ElasticsearchStore(name, replicas=0, **server.options()))
+            kept.callback(remove_indices, store)
+        else:
+            pytest.importorskip("qdrant_client")
+            from qdrant_contract_server import QdrantContractServer
 
-        def __init__(self, store):
-            self._store = store
+            server = kept.enter_context(QdrantContractServer(tmp_path / "server"))
+            address = server.url
+            place = {"url": address, "prefer_grpc": False, "versioned": True}
+            store = kept.enter_context(QdrantStore(name, **place))
+        store.create(WIDTH)
+        store.upsert(rows_of(20), list(range(20)))
+        killed = store.rebuild()
+        killed.__enter__()
+        arguments = ["check", address, "--collection", name]
+        assert main([*arguments, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["rows"], told["checked"], told["leftovers"]) == (20, 20, {})
+        monkeypatch.setattr(work.os, "kill", no_process)
+        assert main(arguments) == 0
+        told = capsys.readouterr().out
+        assert f"left over: {name}-000002, the rebuild that made" in told
+        assert "--remove-leftovers deletes" in told
+        assert main([*arguments, "--remove-leftovers"]) == 0
+        assert f"removed: {name}-000002" in capsys.readouterr().out
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["leftovers"] == {}
+        assert store.count() == 20
+        killed.gen.close()
 
-        def __getattr__(self, name):
-            return getattr(self._store, name)
 
-        def damage(self):
-            return None
-
-        def leftovers(self):
-            return ["documents-000002"]
-
-    from vdr_db.connectors import MemoryStore
-
-    store = MemoryStore()
-    store.create(WIDTH)
-    store.upsert(rows_of(20), list(range(20)))
-    report = CheckReport()
-    check_store(Leaky(store), report)
-    assert (report.problems, report.rows, report.checked) == ([], 20, 20)
-    assert report.leftovers == {"documents-000002": "no alias stands for it"}
+def no_process(*_):
+    raise ProcessLookupError

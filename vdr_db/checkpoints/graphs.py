@@ -32,7 +32,6 @@ from vdr_db.towers.stored import StoredTensor, header_digest
 __all__ = [
     "Runtime",
     "add_graphs",
-    "as_range",
     "chosen_runtime",
     "folder_obstacles",
     "graph_settings",
@@ -166,12 +165,6 @@ def matrix_rows(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
     return vocabulary.column_to_id.astype(np.int64)
 
 
-def as_range(rows: npt.NDArray[np.int64]) -> slice | list[int]:
-    """Ascending rows as graphs take them: a range where they are one."""
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == rows.size else rows.tolist()
-
-
 def _sides(plan: Plan) -> dict[str, TowerPlan]:
     """Sides of a plan that have a tower of their own."""
     sides = {"document": plan.document, "query": plan.query}
@@ -281,7 +274,6 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
             f"{plan.layout}; export it to a folder of its own."
         )
     vocabulary = Vocabulary.from_tokenizer(read_tokenizer(plan.folder), plan.vocabulary)
-    rows = as_range(matrix_rows(vocabulary))
     files = []
     for where in _sides(plan).values():
         if where.family is None or plan.head not in HEADS:
@@ -294,7 +286,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         checkpoint = Checkpoint(place)
         weights = stored_weights(checkpoint, weight_names(plan, where, checkpoint)[0])
         config = where.family.body_config(where.config)
-        graph = text_graph(weights, place, config, plan.head, rows)
+        graph = text_graph(weights, place, config, plan.head)
         _graph_file(place, where).write_bytes(graph.SerializeToString(deterministic=True))
         files.append(place / SAFETENSORS)
     known = graph_settings(list(dict.fromkeys(files)), vocabulary.kind)

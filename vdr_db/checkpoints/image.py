@@ -158,7 +158,5 @@ def add_image_graph(folder: str | os.PathLike[str]) -> None:
     """
     plan = read_image_plan(Path(folder))
     file = plan.folder / IMAGE_FILE
-    tokenizer = find_tokenizer((plan.folder,), None)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    settings = {**settings_of(file), GRAPHS: write_image_graph(plan, vocabulary)}
+    settings = {**settings_of(file), GRAPHS: write_image_graph(plan)}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

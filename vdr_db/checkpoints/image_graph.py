@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.checkpoints.graphs import as_range, graph_settings, matrix_rows, stored_weights
+from vdr_db.checkpoints.graphs import graph_settings, matrix_rows, stored_weights
 from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
@@ -64,12 +64,11 @@ def open_image_tower(
     return tower
 
 
-def write_image_graph(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, Any]:
+def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
     """Writes the graph.
 
     Args:
         plan: Of a folder whose weights are one safetensors file.
-        vocabulary: Of the columns.
 
     Returns:
         What the settings file must say about it, under `GRAPHS`.
@@ -81,8 +80,7 @@ def write_image_graph(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, Any]
     from vdr_db.towers.onnx_image_graphs import image_graph
 
     file, weights = _graph_file(plan), _weights(plan)
-    rows = _rows(plan, weights, vocabulary)
-    graph = image_graph(weights, file.parent, _config(plan), as_range(rows))
+    graph = image_graph(weights, file.parent, _config(plan))
     file.write_bytes(graph.SerializeToString(deterministic=True))
     return graph_settings(weight_files(plan), plan.vocabulary)
 

@@ -6,12 +6,16 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdr_db.cli.exits import DONE, STORE_FAILED
 from vdr_db.cli.options import add_collection_options
 from vdr_db.cli.show import show_json
 from vdr_db.cli.stores import opened
 from vdr_db.errors import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from vdr_db.ingest.checking import CheckReport
 
 __all__ = ["add_arguments", "run_command"]
 
@@ -22,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "store", metavar="STORE", help="address of a store, or the folder of a spool"
     )
     add_collection_options(parser)
+    parser.add_argument(
+        "--remove-leftovers",
+        action="store_true",
+        help="delete what killed rebuilds left; on Qdrant, run no rebuild elsewhere meanwhile",
+    )
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -42,7 +51,12 @@ def run_command(arguments: argparse.Namespace) -> int:
         if not report.problems:
             try:
                 with opened(arguments) as collection:
-                    check_store(collection.store, report, expected=expected)
+                    check_store(
+                        collection.store,
+                        report,
+                        expected=expected,
+                        remove_leftovers=arguments.remove_leftovers,
+                    )
             except StoreUnavailable:
                 raise
             except StoreError as error:
@@ -50,21 +64,20 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json(asdict(report))
     else:
-        _show(report.rows, report.checked, report.remarks, report.problems, report.leftovers)
+        _show(report)
     return STORE_FAILED if report.problems else DONE
 
 
-def _show(
-    rows: int,
-    checked: int,
-    remarks: list[str],
-    problems: list[str],
-    leftovers: dict[str, str],
-) -> None:
-    lines = [f"{rows:,} documents, {checked:,} checked"]
-    lines += [f"note: {one}" for one in remarks]
-    lines += [f"left over: {name}, {why}" for name, why in leftovers.items()]
-    lines += [f"damaged: {one}" for one in problems]
-    if problems:
+def _show(report: CheckReport) -> None:
+    lines = [f"{report.rows:,} documents, {report.checked:,} checked"]
+    lines += [f"note: {one}" for one in report.remarks]
+    lines += [
+        f"{'removed' if name in report.removed else 'left over'}: {name}, {why}"
+        for name, why in report.leftovers.items()
+    ]
+    if report.leftovers and not report.removed:
+        lines.append("--remove-leftovers deletes what is left over")
+    lines += [f"damaged: {one}" for one in report.problems]
+    if report.problems:
         lines.append("restore it from a backup, or build it again")
     sys.stdout.write("\n".join(lines) + "\n")

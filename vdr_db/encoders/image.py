@@ -183,7 +183,7 @@ class ImageEncoder(Encoder):
             revision=revision,
             runtime=runtime,
             threads=threads,
-            needs_torch={"`backend`": backend != "auto"},
+            needs_torch={"`backend`": backend not in ("auto", "cpu", "cpu-int8")},
         )
         with understood(Path(name_or_folder)):
             encoder = cls(**vars(load_image(name_or_folder, options)), backend=backend)

@@ -23,6 +23,7 @@ from vdr_db.checkpoints.plan import (
 )
 from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
+from vdr_db.encoders.scanning import head_choices
 from vdr_db.encoders.sides import TextSide
 from vdr_db.encoders.text_encoding import Side, TextEncoding
 from vdr_db.errors import ConfigError
@@ -140,16 +141,17 @@ class SparseEncoder(TextEncoding):
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
+        self._choices = head_choices()
         self._lock = threading.Lock()
         renew_after_fork(self)
         self._know_weights(digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A lock and captured graphs are of one process and one device.
-        return {**self.__dict__, "_lock": None, "_graphs": None}
+        # A lock, captured graphs and measured times are of one process and one machine.
+        return {**self.__dict__, "_lock": None, "_graphs": None, "_choices": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _choices=head_choices())
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -216,7 +218,10 @@ class SparseEncoder(TextEncoding):
                 length, as for the published results; `"longest"` to the longest of each 128 texts
                 in the given order, as later versions do; `Compatibility("longest", n)` of
                 `vdr_db.checkpoints.plan` to the longest of each n.
-            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
+            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"`, `"cpu-int8"` or `"triton"`.
+                On the CPU, `"auto"` finds the columns that can be kept by a scan in 8 bit integers
+                where that is faster, and computes those in fp32: the vectors are the same, bit for
+                bit. `"cpu"` never scans, `"cpu-int8"` always.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             special_tokens_as_text: Whether `[MASK]` and the like in a text are text to a model too,
                 as they are to static sides and to bags of tokens. None means as the folder says,
@@ -256,7 +261,7 @@ class SparseEncoder(TextEncoding):
             threads=threads,
             needs_torch={
                 "`compatibility`": padding is not None,
-                "`backend`": backend != "auto",
+                "`backend`": backend not in ("auto", "cpu", "cpu-int8"),
             },
         )
         parts = load_text(name_or_folder, options)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from vdr_db.connectors.base import Store
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import Sums
+from vdr_db.connectors.store import BaseStore
 from vdr_db.errors import InputError, StoreError
 from vdr_db.ingest.ledger import Ranges, Sampled
 from vdr_db.ingest.source import Window
@@ -34,6 +34,7 @@ class CheckReport:
         rows: Documents there are.
         checked: Documents whose checksums were compared; of a server, those read back.
         leftovers: Collections or indices that nothing needs -> why.
+        removed: Those of them that were deleted, because that was asked for.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class CheckReport:
     rows: int = 0
     checked: int = 0
     leftovers: dict[str, str] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
 
 
 def is_spool(folder: str | os.PathLike[str]) -> bool:
@@ -81,13 +83,20 @@ def check_files(folder: str | os.PathLike[str], report: CheckReport) -> int | No
         place.release()
 
 
-def check_store(store: Store, report: CheckReport, *, expected: int | None = None) -> None:
+def check_store(
+    store: Store,
+    report: CheckReport,
+    *,
+    expected: int | None = None,
+    remove_leftovers: bool = False,
+) -> None:
     """Reads a collection: all rows with their sums where it is embedded, a sample on a server.
 
     Args:
         store: That is made.
         report: Gets what is found.
         expected: Documents there must be, where that is known.
+        remove_leftovers: Deletes what killed rebuilds left behind.
 
     Raises:
         StoreError: It cannot be read.
@@ -118,10 +127,9 @@ def check_store(store: Store, report: CheckReport, *, expected: int | None = Non
     )
     report.problems.extend(found.problems)
     report.checked = report.checked or found.read_back
-    if damage is None and hasattr(store, "leftovers"):
-        told: Any = store.leftovers()
-        why = "no alias stands for it"
-        report.leftovers = dict(told) if isinstance(told, dict) else dict.fromkeys(told, why)
+    if isinstance(store, BaseStore):
+        report.leftovers = store.leftovers()
+        report.removed = store.remove_leftovers() if remove_leftovers and report.leftovers else []
 
 
 def check_spool(folder: str | os.PathLike[str]) -> CheckReport:

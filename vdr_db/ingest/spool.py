@@ -35,6 +35,7 @@ from vdr_db.ingest.batches import Piece
 from vdr_db.ingest.identity import of_format_1, run_difference
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Slice
+from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 __all__ = ["PART_NAME", "SPOOL_FORMAT", "SpoolWriter", "digest"]
@@ -268,14 +269,15 @@ class SpoolWriter:
         return arrow.schema([arrow.field(n, kind, nullable=False) for n, kind in kinds.items()])
 
     def _table(self, piece: Piece) -> Any:
-        arrow = self._arrow
-        offsets = arrow.array(piece.rows.indptr.astype(np.int32))
-        indices = arrow.array(piece.rows.indices.astype(np.uint32))
+        arrow, rows = self._arrow, piece.rows
+        assert isinstance(rows, SparseRows)  # `encode_to_spool` takes no passages
+        offsets = arrow.array(rows.indptr.astype(np.int32))
+        indices = arrow.array(rows.indices.astype(np.uint32))
         columns = [
             arrow.array([str(id) for id in piece.ids], arrow.string()),
             arrow.array([isinstance(id, int) for id in piece.ids], arrow.bool_()),
             arrow.ListArray.from_arrays(offsets, indices),
-            arrow.ListArray.from_arrays(offsets, arrow.array(piece.rows.values)),
+            arrow.ListArray.from_arrays(offsets, arrow.array(rows.values)),
             arrow.array(
                 [json.dumps(one, ensure_ascii=False) for one in piece.payloads], arrow.string()
             ),

@@ -29,7 +29,7 @@ from vdr_db.budget import BUDGET
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["KINDS", "Vocabulary"]
+__all__ = ["KINDS", "Vocabulary", "is_piece"]
 
 IdArray = npt.NDArray[np.int32]
 
@@ -315,6 +315,11 @@ class Vocabulary:
             return texts[0]  # a piece on its own keeps its mark: it is not a word
         text = "".join(text.removeprefix(_CONTINUATION) for text in texts)
         return text.replace(_BYTE_LEVEL_SPACE, "").replace(_SENTENCE_PIECE_SPACE, "") or texts[0]
+
+
+def is_piece(word: str) -> bool:
+    """Whether a token, or a word that `merge_word_pieces` gave, is only a piece of a word."""
+    return word.startswith(_CONTINUATION) and word != _CONTINUATION
 
 
 def _fingerprint(tokens: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ is right is tried when a tower is made: both must give what the model gives on i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.kernels import Backend, Pooled
+from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.packed_attention import NAME, NotPackable, PackedTexts, register
 from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
@@ -36,6 +35,7 @@ from vdr_db.towers.text_body import (
 )
 from vdr_db.towers.text_head import Head
 from vdr_db.towers.torch_tower import TorchTower, check_process
+from vdr_db.warning import warn_caller
 
 __all__ = ["HubModelTower", "HubSizes"]
 
@@ -155,10 +155,9 @@ class HubModelTower(TorchTower):
                         "product with the vocabulary, which no vector here would have; use "
                         "sentence-transformers for it."
                     )
-                warnings.warn(
+                warn_caller(
                     f"{type(model).__name__} cannot run on packed texts, so they are padded: "
-                    "vectors are right, encoding is slower.",
-                    stacklevel=2,
+                    "vectors are right, encoding is slower."
                 )
 
     @property
@@ -243,6 +242,30 @@ class HubModelTower(TorchTower):
         Raises:
             ConfigError: Padding is to take part, as in a compatibility mode of VDR.
         """
+        return project_pool(
+            self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
+            cu_seqlens,
+            self.matrix(),
+            self.bias_rows(),
+            backend=backend,
+            return_argmax=return_argmax,
+            max_length=max((run.length for run in runs), default=None),
+        )
+
+    def packed_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        runs: Sequence[Run],
+        *,
+        layout: Padding | Ragged | None = None,
+    ) -> Tensor:
+        """States of all tokens, `[T, H]`; as `towers.text.Tower.packed_states`.
+
+        Raises:
+            ConfigError: As `forward`.
+        """
         if any(run.kept < run.length for run in runs):
             raise ConfigError(
                 "`compatibility` must be None for a model of transformers, whose padding never "
@@ -250,15 +273,7 @@ class HubModelTower(TorchTower):
             )
         if layout is None and self.packs:
             layout = self._layout(runs, cu_seqlens)
-        hidden = self._hidden(input_ids, position_ids, runs, layout)
-        return self.head(  # type: ignore[no-any-return]
-            hidden,
-            cu_seqlens,
-            hidden,
-            backend=backend,
-            return_argmax=return_argmax,
-            max_length=max((run.length for run in runs), default=None),
-        )
+        return self._hidden(input_ids, position_ids, runs, layout)
 
     def _layout(self, runs: Sequence[Run], cu_seqlens: Tensor) -> Padding | Ragged | None:
         device = cu_seqlens.device

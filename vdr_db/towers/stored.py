@@ -58,6 +58,20 @@ class StoredTensor:
         """Bytes in the file."""
         return math.prod(self.shape) * self.itemsize
 
+    def mapped(self) -> npt.NDArray[Any]:
+        """The tensor where it lies, as a map of the file; bfloat16 as its bits, in uint16.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        try:
+            mapped = np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.file} cannot be read at byte {self.offset}: {error}; fetch it again."
+            ) from error
+        return np.asarray(mapped)
+
     def read(self, rows: npt.NDArray[np.int64] | slice | None = None) -> FloatArray:
         """The tensor in memory, float32.
 
@@ -67,13 +81,8 @@ class StoredTensor:
         Raises:
             ConfigError: The file changed or is damaged.
         """
-        try:
-            # Opened for each read: a map that stayed open would count as memory of the process.
-            mapped = np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.file} cannot be read at byte {self.offset}: {error}; fetch it again."
-            ) from error
+        # Opened for each read: a map that stayed open would count as memory of the process.
+        mapped = self.mapped()
         chosen = np.array(mapped if rows is None else mapped[rows])
         if self.dtype == "BF16":
             return (chosen.astype(np.uint32) << 16).view(np.float32)
