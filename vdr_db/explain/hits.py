@@ -53,6 +53,7 @@ def find_hits(
     limit: int,
     filter: Any = None,
     mode: Mode | None = None,
+    min_score: float | None = None,
 ) -> list[HitView]:
     """Hits of one query, a text or the path of an image, with the words that matched."""
     if isinstance(query, Path):
@@ -65,7 +66,7 @@ def find_hits(
             else encoder.encode_queries([query])
         )
         asked = [query]
-    hits = collection.search(row, limit=limit, filter=filter, mode=mode)
+    hits = collection.search(row, limit=limit, filter=filter, mode=mode, min_score=min_score)
     records = collection.get([hit.id for hit in hits], with_rows=True)
     rows = {record.id: record.row for record in records}
     views = []
