@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from vdr_db.connectors.passages import Passages
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
@@ -20,6 +21,7 @@ __all__ = [
     "Hit",
     "Id",
     "Page",
+    "Passage",
     "Payload",
     "Record",
     "Store",
@@ -49,13 +51,31 @@ EmptyRows: TypeAlias = Literal["store", "skip", "error"]
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a document.
+
+    Attributes:
+        number: Its place among the passages of the document, from 0.
+        count: Passages of the document.
+        start: Its first character in the text of the document.
+        stop: The first character after it.
+    """
+
+    number: int
+    count: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Hit:
     """One search result.
 
     Attributes:
         id: The caller's id.
         score: Inner product of query and document, up to the precision of the store.
-        payload: What was stored with the document.
+        payload: What was stored with the document; with `passage`, its text is that of the passage.
+        passage: The passage that matches best, in a collection of passages.
         highlights: Parts of its text with the words of the query in `<em>`, where they were asked
             for.
     """
@@ -63,6 +83,7 @@ class Hit:
     id: Id
     score: float
     payload: Payload = field(default_factory=dict)
+    passage: Passage | None = None
     highlights: tuple[str, ...] = ()
 
 
@@ -73,7 +94,7 @@ class Record:
     Attributes:
         id: The caller's id.
         payload: What was stored with the document.
-        row: Its vector, one row, when it was asked for.
+        row: Its vector, one row, when it was asked for; of a document in passages, its first's.
     """
 
     id: Id
@@ -162,13 +183,26 @@ class Store(Protocol):
     def documents(self) -> Documents:
         """What the document side is."""
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes the collection; one that is there is checked against the arguments instead.
 
+        With `passages` each row is a passage: `vdr_db.connectors.documents.DocumentView` writes
+        and reads its documents.
+
         Raises:
-            StoreMismatch: It is there with another width, encoder or kind of documents.
+            StoreMismatch: It is there with another width, encoder or kind of documents, or with
+                other passages than these.
         """
 
     def upsert(
@@ -236,6 +270,14 @@ class Store(Protocol):
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
 
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """For each row the best passage of each of the best documents, in a collection of passages.
+
+        `None` where the engine does not group; fewer may come than there are.
+        """
+
     def flush(self) -> None:
         """Makes everything written survive a loss of power."""
 
@@ -265,13 +307,13 @@ def check_stamp(
     wanted: tuple[int, EncoderStamp | None, Documents],
 ) -> None:
     """Refuses a collection that has another width, encoder or kind of documents than is wanted."""
-    stamp, other = stored[1], wanted[1]
+    stamp = stored[1]
     reasons = differences(stored, wanted)
-    if not reasons and stamp and other and stamp.is_old and not other.is_old:
+    if not reasons and stamp is not None and stamp.is_old and wanted[1] and not wanted[1].is_old:
         warnings.warn(
-            f"{where} was made by vdr-db {stamp.library_version or 'of earlier'}, which wrote "
-            "down weights, words, head and activation of the model alone: lengths, prompts, "
-            "norms and the like are not compared; build it again to have that.",
+            f"{where} was made by vdr-db {stamp.library_version or 'of earlier'}, which wrote down "
+            "weights, words, head and activation of the model alone: lengths, prompts, norms and "
+            "the like are not compared; build it again to have that.",
             UserWarning,
             stacklevel=2,
         )

@@ -19,6 +19,7 @@ from vdr_db.connectors.base import (
     differences,
 )
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.validation import checked_query, clean_payload, refuse_reserved
 from vdr_db.errors import InputError, StoreError, StoreMismatch
 from vdr_db.sparse import SparseRows
@@ -64,6 +65,11 @@ class BaseStore:
         """What the document side is."""
         about = self._about()
         return "encoded" if about is None else about[2]
+
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+        raise NotImplementedError
 
     def search(
         self,
@@ -142,6 +148,12 @@ class BaseStore:
         for name in found:
             self._drop(name)
         return found
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        return None
 
     def close(self) -> None:
         """Releases the store; a second call does nothing."""

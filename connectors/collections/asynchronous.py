@@ -119,6 +119,7 @@ class AsyncCollection:
     search_by_image = _awaited(Collection.search_by_image)
     search_batch = _awaited(Collection.search_batch)
     get = _awaited(Collection.get)
+    records_of = _awaited(Collection.records_of)
     scroll = _awaited(Collection.scroll)
     count = _awaited(Collection.count)
     explain = _awaited(Collection.explain)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vdr_db.connectors.base import Id, Page, Record, Store
+from vdr_db.connectors.documents import documents_of
 from vdr_db.errors import ConfigError, InputError
 
 __all__ = ["StoredDocuments"]
@@ -19,6 +20,11 @@ class StoredDocuments:
     store: Store
     text_key: str
     store_text: bool
+
+    @property
+    def _view(self) -> Store:
+        """The store as one of documents."""
+        return documents_of(self.store, self.text_key)
 
     def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
         """Removes documents; returns how many were there.
@@ -38,15 +44,15 @@ class StoredDocuments:
                 f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
             )
         if ids is not None:
-            return self.store.delete(ids)
+            return self._view.delete(ids)
         if filter == {}:
             raise ConfigError(
                 "an empty filter keeps every document, so nothing is deleted by it; pass "
                 "delete(list(collection.ids())) to remove all."
             )
-        found = list(self.store.ids(filter))
+        found = list(self._view.ids(filter))
         pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
-        return sum(map(self.store.delete, pages))
+        return sum(map(self._view.delete, pages))
 
     def update_payloads(self, ids: Sequence[Id], payloads: Sequence[Mapping[str, Any]]) -> int:
         """Sets fields of payloads, and leaves vectors and other fields, without encoding anything.
@@ -68,15 +74,15 @@ class StoredDocuments:
                     f"the field {self.text_key!r} of {id!r} is the text its vector is made of; "
                     "write a changed text by `add_texts`."
                 )
-        return self.store.update_payloads(ids, payloads)
+        return self._view.update_payloads(ids, payloads)
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order; unknown ids are left out."""
-        return self.store.get(ids, with_rows)
+        return self._view.get(ids, with_rows)
 
     def ids(self, filter: Any = None) -> Iterator[Id]:
         """All ids, of documents the filter keeps when one is given, in the order of the store."""
-        return self.store.ids(filter)
+        return self._view.ids(filter)
 
     def scroll(self, limit: int = 100, filter: Any = None, *, after: str | None = None) -> Page:
         """Documents in the order of the store, a page at a time.
@@ -95,16 +101,16 @@ class StoredDocuments:
         Raises:
             InputError: `after` is no such text.
         """
-        return self.store.scroll(limit, filter, after)
+        return self._view.scroll(limit, filter, after)
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
-        return self.store.count(filter)
+        return self._view.count(filter)
 
     def flush(self) -> None:
         """Makes everything written survive a loss of power."""
-        self.store.flush()
+        self._view.flush()
 
     def optimize(self) -> None:
         """Reorganises the index after much was written; searches are right with and without."""
-        self.store.optimize()
+        self._view.optimize()

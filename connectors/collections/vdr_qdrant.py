@@ -21,6 +21,7 @@ from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
 from vdr_db.connectors.renamed import renamed
@@ -235,6 +236,7 @@ class VDRQdrant(Collection):
         *,
         batch_size: int = 512,
         empty: EmptyRows = "store",
+        passages: bool | Passages | None = None,
         dense: Mapping[str, Any] | None = None,
     ) -> list[Id]:
         """Encodes and writes texts; see `Collection.add_texts`.
@@ -243,7 +245,11 @@ class VDRQdrant(Collection):
         such.
         """
         if dense is None:
-            return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
+            return super().add_texts(
+                texts, ids, payloads, batch_size=batch_size, empty=empty, passages=passages
+            )
+        if passages:
+            raise ConfigError("`dense` vectors are of whole documents; leave `passages` out.")
         refuse_string(texts, "texts")
         texts = list(texts)
         names = [content_id(text) for text in texts] if ids is None else list(ids)

@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.elasticsearch.filters import FACTS, payload_facts
-from vdr_db.connectors.ids import MAX_ID_BYTES
+from vdr_db.connectors.ids import MAX_ID_BYTES, id_of, sort_key
+from vdr_db.connectors.validation import DOCUMENT_FIELD
 from vdr_db.errors import ConfigError, InputError, require
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ IdArray = npt.NDArray[np.int32]
 LARGEST_QUERY_WEIGHT = 64.0
 # Lucene refuses a term above 32,766 bytes, and with it the document; a letter has at most four.
 LONGEST_KEYWORD = 8191
-RESERVED = frozenset({"order", FACTS, "payload"})
+GROUP = "passage_of"
+"""Field of a passage with the name of its document, by which hits are collapsed."""
+
+RESERVED = frozenset({"order", FACTS, GROUP, "payload"})
 
 _TEXT_PREFIX = "text:"
 _DIGEST_PREFIX = "sha256:"
@@ -102,16 +106,6 @@ def document_id(id: Id) -> str:
     if len(encoded) <= MAX_ID_BYTES:
         return name
     return _DIGEST_PREFIX + hashlib.sha256(encoded).hexdigest()
-
-
-def sort_key(id: Id) -> str:
-    """A text that sorts as `id_order` does, integers first, and holds the whole id."""
-    return f"1{id}" if isinstance(id, str) else f"0{id:020d}"
-
-
-def id_of(key: str) -> Id:
-    """The id that `sort_key` wrote."""
-    return key[1:] if key.startswith("1") else int(key)
 
 
 def read_sort_key(text: str) -> str:
@@ -163,6 +157,8 @@ def bulk_lines(
     for id, payload, features in zip(ids, payloads, texts, strict=True):
         document: dict[str, Any] = {"order": sort_key(id)}
         if payload:
+            if DOCUMENT_FIELD in payload:
+                document[GROUP] = payload[DOCUMENT_FIELD]
             document[FACTS] = payload_facts(payload)
             document["payload"] = payload
         head = orjson.dumps({action: {"_id": document_id(id)}})
@@ -227,14 +223,16 @@ def search_body(
     limit: int,
     offset: int = 0,
     filter: Mapping[str, Any] | None = None,
+    is_grouped: bool = False,
 ) -> dict[str, Any]:
     """A search whose hits come best first, equal scores by ascending id.
 
-    The filter must be true besides, without a say in the score.
+    The filter must be true besides, without a say in the score. With `is_grouped` each hit is the
+    best passage of another document.
     """
     if filter is not None:
         query = {"bool": {"must": [dict(query)], "filter": [dict(filter)]}}
-    return {
+    body: dict[str, Any] = {
         "query": dict(query),
         "from": offset,
         "size": limit,
@@ -242,6 +240,9 @@ def search_body(
         "_source": ["payload"],
         "track_total_hits": False,
     }
+    if is_grouped:
+        body["collapse"] = {"field": GROUP}
+    return body
 
 
 def text_query(text: str, field: str, *, boost: float = 1.0) -> dict[str, Any]:
@@ -289,12 +290,13 @@ def index_mapping(
     store_vectors: bool = True,
     text_fields: Mapping[str, str | None] | None = None,
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
+    is_grouped: bool = False,
 ) -> dict[str, Any]:
     """The mapping of an index of ours, which remembers `meta` under `_meta`.
 
     Filters go through `facts`. Payload fields are indexed by themselves only when they are named:
     for text search, or with a type of your own for other programs that read the index. A document
-    whose value does not fit the type is refused.
+    whose value does not fit the type is refused. With `is_grouped` documents are passages.
 
     Raises:
         ConfigError: The field name or a payload type is impossible, or the server is too old.
@@ -333,6 +335,8 @@ def index_mapping(
             field: vector,
         },
     }
+    if is_grouped:
+        mapping["properties"][GROUP] = {"type": "keyword", "index": False}
     if not store_vectors:
         mapping["_source"] = {"excludes": [field]}
     return mapping

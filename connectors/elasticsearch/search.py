@@ -8,11 +8,12 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
 
+import numpy as np
+
 from vdr_db.connectors.base import Hit, Id, Page, Record, checked_page, page_token
 from vdr_db.connectors.elasticsearch.bodies import (
     document_id,
     highlighting,
-    id_of,
     query_scale,
     read_features,
     read_sort_key,
@@ -24,7 +25,7 @@ from vdr_db.connectors.elasticsearch.filters import filter_query
 from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
 from vdr_db.connectors.elasticsearch.transport import busy, error_reason, refusal
 from vdr_db.connectors.fusion import checked_weight, fused
-from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.ids import checked_ids, id_of, id_order
 from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.store import TRUSTED_S
 from vdr_db.connectors.validation import checked_query
@@ -196,6 +197,28 @@ class IndexReader(IndexLifecycle):
         bodies = [search_body(q, limit=limit, offset=offset, filter=tree) for q in native]
         return self._run(bodies, scales)
 
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        self._look_again(TRUSTED_S)
+        queries = checked_query(rows, self._made_width(), self._where)
+        asked = np.flatnonzero(queries.counts)
+        if limit > self._window or not asked.size:
+            return None
+        tree = as_query(filter)
+        native, scales = zip(*map(self._row_query, queries[asked]), strict=True)
+        bodies = [search_body(q, limit=limit, filter=tree, is_grouped=True) for q in native]
+        try:
+            answers = self._answers_at_once(bodies)
+        except StoreError as error:
+            self._learn_window(error)
+            return None
+        found: list[list[Hit]] = [[] for _ in range(len(queries))]
+        for i, hits, scale in zip(asked.tolist(), answers, scales, strict=True):
+            found[i] = [_hit(hit, scale) for hit in hits]
+        return found
+
     def _in_order(self, tree: dict[str, Any] | None, source: Any) -> dict[str, Any]:
         """A search for all that a query keeps, in the order of their ids."""
         return {
@@ -273,25 +296,23 @@ class IndexReader(IndexLifecycle):
         return row_query(ids, weights, field=meta.field, kind=meta.kind, scale=scale), scale
 
     def _run(self, bodies: Sequence[dict[str, Any]], scales: Sequence[float]) -> list[list[Hit]]:
-        answers: list[list[Any]] = []
-        if len(bodies) == 1 or bodies[0]["from"] + bodies[0]["size"] > self._window:
-            answers = list(map(self._found, bodies))
-        else:
-            for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
-                part = self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
-                answers += [answer["hits"]["hits"] for answer in part]
         return [
-            [
-                Hit(
-                    id_of(hit["sort"][1]),
-                    float(hit["_score"]) / scale,
-                    (hit.get("_source") or {}).get("payload") or {},
-                    tuple(chain.from_iterable(hit.get("highlight", {}).values())),
-                )
-                for hit in hits
-            ]
-            for hits, scale in zip(answers, scales, strict=True)
+            [_hit(hit, scale) for hit in hits]
+            for hits, scale in zip(self._answers(bodies), scales, strict=True)
         ]
+
+    def _answers(self, bodies: Sequence[dict[str, Any]]) -> list[list[Any]]:
+        """The hits of each search as the server gives them."""
+        if len(bodies) == 1 or bodies[0]["from"] + bodies[0]["size"] > self._window:
+            return list(map(self._found, bodies))
+        return self._answers_at_once(bodies)
+
+    def _answers_at_once(self, bodies: Sequence[dict[str, Any]]) -> list[list[Any]]:
+        answers: list[list[Any]] = []
+        for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
+            part = self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
+            answers += [answer["hits"]["hits"] for answer in part]
+        return answers
 
     def _run_many(self, bodies: Sequence[dict[str, Any]]) -> list[Any]:
         orjson = require("orjson", "elasticsearch")
@@ -317,3 +338,11 @@ class IndexReader(IndexLifecycle):
 
         self.transport.retrier.call(ask)
         return answers
+
+
+def _hit(hit: Any, scale: float) -> Hit:
+    """A hit of a search that is sorted by score and id."""
+    score, key = hit["sort"]
+    payload = (hit.get("_source") or {}).get("payload") or {}
+    marked = tuple(chain.from_iterable(hit.get("highlight", {}).values()))
+    return Hit(id_of(key), float(score) / scale, payload, highlights=marked)

@@ -14,6 +14,7 @@ from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_inde
 from vdr_db.connectors.elasticsearch.search import IndexReader
 from vdr_db.connectors.elasticsearch.transport import Transport, connect
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.connectors.store import About
 from vdr_db.connectors.validation import prepare
@@ -144,8 +145,19 @@ class ElasticsearchStore(IndexReader):
         """The alias, or the name of an index opened by itself."""
         return self._index.name
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each one is whole."""
+        meta = self._index.meta()
+        return None if meta is None else Passages.from_dict(meta.passages)
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes index and alias, or checks what is there; see `Store.create`.
 
@@ -156,7 +168,7 @@ class ElasticsearchStore(IndexReader):
                 not made by this library.
         """
         self._check_open()
-        self._index.create(width, stamp, documents)
+        self._index.create(width, stamp, documents, passages)
         self._known = self._about()
 
     # Writing

@@ -23,7 +23,7 @@ from vdr_db.connectors.qdrant.engine import (
     Stored,
 )
 from vdr_db.connectors.qdrant.existing import point_of
-from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
+from vdr_db.connectors.validation import PASSAGE_FIELDS, RESERVED_PREFIX, Prepared, prepare
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
@@ -226,5 +226,9 @@ def point_of_text(text: str) -> PointId:
 
 
 def shown(payload: Payload) -> Payload:
-    """The payload without the fields of the library."""
-    return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}
+    """The payload without the fields of the library, but for what a passage tells of itself."""
+    return {
+        name: v
+        for name, v in payload.items()
+        if not name.startswith(RESERVED_PREFIX) or name in PASSAGE_FIELDS
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +53,10 @@ from vdr_db.connectors.qdrant.engine import (
 )
 from vdr_db.connectors.qdrant.existing import Existing, point_of
 from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.connectors.renamed import renamed
 from vdr_db.connectors.store import TRUSTED_S
-from vdr_db.connectors.validation import checked_query
+from vdr_db.connectors.validation import DOCUMENT_FIELD, checked_query
 from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
 
@@ -139,6 +140,7 @@ class QdrantStore(CollectionLifecycle):
         read_options: Mapping[str, Any] | None = None,
         write_options: Mapping[str, Any] | None = None,
     ) -> None:
+        self._given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if not isinstance(collection, str) or not collection:
             raise ConfigError(f"`collection` must be a name, got {collection!r}.")
         if sum(place is not None for place in (path, url, client)) != 1:
@@ -232,6 +234,19 @@ class QdrantStore(CollectionLifecycle):
     def __repr__(self) -> str:
         state = ", closed" if self._is_closed else ""
         return f"QdrantStore({self._where}{state})"
+
+    def __reduce__(self) -> tuple[Callable[..., QdrantStore], tuple[type, dict[str, Any]]]:
+        """Pickles how it was opened, the key included; unpickled it is opened again.
+
+        Raises:
+            TypeError: It is in memory, or has a client of the caller's.
+        """
+        if str(self._given["path"]) == ":memory:" or self._given["client"] is not None:
+            raise TypeError(
+                f"{self._where} is of this process alone and cannot be pickled; open it by the "
+                "path of a folder or the `url` of a server."
+            )
+        return _opened_again, (type(self), self._given)
 
     def upsert(
         self,
@@ -356,6 +371,19 @@ class QdrantStore(CollectionLifecycle):
         found = engine.groups(query, group_by, limit, size, filter)
         return [(value, hits_of(points)) for value, points in found]
 
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        if not isinstance(self._engine, ServerEngine):
+            return None
+        self._look_again(TRUSTED_S)
+        queries = checked_query(rows, self._made_width(), self._where)
+        return [
+            [hits[0] for _, hits in self.search_groups(row, DOCUMENT_FIELD, limit, 1, filter)]
+            for row in queries
+        ]
+
     def index_payloads(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over documents that are there already; see `payload_indexes`."""
         made, checked = self._made(), checked_indexes(indexes)
@@ -451,3 +479,7 @@ class QdrantStore(CollectionLifecycle):
 
     def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         return list(map(hits_of, self._engine.search(queries, limit, offset, filter)))
+
+
+def _opened_again(kind: type[QdrantStore], given: dict[str, Any]) -> QdrantStore:
+    return kind(**given)

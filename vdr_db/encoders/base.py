@@ -6,9 +6,10 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from vdr_db.checkpoints.graphs import trainable
 from vdr_db.checkpoints.identity import settings_of_parts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     AnyTower = TorchTower | OnnxTower[Any, Any]
 
-__all__ = ["Encoder", "positive", "progress"]
+__all__ = ["Bar", "Encoder", "positive", "progress"]
 
 Parts = TypeVar("Parts", "TextParts", "ImageParts")
 
@@ -233,8 +234,25 @@ def positive(name: str, value: int) -> int:
     return counted(name, value)
 
 
-def progress(total: int | None, unit: str, *, shown: bool) -> tqdm[Any]:
+class Bar(Protocol):
+    """Counts what is done."""
+
+    def update(self, n: float | None = 1, /) -> object:
+        """Counts n more."""
+
+
+class _Unseen:
+    """A progress bar that draws nothing; making one of `tqdm` takes longer than a query's rest."""
+
+    def update(self, n: float | None = 1, /) -> None:
+        """Does nothing."""
+
+
+def progress(total: int | None, unit: str, *, shown: bool) -> AbstractContextManager[Bar]:
     """A progress bar on stderr, or one that draws nothing."""
+    if not shown:
+        return nullcontext(_Unseen())
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, disable=not shown, desc="encode")
+    bar: tqdm[Any] = tqdm(total=total, unit=unit, desc="encode")
+    return bar

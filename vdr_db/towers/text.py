@@ -44,6 +44,16 @@ class Tower(TorchTower):
         return self.head.name
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.body.embeddings.word.weight.device  # without a walk through all modules
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and the hidden states."""
+        return self.body.embeddings.word.weight.dtype
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one.
 
