@@ -116,9 +116,12 @@ class TokenQueries:
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self.tokenizer.encode(checked_texts(texts))
+        own = None
         if self.max_length is not None:
             own = self.max_length - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+        first_only = None if self.tokenizer.cuts_left else own
+        tokens = self.tokenizer.encode(checked_texts(texts), most=first_only)
+        if own is not None:
             self.truncated += int((tokens.lengths > own).sum())
             tokens = tokens.cut(np.arange(len(tokens.lengths)), own)
         if self.own_weights is not None:
