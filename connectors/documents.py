@@ -21,6 +21,7 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
+    Page,
     Passage,
     Payload,
     Record,
@@ -168,6 +169,21 @@ class DocumentView:
         self._delete(set(self._passage_ids(checked)) - there)
         return self.store.delete(list(there)) if there else 0
 
+    def update_payloads(self, ids: Sequence[Id], payloads: Sequence[Mapping[str, Any]]) -> int:
+        """Sets fields of documents, in all their passages; see `Store.update_payloads`."""
+        checked = checked_ids(ids, unique=True)
+        if len(payloads) != len(checked):
+            raise InputError(f"each id needs a payload, got {len(checked)} and {len(payloads)}.")
+        given = dict(zip(checked, payloads, strict=True))
+        firsts = self.store.get(checked)
+        names, fields = [], []
+        for record in firsts:
+            for number in range(int(record.payload.get(COUNT_FIELD, 1))):
+                names.append(_name(record.id, number))
+                fields.append(given[record.id])
+        self.store.update_payloads(names, fields)
+        return len(firsts)
+
     def _payload(
         self, given: Mapping[str, Any] | None, id: Id, number: int, count: int, span: Span
     ) -> Payload:
@@ -210,6 +226,7 @@ class DocumentView:
         filter: Any = None,
         offset: int = 0,
         *,
+        min_score: float | None = None,
         best: int = 1,
     ) -> list[Hit]:
         """The best documents; see `Store.search`. A document scores the sum of its `best` passages.
@@ -217,16 +234,29 @@ class DocumentView:
         A hit shows the passage that matches best. Sums are of the documents with the best passages,
         32 times as many as are wanted at most.
         """
-        limit, offset = checked_page(limit, offset)
         if len(row) != 1:
             raise ShapeError(f"`search` takes one row, got {len(row)}; use `search_batch`.")
-        return self.search_batch(row, limit + offset, filter, best=best)[0][offset:]
+        return self.search_batch(row, limit, filter, offset, min_score=min_score, best=best)[0]
 
     def search_batch(
-        self, rows: SparseRows, limit: int = 10, filter: Any = None, *, best: int = 1
+        self,
+        rows: SparseRows,
+        limit: int = 10,
+        filter: Any = None,
+        offset: int = 0,
+        *,
+        min_score: float | None = None,
+        best: int = 1,
     ) -> list[list[Hit]]:
         """`search` for each row."""
-        limit, best = counted("limit", limit), counted("best_passages", best)
+        limit, offset = checked_page(limit, offset)
+        found = self._ranked_documents(rows, limit + offset, filter, counted("best_passages", best))
+        least = -np.inf if min_score is None else min_score
+        return [[hit for hit in hits[offset:] if hit.score >= least] for hits in found]
+
+    def _ranked_documents(
+        self, rows: SparseRows, limit: int, filter: Any, best: int
+    ) -> list[list[Hit]]:
         if best > 1:
             return [self._summed(row, limit, filter, best) for row in rows]
         grouped = self.store.search_documents(rows, limit, filter)
@@ -263,7 +293,7 @@ class DocumentView:
     def _summed(self, row: SparseRows, limit: int, filter: Any, best: int) -> list[Hit]:
         """The best documents by the sum of their best passages."""
         for wanted in (limit * factor for factor in _MORE_DOCUMENTS):
-            chosen = self.search_batch(row, wanted, filter)[0]
+            chosen = self._ranked_documents(row, wanted, filter, 1)[0]
             if not chosen:
                 return []
             count = sum(hit.passage.count if hit.passage else 1 for hit in chosen)
@@ -278,7 +308,9 @@ class DocumentView:
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order, with the text of all their passages."""
-        firsts = self.store.get(checked_ids(ids), with_rows)
+        return self._with_rest(self.store.get(checked_ids(ids), with_rows))
+
+    def _with_rest(self, firsts: Sequence[Record]) -> list[Record]:
         rest = [
             _name(record.id, number)
             for record in firsts
@@ -314,6 +346,11 @@ class DocumentView:
     def ids(self, filter: Any = None) -> Iterator[Id]:
         """All ids, of documents the filter keeps when one is given."""
         return self.store.ids(_of_documents(filter))
+
+    def scroll(self, limit: int = 100, filter: Any = None, after: str | None = None) -> Page:
+        """Documents in the order of the store, a page at a time; see `Store.scroll`."""
+        page = self.store.scroll(limit, _of_documents(filter), after)
+        return Page(self._with_rest(page.records), page.next)
 
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

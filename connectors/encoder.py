@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from vdr_db.connectors.base import Store
 from vdr_db.connectors.images import EncodeImages
@@ -36,8 +36,10 @@ class Encoder(Protocol):
     def encode_queries(self, texts: Sequence[str], /) -> SparseRows:
         """Vectors of queries."""
 
-    def bag_of_tokens(self, texts: Sequence[str], /) -> SparseRows:
-        """Token sets with weight 1."""
+    def bag_of_tokens(
+        self, texts: Sequence[str], /, side: Literal["document", "query"] = "document"
+    ) -> SparseRows:
+        """Token sets with weight 1, or with the own weights of a side."""
 
 
 class ImageReader(Protocol):

@@ -19,10 +19,13 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
+    Page,
     Payload,
     Record,
     Written,
     check_stamp,
+    checked_page,
+    page_token,
 )
 from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.passages import Passages, check_passages
@@ -118,6 +121,19 @@ class MemoryStore(BaseStore):
         self._made_width()
         ids = list(self._rows)
         return iter([id for id, kept in zip(ids, self._mask(filter, ids), strict=True) if kept])
+
+    def scroll(
+        self,
+        limit: int = 100,
+        filter: Filter | Mapping[str, Any] | None = None,
+        after: str | None = None,
+    ) -> Page:
+        """Documents in the order they were first written; see `Store.scroll`."""
+        limit, _ = checked_page(limit, 0)
+        ids = list(self.ids(filter))
+        start = 0 if after is None else page_token(after, int, self._where)
+        records = self.get(ids[start : start + limit])
+        return Page(records, str(start + limit) if start + limit < len(ids) else None)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

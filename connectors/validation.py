@@ -145,7 +145,7 @@ def prepare(
     sizes: list[int] = []
     cleaned: list[Payload] = []
     for i, (id, payload) in enumerate(zip(checked, given, strict=True)):
-        _refuse_reserved(payload, id)
+        refuse_reserved(payload, id)
         if counts[i] == 0 and empty == "skip":
             skipped.append(id)
             continue
@@ -214,7 +214,8 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
     return clean, size
 
 
-def _refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
+def refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
+    """Refuses fields that the library keeps in payloads for itself."""
     if not isinstance(payload, Mapping):
         return
     for name in payload:

@@ -83,13 +83,21 @@ def test_the_cluster_has_three_nodes_of_the_same_image_on_loopback():
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
 def test_dockerfiles_copy_what_exists_and_run_without_root(name):
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
-    copied = [part for line in lines if line.startswith("COPY ") for part in line.split()[1:-1]]
+    copied = [
+        part
+        for line in lines
+        if line.startswith("COPY ") and "--from" not in line
+        for part in line.split()[1:-1]
+    ]
     assert copied
     allowed = (FOLDER / f"{name}.dockerignore").read_text(encoding="utf-8").splitlines()
     for path in copied:
         assert (FOLDER.parent / path).exists(), path
         assert f"!{path}" in allowed
+    arguments = (line[4:].split("=", 1) for line in lines if line.startswith("ARG "))
+    defaults = {f"${{{name}}}": value for name, value in arguments}
     images = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    images = [defaults.get(image, image) for image in images]
     assert all(re.search(r":\d+\.\d+[\w.-]*$", image) for image in images)
     assert any(re.fullmatch(r"USER (?!root)\w+", line) for line in lines)
 

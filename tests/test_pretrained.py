@@ -381,7 +381,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_a_folder_of_another_version_is_refused(tmp_path):
     SparseEncoder.from_pretrained(write_bert(tmp_path / "m")).save_pretrained(tmp_path / "s")
     change_json(tmp_path / "s" / "vdr_db.json", format=99)
-    with pytest.raises(ConfigError, match="must have format 2, got 99"):
+    with pytest.raises(ConfigError, match="must have format 1 to 3, got 99"):
         SparseEncoder.from_pretrained(tmp_path / "s")
     (tmp_path / "s" / "vdr_db.json").write_text('{"format": 1}')
     with pytest.raises(ConfigError, match="must hold the settings `save_pretrained` writes"):

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Collection", "Encoder", "Mode"]
 
-_PAGE = 10_000
-
 
 class Collection(Reading):
     """Texts in a store, found by what an encoder makes of them.
@@ -78,7 +76,9 @@ class Collection(Reading):
         self.store_text = store_text
         self.text_key = text_key
         self._documents: Documents = documents or store.documents
-        self._encoding = Encoding(encoder, default=self._has_default_model, check=self._check_fit)
+        self._encoding = Encoding(
+            encoder, default=self._has_default_model, check=self._check_fit, store=store
+        )
         self._check_fit()
 
     @property
@@ -239,43 +239,7 @@ class Collection(Reading):
         total = len(images) if isinstance(images, (list, tuple)) else None
         return write(batches, self._view.upsert, empty, total=total, unit="image")
 
-    def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
-        """Removes documents; returns how many were there.
-
-        Args:
-            ids: Their ids.
-            filter: Removes all documents that it keeps, instead of ids; see `vdr_db.filters`.
-
-        Raises:
-            TypeError: One id or condition came instead of ids, or not exactly one of `ids` and
-                `filter`.
-            ConfigError: The filter is empty, which would remove everything.
-        """
-        if isinstance(ids, (str, bytes, Mapping)) or (ids is None) == (filter is None):
-            raise TypeError(
-                f"`delete` takes a sequence of ids or one condition, got ids={ids!r} and "
-                f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
-            )
-        if ids is not None:
-            return self._view.delete(ids)
-        if filter == {}:
-            raise ConfigError(
-                "an empty filter keeps every document, so nothing is deleted by it; pass "
-                "delete(list(collection.ids())) to remove all."
-            )
-        found = list(self._view.ids(filter))
-        pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
-        return sum(map(self._view.delete, pages))
-
     # Life
-
-    def flush(self) -> None:
-        """Makes everything written survive a loss of power."""
-        self.store.flush()
-
-    def optimize(self) -> None:
-        """Reorganises the index after much was written; searches are right with and without."""
-        self.store.optimize()
 
     def close(self) -> None:
         """Closes the store; a second call does nothing."""
@@ -292,7 +256,7 @@ class Collection(Reading):
         fresh = copy.copy(self)
         if encoder is not None:
             fresh._encoding = Encoding(load_encoder(encoder))
-        width, stamp = fresh._encoding.width, fresh._encoding.stamp()
+        width, stamp = fresh._encoding.width, fresh._encoding.new_stamp()
         with rebuild(width=width, stamp=stamp, **options) as fresh.store:
             yield fresh
         self._encoding = fresh._encoding
@@ -316,5 +280,6 @@ class Collection(Reading):
             if self.store.width is None or passages is not None:
                 made = width or self.store.width
                 assert made is not None
-                stamp = self._encoding.stamp()
+                fresh = self.store.width is None
+                stamp = self._encoding.new_stamp() if fresh else self._encoding.stamp()
                 self.store.create(made, stamp, documents=self._documents, passages=passages)

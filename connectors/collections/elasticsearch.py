@@ -44,8 +44,8 @@ class ElasticsearchOptions(TypedDict, total=False):
     query_top_k: int | None
     text_fields: Sequence[str]
     payload_types: Mapping[str, Mapping[str, Any] | str] | None
-    shards: int
-    replicas: int
+    shards: int | None
+    replicas: int | None
     settings: Mapping[str, Any] | None
     max_docs: int
     max_bytes: int
@@ -197,6 +197,7 @@ class VDRElasticsearch(Collection):
         text_weight: float = 1.0,
         depth: int = 100,
         rank_constant: int = 60,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`.
 
@@ -216,6 +217,7 @@ class VDRElasticsearch(Collection):
                 text_weight=text_weight,
                 depth=depth,
                 rank_constant=rank_constant,
+                highlight=highlight,
             )
 
         view = self._view

@@ -1,15 +1,16 @@
-"""The half of a collection that reads: searches, documents by id, reasons."""
+"""The part of a collection that searches and tells reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from vdr_db.connectors.base import Documents, Hit, Id, Record, Store, Term
+from vdr_db.connectors.base import Documents, Hit, Id, Record, Term
 from vdr_db.connectors.collections.encoding import Encoding, Mode, checked_mode
 from vdr_db.connectors.collections.scores import reranked, shared_terms
-from vdr_db.connectors.documents import DocumentView, documents_of
+from vdr_db.connectors.collections.stored import StoredDocuments
+from vdr_db.connectors.documents import DocumentView
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
@@ -19,16 +20,9 @@ from vdr_db.sparse import SparseRows
 __all__ = ["Reading"]
 
 
-class Reading:
-    """What `Collection` reads of its store.
+class Reading(StoredDocuments):
+    """What `Collection` finds in its store."""
 
-    Attributes:
-        store: Where vectors are kept.
-        text_key: Payload field of the text.
-    """
-
-    store: Store
-    text_key: str
     _documents: Documents
     _encoding: Encoding
 
@@ -41,6 +35,7 @@ class Reading:
         offset: int = 0,
         mode: Mode | None = None,
         rerank: int | None = None,
+        min_score: float | None = None,
         best_passages: int = 1,
     ) -> list[Hit]:
         """The best documents for a query, best first.
@@ -54,6 +49,7 @@ class Reading:
                 collection of bags of tokens.
             rerank: Take this many hits and order them anew by the full score, with documents
                 encoded now from their stored texts. Meant for mode beta.
+            min_score: Least score of a hit.
             best_passages: In a collection of passages, how many of a document add up to its score.
 
         Raises:
@@ -62,7 +58,7 @@ class Reading:
         row = self._query_rows(query, mode)
         search = self._search_of(best_passages)
         if rerank is None:
-            return search(row, limit, filter, offset)
+            return search(row, limit, filter, offset, min_score=min_score)
         rerank = counted("rerank", rerank)
         if rerank < limit + offset:
             raise ConfigError(
@@ -71,7 +67,8 @@ class Reading:
         self._encoding.need("rerank")
         hits = search(row, rerank, filter)
         best = reranked(hits, row, self._encoding.documents, self.text_key)
-        return best[offset : offset + limit]
+        page = best[offset : offset + limit]
+        return [hit for hit in page if min_score is None or hit.score >= min_score]
 
     def search_by_image(
         self, image: ImageSource, limit: int = 10, filter: Any = None, *, offset: int = 0
@@ -103,7 +100,9 @@ class Reading:
         limit: int = 10,
         filter: Any = None,
         *,
+        offset: int = 0,
         mode: Mode | None = None,
+        min_score: float | None = None,
         best_passages: int = 1,
     ) -> list[list[Hit]]:
         """`search` for several queries at once, in their order.
@@ -115,13 +114,11 @@ class Reading:
             refuse_string(queries, "queries")
         rows, view = self._query_rows(queries, mode), self._view
         if isinstance(view, DocumentView):
-            return view.search_batch(rows, limit, filter, best=best_passages)
+            return view.search_batch(
+                rows, limit, filter, offset, min_score=min_score, best=best_passages
+            )
         self._search_of(best_passages)
-        return view.search_batch(rows, limit, filter)
-
-    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
-        """The documents of these ids in this order; unknown ids are left out."""
-        return self._view.get(ids, with_rows)
+        return view.search_batch(rows, limit, filter, offset, min_score=min_score)
 
     def records_of(self, hits: Sequence[Hit]) -> list[Record]:
         """What each hit shows, with its vector: the document, or its passage; none for lost ones.
@@ -132,14 +129,6 @@ class Reading:
         if isinstance(view, DocumentView):
             return view.passages_of(hits)
         return view.get([hit.id for hit in hits], with_rows=True)
-
-    def ids(self, filter: Any = None) -> Iterator[Id]:
-        """All ids, of documents the filter keeps when one is given, in the order of the store."""
-        return self._view.ids(filter)
-
-    def count(self, filter: Any = None) -> int:
-        """Number of documents, of those the filter keeps when one is given."""
-        return self._view.count(filter)
 
     def explain(self, query: str | SparseRows, id: Id, *, mode: Mode | None = None) -> list[Term]:
         """What every shared token adds to the score of a document, the largest part first.
@@ -172,11 +161,6 @@ class Reading:
         if found is None:
             raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
         return found
-
-    @property
-    def _view(self) -> Store | DocumentView:
-        """The store as one of documents."""
-        return documents_of(self.store, self.text_key)
 
     def _search_of(self, best_passages: int) -> Callable[..., list[Hit]]:
         view = self._view

@@ -40,11 +40,13 @@ __all__ = [
     "delete_lines",
     "document_id",
     "feature_objects",
+    "highlighting",
     "id_of",
     "index_mapping",
     "index_settings",
     "query_scale",
     "read_features",
+    "read_sort_key",
     "row_query",
     "search_body",
     "sort_key",
@@ -104,6 +106,13 @@ def document_id(id: Id) -> str:
     if len(encoded) <= MAX_ID_BYTES:
         return name
     return _DIGEST_PREFIX + hashlib.sha256(encoded).hexdigest()
+
+
+def read_sort_key(text: str) -> str:
+    """What `sort_key` wrote, as it came from outside; anything else is a `ValueError`."""
+    if not re.fullmatch(r"0\d{20}|1.*", text, re.DOTALL):
+        raise ValueError("no sort key")
+    return text
 
 
 # Documents
@@ -241,22 +250,29 @@ def text_query(text: str, field: str, *, boost: float = 1.0) -> dict[str, Any]:
     return {"match": {f"payload.{field}": {"query": text, "boost": boost}}}
 
 
+def highlighting(query: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The part of a search that marks what a text query finds in a payload field of each hit.
+
+    Texts come back safe for a page: `&`, `<` and `>` of theirs are escaped, the marks are not.
+    """
+    fields: dict[str, Any] = {f"payload.{field}": {}}
+    return {"highlight": {"highlight_query": dict(query), "fields": fields, "encoder": "html"}}
+
+
 # Indices
 
 
 def index_settings(
     *,
-    shards: int,
-    replicas: int,
+    shards: int | None,
+    replicas: int | None,
     kind: FieldKind,
     version: tuple[int, int],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings of a new index, as flat names; those in `extra` win."""
-    settings: dict[str, Any] = {
-        "index.number_of_shards": shards,
-        "index.number_of_replicas": replicas,
-    }
+    """Settings of a new index, as flat names; those in `extra` win, `None` leaves one out."""
+    numbers = {"index.number_of_shards": shards, "index.number_of_replicas": replicas}
+    settings: dict[str, Any] = {n: number for n, number in numbers.items() if number is not None}
     if kind == "sparse_vector" and version >= (9, 2):
         # From 9.2 on vectors of this type are left out of `_source` unless the index says so.
         settings["index.mapping.exclude_source_vectors"] = False

@@ -34,8 +34,8 @@ class NewIndex:
     store_vectors: bool = True
     text_fields: Mapping[str, str | None] | None = None
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None
-    shards: int = 1
-    replicas: int = 1
+    shards: int | None = None
+    replicas: int | None = None
     settings: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -43,7 +43,9 @@ class NewIndex:
             raise ConfigError(
                 f"`kind` must be 'rank_features' or 'sparse_vector', got {self.kind!r}."
             )
-        if self.shards < 1 or self.replicas < 0:
+        least = {"shards": 1, "replicas": 0}
+        given = {name: getattr(self, name) for name in least}
+        if any(number is not None and number < least[name] for name, number in given.items()):
             raise ConfigError(
                 "`shards` must be at least 1 and `replicas` at least 0, got "
                 f"{self.shards} and {self.replicas}."

@@ -6,11 +6,9 @@ in one step, so a search sees all of the old index or all of the new one.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,60 +16,21 @@ from urllib.parse import quote
 
 from vdr_db.connectors.base import next_version
 from vdr_db.connectors.elasticsearch.transport import Transport, error_reason
+from vdr_db.connectors.work import WORK_KEY, Work
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 from vdr_db.failure import Failure
 
-__all__ = ["META_KEY", "IndexState", "Work", "check_name", "create_index", "read_state"]
+__all__ = ["META_KEY", "IndexState", "check_name", "create_index", "read_state"]
 
 META_KEY = "vdr_db"
-WORK_KEY = "vdr_db_work"
 # Aliases that tell what becomes of an index in a rebuild; nothing else is called like that.
 UNFINISHED, REPLACED = "-unfinished", "-replaced"
 _OF_ONE_INDEX = re.compile(
     r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
 )
-ALIVE_S = 900.0
-"""A process that works on an index tells so more often than this."""
-
 _COMPARED = 100
-LOAD_SETTINGS = {"index.refresh_interval": "-1", "index.number_of_replicas": "0"}
-
-
-@dataclass(frozen=True)
-class Work:
-    """Work of a process that an index is not to stay in when the process is killed.
-
-    Attributes:
-        host: Where the process runs.
-        process: Its id.
-        since: When it last told that it is alive, in seconds of the epoch.
-        undo: Settings that put the index right again.
-    """
-
-    host: str
-    process: int
-    since: float
-    undo: Mapping[str, Any]
-
-    @classmethod
-    def of_this_process(cls, undo: Mapping[str, Any]) -> Work:
-        """Work that begins now."""
-        return cls(socket.gethostname(), os.getpid(), time.time(), undo)
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether its process ended without putting the index right, as far as one can tell."""
-        if time.time() - self.since > ALIVE_S:
-            return True
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass  # of another user
-        return False
+REPLICAS = "index.number_of_replicas"
+LOAD_SETTINGS = {"index.refresh_interval": "-1", REPLICAS: "0"}
 
 
 @dataclass(frozen=True)
@@ -303,8 +262,12 @@ def copy_documents(transport: Transport, old: str, new: str) -> None:
 
 
 def merge_segments(transport: Transport, index: str) -> None:
-    """Merges an index to one segment and waits until it is done; searches go on meanwhile."""
-    run_task(transport, f"/{quote(index)}/_forcemerge", None, {"max_num_segments": 1})
+    """Merges an index to one segment and waits until it is done; searches go on meanwhile.
+
+    Nothing is done where the server does it by itself (410, serverless projects).
+    """
+    path = f"/{quote(index)}/_forcemerge"
+    run_task(transport, path, None, {"max_num_segments": 1}, allow=(410,))
 
 
 def run_task(
@@ -313,6 +276,7 @@ def run_task(
     body: Mapping[str, Any] | None,
     params: Mapping[str, Any] | None = None,
     *,
+    allow: Sequence[int] = (),
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
     """Starts long work on the server and asks for its end, so that no request has to be long.
@@ -321,7 +285,7 @@ def run_task(
     """
     params = {**(params or {}), "wait_for_completion": "false"}
     # Not repeated when the answer is lost: two copies of such work would get in each other's way.
-    started = transport.once("POST", path, body, params=params).body
+    started = transport.once("POST", path, body, params=params, allow=allow).body
     if "task" not in started:
         return dict(started)
     pause_s = 0.05
@@ -353,6 +317,8 @@ def changed_settings(
         raise StoreError(f"index {index!r} is gone; run the same again.")
     # Those of work that was never ended come first: its own settings are no ones to come back to.
     current = {**read_settings(transport, index), **undone(state)}
+    if REPLICAS not in current:  # serverless projects have none to set
+        changes = {name: value for name, value in changes.items() if name != REPLICAS}
     work = Work.of_this_process({name: current.get(name) for name in changes})
 
     def tell(what: Work | None) -> None:
@@ -362,7 +328,7 @@ def changed_settings(
 
     def is_alive() -> None:
         nonlocal work
-        if time.time() - work.since > ALIVE_S / 3:
+        if work.is_due:
             work = replace(work, since=time.time())
             tell(work)
 

@@ -14,6 +14,7 @@ from vdr_db.connectors.elasticsearch import indices
 from vdr_db.connectors.elasticsearch.index import VersionedIndex
 from vdr_db.connectors.elasticsearch.transport import Transport
 from vdr_db.connectors.store import BaseStore
+from vdr_db.connectors.work import WORK_KEY, Work
 from vdr_db.errors import StoreError
 from vdr_db.stamp import EncoderStamp
 
@@ -107,10 +108,11 @@ class IndexLifecycle(BaseStore):
         alias = f"{new}{indices.UNFINISHED}"
         if into is None:
             mapping = index.mapping_of(meta)
-            mapping["_meta"][indices.WORK_KEY] = asdict(indices.Work.of_this_process({}))
+            mapping["_meta"][WORK_KEY] = asdict(Work.of_this_process())
             settings = index.settings_of(old.backing)
             indices.create_index(transport, new, alias=alias, mapping=mapping, settings=settings)
         fresh = copy.copy(self)
+        fresh._known = None
         fresh._index = VersionedIndex(transport, alias, index.new)
         if into is None and fresh._index.made().made_by != meta.made_by:
             raise StoreError(f"index {new!r} was made by someone else just now; run this again.")
@@ -133,6 +135,7 @@ class IndexLifecycle(BaseStore):
             raise
         finally:
             index.forget()
+            self._known = None
         if not keep_old:
             indices.delete_index(transport, old.backing)
 
@@ -177,16 +180,12 @@ class IndexLifecycle(BaseStore):
         indices.delete_index(self.transport, name.removesuffix(indices.UNFINISHED))
 
     def leftovers(self) -> dict[str, str]:
-        """Index → why nothing needs it: what rebuilds and rollovers left behind when killed."""
+        """Index → why nothing needs it; see `BaseStore.leftovers`."""
         self._check_open()
         return indices.leftovers(self.transport, self._index.name)
 
-    def remove_leftovers(self) -> list[str]:
-        """Deletes the indices that `leftovers` lists; returns their names."""
-        found = list(self.leftovers())
-        for index in found:
-            indices.delete_index(self.transport, index)
-        return found
+    def _drop(self, name: str) -> None:
+        indices.delete_index(self.transport, name)
 
     @property
     def _where(self) -> str:

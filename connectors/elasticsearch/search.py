@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
 
-from vdr_db.connectors.base import Hit, Id, Record, checked_page
+from vdr_db.connectors.base import Hit, Id, Page, Record, checked_page, page_token
 from vdr_db.connectors.elasticsearch.bodies import (
     document_id,
+    highlighting,
     query_scale,
     read_features,
+    read_sort_key,
     row_query,
     search_body,
     text_query,
@@ -21,9 +24,10 @@ from vdr_db.connectors.elasticsearch.bodies import (
 from vdr_db.connectors.elasticsearch.filters import filter_query
 from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
 from vdr_db.connectors.elasticsearch.transport import busy, error_reason, refusal
-from vdr_db.connectors.fusion import fused
+from vdr_db.connectors.fusion import checked_weight, fused
 from vdr_db.connectors.ids import checked_ids, id_of, id_order
 from vdr_db.connectors.renamed import renamed
+from vdr_db.connectors.store import TRUSTED_S
 from vdr_db.connectors.validation import checked_query
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 from vdr_db.failure import Failure
@@ -68,6 +72,7 @@ class IndexReader(IndexLifecycle):
         text_weight: float = 1.0,
         depth: int = 100,
         rank_constant: int = 60,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The best documents by vector and BM25 together.
 
@@ -80,15 +85,18 @@ class IndexReader(IndexLifecycle):
             fusion: `"rrf"` joins the two rankings by reciprocal ranks, here rather than on the
                 server, where it needs a licence; `"sum"` adds `text_weight` times BM25 to the score
                 in one query.
-            text_weight: Weight of BM25 in a sum.
+            text_weight: Weight of BM25, or of its ranking, where the vector's is 1.
             depth: Hits of each side that fusion by ranks looks at.
             rank_constant: Larger values give the first ranks less weight.
+            highlight: Ask for `Hit.highlights`, of hits by vector alone too.
 
         Raises:
             ConfigError: The field is not indexed as text, or an option is impossible.
         """
         limit, _ = checked_page(limit, 0)
         row = checked_query(row, self._made_width(), self._where, single=True)
+        self._look_again(TRUSTED_S)
+        text_weight = checked_weight("text_weight", text_weight)
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")
         fields = self._index.made().text_fields
@@ -103,16 +111,21 @@ class IndexReader(IndexLifecycle):
             vector, scale = self._row_query(row)
             sides.append(vector)
         tree = as_query(filter)
+        marks = highlighting(sides[0], text_field) if highlight else {}
         if fusion == "sum":
             sides[0] = text_query(text, text_field, boost=text_weight * scale)
             both = {"bool": {"should": sides, "minimum_should_match": 1}}
-            return self._run([search_body(both, limit=limit, filter=tree)], [scale])[0]
-        bodies = [search_body(side, limit=max(depth, limit), filter=tree) for side in sides]
+            body = search_body(both, limit=limit, filter=tree)
+            return self._run([{**body, **marks}], [scale])[0]
+        most = max(depth, limit)
+        bodies = [{**search_body(side, limit=most, filter=tree), **marks} for side in sides]
         rankings = self._run(bodies, [1.0] * len(bodies))
-        payloads = {hit.id: hit.payload for ranking in rankings for hit in ranking}
+        hits = {hit.id: hit for ranking in rankings for hit in ranking}
         # The constant of the paper counts ranks from 1.
-        scores = fused([[hit.id for hit in one] for one in rankings], rank_constant + 1, id_order)
-        return [Hit(id, scores[id], payloads[id]) for id in islice(scores, limit)]
+        found = [[hit.id for hit in one] for one in rankings]
+        weights = [text_weight, 1.0][: len(found)]
+        scores = fused(found, rank_constant + 1, id_order, weights)
+        return [replace(hits[id], score=scores[id]) for id in islice(scores, limit)]
 
     search_hybrid = renamed("search_hybrid", search_with_text)
 
@@ -148,7 +161,27 @@ class IndexReader(IndexLifecycle):
     def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
         """All ids, or those the filter keeps, integers first, each kind in ascending order."""
         self._made_width()
-        return self._all_ids(as_query(filter))
+        body = self._in_order(as_query(filter), False)
+        return (id_of(hit["sort"][0]) for hit in self._paged(body, _PAGE))
+
+    def scroll(
+        self,
+        limit: int = 100,
+        filter: Filter | Mapping[str, Any] | None = None,
+        after: str | None = None,
+    ) -> Page:
+        """Documents in the order of `ids`; see `Store.scroll`."""
+        self._made_width()
+        limit, _ = checked_page(limit, 0)
+        body = self._in_order(as_query(filter), ["payload"])
+        if after is not None:
+            body["search_after"] = [page_token(after, read_sort_key, self._where)]
+        hits = list(islice(self._paged(body, limit + 1), limit + 1))
+        records = [
+            Record(id_of(hit["sort"][0]), (hit.get("_source") or {}).get("payload") or {})
+            for hit in hits[:limit]
+        ]
+        return Page(records, hits[limit - 1]["sort"][0] if len(hits) > limit else None)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -168,6 +201,7 @@ class IndexReader(IndexLifecycle):
         self, rows: SparseRows, limit: int, filter: Any = None
     ) -> list[list[Hit]] | None:
         """The best passages of the best documents; see `Store.search_documents`."""
+        self._look_again(TRUSTED_S)
         queries = checked_query(rows, self._made_width(), self._where)
         asked = np.flatnonzero(queries.counts)
         if limit > self._window or not asked.size:
@@ -185,16 +219,14 @@ class IndexReader(IndexLifecycle):
             found[i] = [_hit(hit, scale) for hit in hits]
         return found
 
-    def _all_ids(self, tree: dict[str, Any] | None) -> Iterator[Id]:
-        """Each page behind the last id of the one before."""
-        query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
-        body: dict[str, Any] = {
-            "query": query,
+    def _in_order(self, tree: dict[str, Any] | None, source: Any) -> dict[str, Any]:
+        """A search for all that a query keeps, in the order of their ids."""
+        return {
+            "query": {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}},
             "sort": [{"order": "asc"}],
-            "_source": False,
+            "_source": source,
             "track_total_hits": False,
         }
-        return (id_of(hit["sort"][0]) for hit in self._paged(body, _PAGE))
 
     def _found(self, body: dict[str, Any]) -> list[Any]:
         """The hits of a search, page by page when they lie beyond the server's window."""
@@ -312,4 +344,5 @@ def _hit(hit: Any, scale: float) -> Hit:
     """A hit of a search that is sorted by score and id."""
     score, key = hit["sort"]
     payload = (hit.get("_source") or {}).get("payload") or {}
-    return Hit(id_of(key), float(score) / scale, payload)
+    marked = tuple(chain.from_iterable(hit.get("highlight", {}).values()))
+    return Hit(id_of(key), float(score) / scale, payload, highlights=marked)

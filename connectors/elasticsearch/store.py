@@ -55,8 +55,9 @@ class ElasticsearchStore(IndexReader):
             wanted.
         payload_types: Elasticsearch types for payload fields of a new index that other programs
             want to query by themselves, `{"year": "long"}`; our filters do not need them.
-        shards: Primary shards of a new index.
-        replicas: Copies of each shard of a new index.
+        shards: Primary shards of a new index; the server's choice without, 1 as a rule.
+        replicas: Copies of each shard of a new index; the server's choice without, 1 as a rule.
+            Serverless projects of Elasticsearch refuse both.
         settings: More index settings of a new index.
         max_docs: Documents in one bulk request at most.
         max_bytes: Bytes in one bulk request at most.
@@ -82,8 +83,8 @@ class ElasticsearchStore(IndexReader):
         query_top_k: int | None = None,
         text_fields: Sequence[str] | Mapping[str, str | None] = (),
         payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
-        shards: int = 1,
-        replicas: int = 1,
+        shards: int | None = None,
+        replicas: int | None = None,
         settings: Mapping[str, Any] | None = None,
         max_docs: int = 500,
         max_bytes: int = 8 << 20,
@@ -168,6 +169,7 @@ class ElasticsearchStore(IndexReader):
         """
         self._check_open()
         self._index.create(width, stamp, documents, passages)
+        self._known = self._about()
 
     # Writing
 
@@ -197,6 +199,7 @@ class ElasticsearchStore(IndexReader):
             RejectedRows: Some rows cannot be stored; all others are written.
             StoreUnavailable: The server stayed away; send the same call again.
         """
+        self._look_again()
         meta = self._made()
         ready = prepare(
             rows,
@@ -238,6 +241,7 @@ class ElasticsearchStore(IndexReader):
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
+        self._look_again()
         self._made()
         unique = list(dict.fromkeys(checked_ids(ids)))
         report = self._writer.write(
@@ -257,7 +261,8 @@ class ElasticsearchStore(IndexReader):
         """Makes everything written visible, and durable under any translog setting."""
         self._made()
         refresh_index(self.transport, self.name)
-        self.transport.call("POST", f"/{self._index.path}/_flush")
+        # 410: serverless projects keep all they acknowledge, and order their segments themselves.
+        self.transport.call("POST", f"/{self._index.path}/_flush", allow=(410,))
 
     def optimize(self) -> None:
         """Merges the index to one segment, for faster searches; not while writing goes on."""
@@ -270,6 +275,10 @@ class ElasticsearchStore(IndexReader):
         self._check_open()
         meta = self._index.meta()
         return None if meta is None else (meta.width, meta.encoder, meta.documents)
+
+    def _about_now(self) -> About | None:
+        self._index.forget()
+        return self._about()
 
     def _made(self) -> IndexMeta:
         self._check_open()

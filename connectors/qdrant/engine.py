@@ -168,7 +168,7 @@ class Manifest:
                     foreign_points=bool(data.get("foreign_points", False)),
                     passages=Passages.from_dict(data.get("passages")),
                 )
-            except (KeyError, TypeError, ValueError, ConfigError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
                 raise StoreMismatch(
                     f"the description of {where} is damaged ({error!r}); restore it from a backup."
                 ) from error
@@ -337,15 +337,18 @@ class Engine(Protocol):
         """Makes payload indexes over what is there."""
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points from `after` on with these payload fields, and where the next starts.
 
-        The filter, in any of its forms, leaves points out.
+        All fields without any. The filter, in any of its forms, leaves points out.
         """
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
+
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there."""
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""

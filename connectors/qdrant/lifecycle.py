@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, check_stamp
 from vdr_db.connectors.passages import Passages, check_passages
+from vdr_db.connectors.qdrant.edge_sums import RowDamage
 from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     Datatype,
@@ -25,6 +26,7 @@ from vdr_db.connectors.qdrant.filters import json_path
 from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.connectors.store import About, BaseStore
 from vdr_db.connectors.validation import DOCUMENT_FIELD
+from vdr_db.connectors.work import Work
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.filters import Key
 from vdr_db.sparse import SparseRows
@@ -180,8 +182,12 @@ class CollectionLifecycle(BaseStore):
             raise StoreError(
                 f"collection {name!r} was made by someone else just now; run this again."
             ) from error
+        work = Work.of_this_process()
+        if into is not None:
+            versions.note(name, work)
         target = copy.copy(self)
         target.name, target._engine, target._manifest = name, beside, manifest
+        target._known = None
         try:
             yield target
             count = versions.count(name)
@@ -191,6 +197,8 @@ class CollectionLifecycle(BaseStore):
                     f"{count}; the alias stays with the old one."
                 )
             versions.check_target(self.name, old)
+            # Told before the alias moves: nothing tells afterwards whose the old one was.
+            versions.note(old, None if keep_old else work)
         except BaseException:
             # What went wrong is told, rather than that the remains could not be removed.
             with contextlib.suppress(StoreError):
@@ -201,7 +209,8 @@ class CollectionLifecycle(BaseStore):
             target._is_closed = True
         # From here on the new collection is never deleted: it may be in use already.
         versions.move_alias(self.name, name)
-        self._manifest = manifest
+        versions.note(name, None)
+        self._manifest, self._known = manifest, None
         if not keep_old:
             versions.drop(old, unless_named=True)
 
@@ -241,21 +250,36 @@ class CollectionLifecycle(BaseStore):
                 )
         return new
 
-    def leftovers(self) -> list[str]:
-        """Numbered collections of this name without an alias.
+    def leftovers(self) -> dict[str, str]:
+        """Collection → why nothing needs it; see `BaseStore.leftovers`.
 
-        A rebuild that was killed left them, one is being filled just now, or `keep_old` asked for
-        them: the server cannot tell which, so nothing removes them by itself.
+        A process of another machine may still be filling one: the reason then names both. Servers
+        before 1.16 keep no such notes, so that there all without an alias are listed.
         """
-        return self._server().versions.unnamed(self.name)
+        self._check_open()
+        engine = self._engine
+        return engine.versions.leftovers(self.name) if isinstance(engine, ServerEngine) else {}
 
     def is_unfinished(self, backing: str) -> bool:
         """Whether this is a collection of this name that a rebuild may not have finished."""
-        return backing in self.leftovers()
+        return backing in self._server().versions.unnamed(self.name)
 
     def drop_unfinished(self, backing: str) -> None:
         """Deletes a collection for which `is_unfinished` holds."""
-        self._server().versions.drop(backing, unless_named=True)
+        self._drop(backing)
+
+    def _drop(self, name: str) -> None:
+        self._server().versions.drop(name, unless_named=True)
+
+    def damage(self) -> RowDamage | None:
+        """What reading every row of an embedded collection shows; `None` on a server.
+
+        Raises:
+            StoreError: The rows cannot be read.
+        """
+        self._check_open()
+        read: Callable[[], RowDamage | None] | None = getattr(self._engine, "damage", None)
+        return None if read is None else read()
 
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):
@@ -267,6 +291,12 @@ class CollectionLifecycle(BaseStore):
 
     def _about(self) -> About | None:
         return None if self._manifest is None else self._manifest.about
+
+    def _about_now(self) -> About | None:
+        if not isinstance(self._engine, ServerEngine):
+            return self._about()
+        current = self._engine.current()
+        return None if current is None else current.about
 
     def _made(self) -> Manifest:
         self._made_width()

@@ -6,7 +6,7 @@ import copy
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from vdr_db.connectors.qdrant.requests import METADATA_KEY, IndexMemory, Request
 from vdr_db.connectors.qdrant.server_calls import ServerCalls
 from vdr_db.connectors.qdrant.versions import Versions
 from vdr_db.connectors.retry import Retrier, RetryPolicy
+from vdr_db.connectors.work import WORK_KEY, Work
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 
 __all__ = ["SERVER_LIMITS", "ServerEngine"]
@@ -173,6 +174,21 @@ class ServerEngine(ServerCalls):
         )
         return manifest
 
+    def current(self) -> Manifest | None:
+        """What is behind the name by now, `None` when it is gone."""
+        about = self._retrier.call(self._look)
+        if about is None:
+            return None
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
+        return read_manifest(
+            about,
+            self._sidecar_manifest() if data is None else data,
+            self._collection,
+            self._where,
+            vector=self._vector_name,
+            existing=self._existing,
+        )
+
     def _look(self) -> Any:
         """What the server tells about the collection, `None` when it has no such one."""
         with self._translated("be opened"):
@@ -223,11 +239,15 @@ class ServerEngine(ServerCalls):
             version = self._version()
         sparse = settings.pop("sparse_vectors_config", {})
         kept = sparse.get(manifest.vector)
+        with_metadata = self._keeps_metadata(version)
+        if with_metadata:
+            work = asdict(Work.of_this_process())
+            settings["metadata"] = {**settings.get("metadata", {}), WORK_KEY: work}
         asked = self._requests.collection(
             manifest,
             version,
             index_memory=self._index_memory,
-            with_metadata=self._keeps_metadata(version),
+            with_metadata=with_metadata,
             options={**settings, "sparse_vectors_config": sparse},
         )
         index = getattr(kept, "index", None)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 from vdr_db.connectors.base import next_version
 from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.qdrant.errors import translated
+from vdr_db.connectors.qdrant.requests import METADATA_KEY
 from vdr_db.connectors.validation import clean_payload
+from vdr_db.connectors.work import WORK_KEY, Work
 from vdr_db.errors import StoreError
 
 __all__ = ["Versions"]
@@ -72,6 +75,32 @@ class Versions:
             there = {one.name for one in self._client.get_collections().collections}
             named = {one.collection_name for one in self._client.get_aliases().aliases}
         return sorted(one for one in there - named if pattern.fullmatch(one))
+
+    def leftovers(self, name: str) -> dict[str, str]:
+        """Of the `unnamed`, those that `keep_old` did not ask for → why nothing needs them."""
+        found = {}
+        for one in self.unnamed(name):
+            with self._translated("be looked up"):
+                config = self._client.get_collection(one).config
+            metadata = getattr(config, "metadata", None) or {}
+            told = metadata.get(WORK_KEY)
+            if METADATA_KEY not in metadata:
+                found[one] = "no alias stands for it; a rebuild did not end, or it was to be kept"
+            elif told and Work(**told).is_over:
+                found[one] = "the rebuild that made or replaced it did not end"
+            elif told and not Work(**told).is_here:
+                found[one] = (
+                    f"process {told['process']} on {told['host']} made or replaced it, and did "
+                    "not end, or still fills it"
+                )
+        return found
+
+    def note(self, collection: str, work: Work | None) -> None:
+        """Notes who works on a collection, for `leftovers`; older servers keep no notes."""
+        if "metadata" in self._models.UpdateCollection.model_fields:
+            told = {WORK_KEY: asdict(work) if work else {}}
+            with self._translated("be described"):
+                self._client.update_collection(collection, metadata=told)
 
     def point_alias(self, name: str, new: str, *, moved: bool = False) -> None:
         """Makes an alias, or moves the one that is there, in one request."""

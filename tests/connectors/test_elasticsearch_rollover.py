@@ -14,8 +14,8 @@ import services
 from fault_proxy import LostAnswer, Reset
 from sparse_samples import zipf_rows
 
+from vdr_db.connectors import work as works
 from vdr_db.connectors.elasticsearch import indices
-from vdr_db.connectors.elasticsearch.indices import Work
 from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import StoreError, StoreMismatch
 
@@ -164,11 +164,11 @@ def test_whoever_opens_next_ends_the_work_of_a_killed_process(
     assert open_store(store.name).count() == 1  # its process is alive
     assert flat_settings(store)[0] == "-1"
     if change == "dead":
-        monkeypatch.setattr(indices.os, "kill", no_process)
+        monkeypatch.setattr(works.os, "kill", no_process)
     else:
-        monkeypatch.setattr(indices.socket, "gethostname", lambda: "another host")
+        monkeypatch.setattr(works.socket, "gethostname", lambda: "another host")
         assert open_store(store.name).count() == 1
-        monkeypatch.setattr(indices, "ALIVE_S", 0.0)
+        monkeypatch.setattr(works, "ALIVE_S", 0.0)
     again = open_store(store.name)
     assert flat_settings(again) == ("7s", "0")
     assert again.count() == 30
@@ -186,7 +186,7 @@ def test_a_write_block_of_a_killed_rollover_goes_too(made, open_store, monkeypat
         store.transport, store._index.state().backing, {"index.blocks.write": True}
     )
     block.__enter__()
-    monkeypatch.setattr(indices.os, "kill", no_process)
+    monkeypatch.setattr(works.os, "kill", no_process)
     again = open_store(store.name)
     assert again.upsert(ROWS, IDS).count == 30
     block.gen.close()
@@ -196,14 +196,14 @@ def test_a_live_loader_says_so(made, monkeypatch):
     store = made()
     with store.loading():
         began = work_of(store).since
-        monkeypatch.setattr(indices, "ALIVE_S", 0.3)
+        monkeypatch.setattr(works, "ALIVE_S", 0.3)
         time.sleep(0.2)
         store.upsert(ROWS, IDS)
         assert work_of(store).since > began
     assert work_of(store) is None
 
 
-def work_of(store) -> Work | None:
+def work_of(store) -> works.Work | None:
     state = indices.read_state(store.transport, store.name)
     assert state is not None
     return state.work
@@ -337,7 +337,7 @@ def test_a_rebuild_killed_at_any_request_leaves_nothing_unlisted(
             proxy.decide = None
             killed.close()
             with monkeypatch.context() as dead:
-                dead.setattr(indices.os, "kill", no_process)
+                dead.setattr(works.os, "kill", no_process)
                 again = open_store(store.name)
                 assert again.count() == 30, (work, last)
                 assert again.upsert(ROWS[:1], IDS[:1]).count == 1

@@ -14,9 +14,10 @@ from qdrant_contract_engine import Refused
 from search_servers import note_real_server
 from store_samples import WIDTH, row, rows
 
-from vdr_db.connectors import QdrantStore
+from vdr_db.connectors import QdrantStore, work
 from vdr_db.connectors.failures import classify, told
 from vdr_db.connectors.qdrant.errors import shown_url
+from vdr_db.connectors.qdrant.versions import Versions
 from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.errors import ConfigError, RejectedRows, StoreError, StoreUnavailable
 from vdr_db.sparse import SparseRows
@@ -414,14 +415,41 @@ def test_indexes_made_on_the_server_are_known(connect):
     assert again.count({"n": 2}) == 1
 
 
-def test_what_a_killed_rebuild_left_behind_is_listed(connect):
+def test_what_a_killed_rebuild_left_behind_is_listed_and_removed(connect, monkeypatch):
     store = connect(versioned=True)
     store.create(WIDTH)
     killed = connect(store.name).rebuild()
     killed.__enter__()
-    assert store.leftovers() == [f"{store.name}-000002"]
+    assert store.leftovers() == {}  # its process is alive
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(work.socket, "gethostname", lambda: "another host")
+        (reason,) = store.leftovers().values()
+        assert "or still fills it" in reason
+    monkeypatch.setattr(work.os, "kill", no_process)
+    assert list(store.leftovers()) == [f"{store.name}-000002"]
+    assert store.remove_leftovers() == [f"{store.name}-000002"]
+    assert store.leftovers() == {}
     killed.gen.close()
-    assert store.leftovers() == []
+
+
+@pytest.mark.parametrize("keep_old", [True, False])
+def test_a_collection_that_was_to_be_kept_is_no_leftover(connect, monkeypatch, keep_old):
+    store = connect(versioned=True)
+    store.create(WIDTH)
+    with monkeypatch.context() as lost:
+        lost.setattr(Versions, "drop", lambda *_, **__: None)  # as when killed right before
+        with store.rebuild(keep_old=keep_old):
+            pass
+    monkeypatch.setattr(work.os, "kill", no_process)
+    left = [] if keep_old else [f"{store.name}-000001"]
+    assert list(store.leftovers()) == left
+    with store.rebuild(keep_old=keep_old):
+        pass
+    assert list(store.leftovers()) == left
+
+
+def no_process(*_):
+    raise ProcessLookupError
 
 
 def test_an_embedded_collection_has_no_groups():

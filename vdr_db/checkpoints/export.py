@@ -22,7 +22,7 @@ from vdr_db.version import __version__
 if TYPE_CHECKING:
     from vdr_db.checkpoints.text import TextParts
 
-__all__ = ["Card", "front_matter", "part_folders", "write_json", "write_modules"]
+__all__ = ["Card", "front_matter", "opens_elsewhere", "part_folders", "write_json", "write_modules"]
 
 _MODULE = Path(__file__).parents[1] / "data" / "vdr_pooling.py"
 _POOLINGS = {"log1p_relu": "relu", "double_log1p_relu": "log1p_relu"}
@@ -92,6 +92,9 @@ def write_modules(root: Path, parts: TextParts, card: Card | None = None) -> Non
         parts: The encoder.
         card: What its README.md says; None for what is known.
     """
+    if not opens_elsewhere(parts):
+        (root / "README.md").write_text(_card(parts, card or Card(), None), "utf-8")
+        return
     folder = _Folder(root)
     places = part_folders(parts)
     is_plain = _is_plain(parts)
@@ -125,6 +128,11 @@ def _modules(listed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         {"idx": i, "name": str(i), "path": path, "type": kind}
         for i, (path, kind) in enumerate(listed)
     ]
+
+
+def opens_elsewhere(parts: TextParts) -> bool:
+    """Whether sentence-transformers has, or is given, modules that make the same vectors."""
+    return parts.own_weights is None and parts.document_tower.head_name != "scaled"
 
 
 def _is_plain(parts: TextParts) -> bool:
@@ -238,7 +246,7 @@ def front_matter(card: Card, *, tags: Sequence[str] = ()) -> list[str]:
     return [*lines, "---", ""]
 
 
-def _card(parts: TextParts, card: Card, needs_trust: bool) -> str:
+def _card(parts: TextParts, card: Card, needs_trust: bool | None) -> str:
     entry = parts.document_entry
     head = parts.document_tower.head_name
     trust = ", trust_remote_code=True" if needs_trust else ""
@@ -260,12 +268,15 @@ def _card(parts: TextParts, card: Card, needs_trust: bool) -> str:
         'rows = encoder.encode_documents(["a text"])',
         "```",
         "",
-        "```python",
-        "from sentence_transformers import SparseEncoder",
-        "",
-        f'model = SparseEncoder("PATH_OR_ID"{trust})',
-        'vectors = model.encode_document(["a text"])',
-        "```",
-        "",
     ]
+    if needs_trust is not None:
+        lines += [
+            "```python",
+            "from sentence_transformers import SparseEncoder",
+            "",
+            f'model = SparseEncoder("PATH_OR_ID"{trust})',
+            'vectors = model.encode_document(["a text"])',
+            "```",
+            "",
+        ]
     return "\n".join(lines)

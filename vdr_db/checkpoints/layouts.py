@@ -34,6 +34,7 @@ from vdr_db.checkpoints.plan import (
 from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR, tower_plan
 from vdr_db.checkpoints.upstream import is_upstream, read_upstream
 from vdr_db.errors import ConfigError
+from vdr_db.text.own_weights import OwnWeights
 from vdr_db.towers.families import find_family
 
 __all__ = [
@@ -43,12 +44,15 @@ __all__ = [
     "LAYOUTS",
     "OWN_FILE",
     "OWN_FORMAT",
+    "OWN_WEIGHTS_FORMAT",
     "TEXT_PART",
     "read_plan",
 ]
 
 OWN_FILE = "vdr_db.json"
 OWN_FORMAT = 2
+OWN_WEIGHTS_FORMAT = 3
+"""Of folders with own weights, which older versions would leave out."""
 IMAGE_FILE = "vdr_db_image.json"
 CROSS_MODAL_FILE = "vdr_db_cross_modal.json"
 TEXT_PART, IMAGE_PART = "text", "image"
@@ -83,9 +87,9 @@ def read_plan(folder: Path) -> Plan:
 def _read_own(folder: Path) -> Plan:
     file = folder / OWN_FILE
     saved = settings_of(file)
-    if saved.get("format") not in (1, OWN_FORMAT):
+    if saved.get("format") not in (1, OWN_FORMAT, OWN_WEIGHTS_FORMAT):
         raise ConfigError(
-            f"{file} must have format {OWN_FORMAT}, got {saved.get('format')!r}; "
+            f"{file} must have format 1 to {OWN_WEIGHTS_FORMAT}, got {saved.get('format')!r}; "
             "install the version of vdr-db that wrote it."
         )
     try:
@@ -95,7 +99,7 @@ def _read_own(folder: Path) -> Plan:
         base = folder if lender is None else fetch(lender)
         place = base / document.get("folder", "")
         query_place = base / query.get("folder", "")
-        gate = query.get("gate")
+        gate, numbers = query.get("gate"), saved.get("own_weights")
         return Plan(
             folder=place,
             ignored=() if lender is None else ("document.", "query."),
@@ -112,6 +116,7 @@ def _read_own(folder: Path) -> Plan:
             query_tokenizer=query_place if query.get("tokenizer") else None,
             norm=saved["norm"],
             lexical=saved["lexical"],
+            own_weights=None if numbers is None else OwnWeights.read(base, numbers),
             graphs=saved.get(GRAPHS),
         )
     except (KeyError, TypeError, AttributeError) as error:

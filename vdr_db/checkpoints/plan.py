@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.errors import ConfigError
+from vdr_db.text.own_weights import OwnWeights
 from vdr_db.towers.families import Family, WeightNames
 
 __all__ = [
@@ -135,6 +136,8 @@ class Entry:
         Raises:
             ConfigError: `k` or the maximal length is impossible for this model.
         """
+        if not isinstance(self.prompt, str):
+            raise ConfigError(f"`prompt` must be a text, got {self.prompt!r}.")
         k, length = _index(self.k), _index(self.max_length)
         if self.k is not None and not (k is not None and 1 <= k <= columns):
             raise ConfigError(
@@ -208,7 +211,7 @@ class Plan:
     Attributes:
         folder: The folder with the weights.
         layout: Name of its layout.
-        head: `"vdr"`, `"mlm"` or `"token_weights"`.
+        head: `"vdr"`, `"mlm"`, `"scaled"` or `"token_weights"`.
         activation: Name of the activation.
         vocabulary: Kind of the vocabulary.
         document: Tower of the documents.
@@ -222,6 +225,7 @@ class Plan:
         query_tokenizer: Folder of the queries' tokenizer; None for that of the documents.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
+        own_weights: What a text's own tokens weigh besides; None for nothing.
         lower_case: Whether texts are lower-cased before the tokenizer.
         query_lower_case: The same for queries with a tokenizer of their own.
         tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
@@ -245,6 +249,7 @@ class Plan:
     query_tokenizer: Path | None = None
     norm: bool = False
     lexical: bool = False
+    own_weights: OwnWeights | None = None
     lower_case: bool = False
     query_lower_case: bool = False
     tokenizer_id: str | None = None
@@ -292,7 +297,7 @@ def tower_names(
     Args:
         family: Of the body.
         layers: Of the body.
-        head: `"vdr"` or `"mlm"`.
+        head: `"vdr"`, `"mlm"` or `"scaled"`.
         body_prefix: Prefix of the body's weights in the checkpoint.
         head_prefix: Prefix of the head's.
     """

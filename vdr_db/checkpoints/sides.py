@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -89,11 +89,12 @@ class AbsentTower:
 
     @cached_property
     def _weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        from vdr_db.checkpoints.weights import Checkpoint
+        from vdr_db.checkpoints.weights import Checkpoint, check_layers
 
         where, plan = self._plan.document, self._plan
         assert where.family is not None
         checkpoint = Checkpoint(where.folder or plan.folder)
+        check_layers(self.config.layers, checkpoint)
         present = set(checkpoint.names)
         names = tower_names(
             where.family, self.config.layers, plan.head, where.body_prefix, where.head_prefix
@@ -154,8 +155,8 @@ def _load_sides(
     if plan.query_tokenizer is not None:
         words = read_tokenizer(plan.query_tokenizer, lower_case=plan.query_lower_case)
         _check_same_tokens(vocabulary, words)
-    document: Any
-    query: Any
+    document: TextTower | AbsentTower
+    query: TextTower | StaticTower | None
     digest = ""
     if runtime == "onnx":
         towers = open_text_towers(plan, vocabulary, options.threads)
@@ -176,7 +177,8 @@ def _load_sides(
         assert isinstance(plan.query, StaticPlan)
         query, digest = static(plan.query), ""
     gate = None if plan.query_gate is None else static(plan.query_gate)
-    return Sides(document, query, words, gate, digest)
+    both = cast(TextTower, document), cast(TextTower, query)
+    return Sides(*both, words, gate, digest)
 
 
 def _check_same_tokens(vocabulary: Vocabulary, words: TextTokenizer) -> None:

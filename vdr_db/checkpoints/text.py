@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from vdr_db.checkpoints.graphs import Runtime, runtime_of
-from vdr_db.checkpoints.layouts import read_plan
+from vdr_db.checkpoints.digests import check_digests
+from vdr_db.checkpoints.folders import understood
+from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
+from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
 from vdr_db.checkpoints.sides import TextTower, load_sides
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
+from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.static import StaticTower
@@ -43,6 +47,7 @@ class LoadOptions:
     max_length: int | None = None
     query_max_length: int | None = None
     lexical: bool | None = None
+    own_weights: OwnWeights | Literal[False] | None = None
     activation: Activation | None = None
     head: str | None = None
     vocabulary: str | None = None
@@ -52,6 +57,18 @@ class LoadOptions:
     runtime: Runtime = "auto"
     threads: int | None = None
     needs_torch: Mapping[str, bool] = field(default_factory=dict)
+    is_described: bool = False
+    """Whether nothing is computed: weights stay in their file where that can be, without graphs."""
+
+    def asked(self) -> tuple[str, ...]:
+        """Settings among `vdr_db.stamp.ADJUSTABLE` that are given, not the folder's."""
+        given = {
+            "document_entry.k": self.k != "checkpoint",
+            "query_entry.k": self.query_k != "checkpoint" or self.k != "checkpoint",
+            "document_entry.max_length": self.max_length is not None,
+            "query_entry.max_length": (self.query_max_length or self.max_length) is not None,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
 
     def obstacles(self) -> dict[str, str]:
         """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
@@ -78,6 +95,7 @@ class TextParts:
         query_entry: Maximal length, k and prompt of queries.
         norm: Whether vectors have L2 norm 1 before selection.
         lexical: Whether a text's own tokens are always kept.
+        own_weights: What a text's own tokens weigh besides; None for nothing.
         query_tokenizer: Of the queries; None where both sides share one.
         query_activation: Of the queries; None for that of the documents.
         query_gate: Static weights that a query's vector is multiplied with, or None.
@@ -95,6 +113,7 @@ class TextParts:
     query_entry: Entry
     norm: bool
     lexical: bool
+    own_weights: OwnWeights | None = None
     query_tokenizer: TextTokenizer | None = None
     query_activation: Activation | None = None
     query_gate: StaticTower | None = None
@@ -111,7 +130,15 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
     folder, revision = locate_model(name_or_folder, options.revision)
+    with understood(folder):
+        return _load_text(folder, os.fspath(name_or_folder), revision, options)
+
+
+def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) -> TextParts:
     plan = _with_options(read_plan(folder), options)
+    for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
+        if own.is_file():
+            check_digests(own)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
@@ -119,7 +146,10 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
+    if options.is_described and has_stored_towers(plan):
+        runtime: Literal["onnx", "torch"] = "onnx"
+    else:
+        runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
     sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
     for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
         if options.special_tokens_as_text is not None and words is not None:
@@ -138,10 +168,11 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         query_entry=_entry(plan.query_entry, sides.query, query_k, query_length),
         norm=plan.norm,
         lexical=plan.lexical,
+        own_weights=plan.own_weights,
         query_tokenizer=sides.query_tokenizer,
         query_activation=plan.query_activation,  # type: ignore[arg-type]
         query_gate=sides.query_gate,
-        model=os.fspath(name_or_folder),
+        model=model,
         revision=revision,
         digest=sides.digest,
     )
@@ -173,6 +204,9 @@ def _with_options(plan: Plan, options: LoadOptions) -> Plan:
         vocabulary=options.vocabulary or plan.vocabulary,
         activation=options.activation or plan.activation,
         lexical=plan.lexical if options.lexical is None else options.lexical,
+        own_weights=plan.own_weights
+        if options.own_weights is None
+        else options.own_weights or None,
     )
 
 

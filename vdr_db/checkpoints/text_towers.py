@@ -14,6 +14,7 @@ from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR
 from vdr_db.checkpoints.weights import (
     Checkpoint,
     assign,
+    check_layers,
     checked_device,
     checked_dtype,
     digest,
@@ -65,12 +66,23 @@ def build_towers(
         document = query = _tower(plan, plan.document, plan.document_entry, vocabulary, used)
         if isinstance(plan.query, TowerPlan):
             query = _tower(plan, plan.query, plan.query_entry, vocabulary, used)
+            if _same_body(plan, plan.query):
+                query.body = document.body
         for folder, names in used.items():
             refuse_unexpected(Checkpoint(folder), names, plan.ignored)
-        known = "" if kind == torch.float32 else digest(named_weights(document, query))
+        known = ""
+        if kind != torch.float32:
+            known = digest(named_weights(document, query, plan.own_weights))
         for tower in {id(document): document, id(query): query}.values():
             tower.to(device=place, dtype=kind).eval()
     return document, None if isinstance(plan.query, StaticPlan) else query, known
+
+
+def _same_body(plan: Plan, query: TowerPlan) -> bool:
+    """Whether both sides name the same weights for their bodies."""
+    document = plan.document
+    places = [(where.folder or plan.folder, where.body_prefix) for where in (document, query)]
+    return places[0] == places[1] and document.family is not None
 
 
 def _tower(
@@ -111,6 +123,7 @@ def _build_weigher(
 ) -> WeigherTower:
     """A tower that weighs a text's own tokens: the body, and one linear layer of one column."""
     config = family.body_config(where.config)
+    check_layers(config.layers, checkpoint)
     prefix = where.body_prefix
     if not any(name.startswith(prefix) for name in checkpoint.names):
         prefix = ""

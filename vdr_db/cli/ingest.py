@@ -108,8 +108,8 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="JSONL, CSV, TSV, text (.gz too) or Parquet file, folder of such, BEIR folder, or - "
-        "for standard input",
+        help="JSONL, CSV, TSV, text (.gz and .zst too) or Parquet file, folder of such, BEIR "
+        "folder, or - for standard input",
     )
     add_image_options(parser)
     add_store_options(parser)

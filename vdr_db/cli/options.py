@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "MODES",
     "THUMBNAIL_PX",
+    "add_collection_options",
     "add_field_options",
     "add_image_options",
     "add_model_options",
@@ -74,6 +75,11 @@ def add_store_options(
         "elasticsearch+http(s)://HOST:PORT or opensearch+http(s)://HOST:PORT"
         + (f" (default: {otherwise})" if otherwise else ""),
     )
+    add_collection_options(parser)
+
+
+def add_collection_options(parser: argparse.ArgumentParser) -> None:
+    """`--collection` and `--api-key-env`."""
     parser.add_argument(
         "--collection",
         metavar="NAME",

@@ -192,12 +192,16 @@ def show_patches(words: Sequence[Sequence[str]]) -> None:
 
 
 def show_explanation(
-    terms: Iterable[tuple[str, float, float]], score: float, *, limit: int = 0
+    terms: Iterable[tuple[str, float, float]],
+    score: float,
+    *,
+    limit: int = 0,
+    own: float | None = None,
 ) -> None:
     """Token, its weight in query and document, and their product; the products sum to the score.
 
     At most `limit` tokens are shown, those with the largest products, and the others summed in one
-    line; 0 shows all.
+    line; 0 shows all. Where it is given, the share of own words is told apart from the model's.
     """
     from vdr_db.explain.numbers import decimals_for
 
@@ -221,6 +225,8 @@ def show_explanation(
         left = sum(row[3] for row in rest)
         table.add_row(f"+ {len(rest)} more", "", "", f"{left:.{decimals}f}", "", style="dim")
     table.add_row("score", "", "", f"{score:.{decimals}f}", "", style="bold")
+    for name, share in () if own is None else (("own words", own), ("model", score - own)):
+        table.add_row(f"  {name}", "", "", f"{share:.{decimals}f}", "", style="dim")
     console().print(table)
 
 

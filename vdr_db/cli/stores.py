@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vdr_db.cli.options import (
     DEFAULT_COLLECTION,
@@ -120,9 +120,11 @@ def open_with_model(
 
         name, options = _asked_for(arguments, made_with)
         length = options["max_length"]
-        queries: Any = TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
+        queries = cast(
+            "SparseEncoder", TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
+        )
         return opened(arguments, queries), queries
-    if stamp is not None and stamp.head.endswith("+image"):
+    if stamp is not None and stamp.reads_images:
         both = load_cross_modal(arguments, name=made_with)
         return opened(arguments, both), both.text
     encoder = load_model(arguments, name=made_with)
@@ -162,7 +164,7 @@ def open_source(
         unique=unique,
     )
     stamp = stamp_of(arguments) if getattr(arguments, "store", None) else None
-    if stamp is not None and stamp.head.endswith("+image"):
+    if stamp is not None and stamp.reads_images:
         return files, load_cross_modal(arguments, name=stamp.model)
     return files, load_model(arguments, name=DEFAULT_MODEL)
 

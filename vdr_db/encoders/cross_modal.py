@@ -6,7 +6,6 @@ one collection, by the words they share.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.checkpoints.locate import locate_model
 from vdr_db.checkpoints.plan import Compatibility, FromCheckpoint, Padding, compatibility_of
 from vdr_db.encoders.image import MAX_PIXELS, EncodedImages, ImageEncoder, ImageSource
-from vdr_db.encoders.text import SparseEncoder
+from vdr_db.encoders.text import Side, SparseEncoder
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
@@ -193,14 +192,7 @@ class CrossModalEncoder:
     def stamp(self) -> EncoderStamp:
         """Identity of both encoders together, for stores."""
         text, image = self.text.stamp(), self.image.stamp()
-        both = hashlib.sha256(f"{text.weights} {image.weights}".encode()).hexdigest()
-        return replace(
-            text,
-            model=self.model,
-            revision=self.revision,
-            weights=both,
-            head=f"{text.head}+{image.head}",
-        )
+        return replace(text, model=self.model, revision=self.revision, image=image)
 
     def __repr__(self) -> str:
         """Both encoders."""
@@ -214,9 +206,9 @@ class CrossModalEncoder:
         """Vectors of queries, see `SparseEncoder.encode_queries`."""
         return self.text.encode_queries(texts, **options)
 
-    def bag_of_tokens(self, texts: Iterable[str]) -> SparseRows:
-        """The set of tokens of each text with weight 1; the model is not run."""
-        return self.text.bag_of_tokens(texts)
+    def bag_of_tokens(self, texts: Iterable[str], side: Side = "document") -> SparseRows:
+        """Tokens of each text, see `SparseEncoder.bag_of_tokens`; the model is not run."""
+        return self.text.bag_of_tokens(texts, side)
 
     def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
         """Where texts are cut into passages, see `SparseEncoder.cut_passages`."""

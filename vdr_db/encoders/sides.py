@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,7 @@ from vdr_db.towers.static import StaticTower
 from vdr_db.warning import warn_caller
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
+    from vdr_db.encoders.base import Bar
     from vdr_db.kernels import Activation
 
 __all__ = ["TextSide", "gated_rows", "in_order", "static_rows", "warn_of_cuts"]
@@ -122,7 +121,7 @@ def in_order(
     found: Iterable[tuple[PackedBatch, SparseRows]],
     empty: npt.NDArray[np.int64],
     width: int,
-    bar: tqdm[Any],
+    bar: Bar,
 ) -> SparseRows:
     """Rows of batches in the order of their texts.
 
@@ -138,7 +137,9 @@ def in_order(
         parts.append(rows)
         order.append(batch.texts)
         bar.update(len(batch.texts))
-    return SparseRows.concat(parts)[np.argsort(np.concatenate(order))]
+    texts = np.concatenate(order)
+    joined = SparseRows.concat([part for part in parts if len(part)] or parts)
+    return joined if texts.size <= 1 else joined[np.argsort(texts)]
 
 
 def gated_rows(way: TextSide, rows: SparseRows, tokens: TokenizedTexts) -> SparseRows:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import (
     Compatibility,
@@ -21,9 +23,13 @@ from vdr_db.checkpoints.plan import (
 )
 from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
+from vdr_db.encoders.scanning import head_choices
 from vdr_db.encoders.sides import TextSide
 from vdr_db.encoders.text_encoding import Side, TextEncoding
+from vdr_db.errors import ConfigError
+from vdr_db.forks import renew_after_fork
 from vdr_db.kernels import Activation, Backend
+from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -55,11 +61,13 @@ class SparseEncoder(TextEncoding):
         document_entry: Maximal length, k and prompt of documents.
         query_entry: Maximal length, k and prompt of queries.
         lexical: Whether a text's own tokens are always kept.
+        own_weights: What a text's own tokens weigh besides the model's weights; None for nothing.
         compatibility: How VDR's published code pads, see `from_pretrained`; None for no padding.
         truncated: How many texts were cut to the maximal length so far.
         query_graphs: Whether small batches of queries are replayed as CUDA graphs; off unless set.
             It saves launches where a query takes about a millisecond, on a GPU in float16 or
-            bfloat16, and holds up to 256 MB there. Not together with `lexical`.
+            bfloat16, and holds up to 256 MB there. Not together with `lexical` or
+            `own_weights`.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class SparseEncoder(TextEncoding):
         query_entry: Entry,
         norm: bool = False,
         lexical: bool = False,
+        own_weights: OwnWeights | None = None,
         query_tokenizer: TextTokenizer | None = None,
         query_activation: Activation | None = None,
         query_gate: StaticTower | None = None,
@@ -95,6 +104,7 @@ class SparseEncoder(TextEncoding):
             query_entry: Of queries.
             norm: Scale each vector to L2 norm 1 before selection.
             lexical: Always keep a text's own tokens.
+            own_weights: Added to the model's weights before the k largest are chosen.
             query_tokenizer: Of the queries, where it is another one with the same tokens.
             query_activation: Of the queries, where it is another one.
             query_gate: Static weights that a query's vector is multiplied with.
@@ -118,6 +128,9 @@ class SparseEncoder(TextEncoding):
         )
         self._towers = {"document": document_tower, "query": query_tower}
         self.lexical = lexical
+        self.own_weights = own_weights
+        if own_weights is not None:
+            self._check_own_weights(own_weights, query_gate)
         self.compatibility = Compatibility.of(compatibility)
         self.query_tokenizer = query_tokenizer
         self.query_activation = query_activation
@@ -128,15 +141,22 @@ class SparseEncoder(TextEncoding):
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
+        self._choices = head_choices()
         self._lock = threading.Lock()
+        renew_after_fork(self)
         self._know_weights(digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A lock and captured graphs are of one process and one device.
-        return {**self.__dict__, "_lock": None, "_graphs": None}
+        # A lock, captured graphs and measured times are of one process and one machine.
+        return {**self.__dict__, "_lock": None, "_graphs": None, "_choices": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _choices=head_choices())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock that a thread of the parent held is held for ever here."""
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -150,6 +170,7 @@ class SparseEncoder(TextEncoding):
         max_length: int | None = None,
         query_max_length: int | None = None,
         lexical: bool | None = None,
+        own_weights: OwnWeights | Literal[False] | None = None,
         activation: Activation | None = None,
         head: str | None = None,
         vocabulary: str | None = None,
@@ -183,6 +204,9 @@ class SparseEncoder(TextEncoding):
             query_max_length: The same for queries only; None follows `max_length` where given.
             lexical: Whether a text's own tokens are kept in addition to the k largest. None means
                 as saved, which is off for all published models: their figures were made so.
+            own_weights: Weights of a text's own tokens, merged by stem, that are added to the
+                model's before the k largest are chosen; see `vdr_db.text.own_weights`. None means
+                as saved, False without.
             activation: Instead of the checkpoint's.
             head: `"vdr"` on a Hugging Face folder starts a new VDR encoder from that model, with a
                 fresh norm, to be trained.
@@ -194,7 +218,10 @@ class SparseEncoder(TextEncoding):
                 length, as for the published results; `"longest"` to the longest of each 128 texts
                 in the given order, as later versions do; `Compatibility("longest", n)` of
                 `vdr_db.checkpoints.plan` to the longest of each n.
-            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
+            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"`, `"cpu-int8"` or `"triton"`.
+                On the CPU, `"auto"` finds the columns that can be kept by a scan in 8 bit integers
+                where that is faster, and computes those in fp32: the vectors are the same, bit for
+                bit. `"cpu"` never scans, `"cpu-int8"` always.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             special_tokens_as_text: Whether `[MASK]` and the like in a text are text to a model too,
                 as they are to static sides and to bags of tokens. None means as the folder says,
@@ -223,6 +250,7 @@ class SparseEncoder(TextEncoding):
             max_length=max_length,
             query_max_length=query_max_length,
             lexical=lexical,
+            own_weights=own_weights,
             activation=activation,
             head=head,
             vocabulary=vocabulary,
@@ -233,18 +261,22 @@ class SparseEncoder(TextEncoding):
             threads=threads,
             needs_torch={
                 "`compatibility`": padding is not None,
-                "`backend`": backend != "auto",
+                "`backend`": backend not in ("auto", "cpu", "cpu-int8"),
             },
         )
         parts = load_text(name_or_folder, options)
-        return cls(**vars(parts), compatibility=padding, backend=backend)
+        with understood(Path(name_or_folder)):  # of the settings that parts are checked by
+            encoder = cls(**vars(parts), compatibility=padding, backend=backend)
+        encoder.asked = options.asked()
+        return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: Card | None = None) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
 
         An encoder saved there before is replaced; anything else is left alone. It also opens with
         sentence-transformers, with equal vectors; where a head needs a module of ours there, that
-        asks for `trust_remote_code=True`.
+        asks for `trust_remote_code=True`. Own weights have no module there, so an encoder with
+        them opens here alone.
 
         Args:
             folder: Where to; made with its parents if need be.
@@ -259,6 +291,18 @@ class SparseEncoder(TextEncoding):
         save_text(self._parts(TextParts), folder, card)
 
     # What it is
+
+    def _check_own_weights(self, own: OwnWeights, gate: StaticTower | None) -> None:
+        if own.canon.size != self.vocabulary.size:
+            raise ConfigError(
+                f"`own_weights` must have one entry for each of {self.vocabulary.size} tokens, got "
+                f"{own.canon.size}; make them for this tokenizer with `OwnWeights.fitted`."
+            )
+        if self.norm or gate is not None:
+            raise ConfigError(
+                "`own_weights` must be None for vectors of norm 1 and for gated queries, whose "
+                "weights are not what is added to; pass own_weights=False."
+            )
 
     @property
     def is_shared(self) -> bool:
@@ -303,9 +347,16 @@ class SparseEncoder(TextEncoding):
     def _stored_k(self) -> int | None:
         return self.document_entry.k
 
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+        from vdr_db.checkpoints.text import TextParts
+
+        towers = {f"{side}_tower": tower for side, tower in self._towers.items()}
+        return self._settings(TextParts, compatibility=self.compatibility, **towers)
+
     def named_weights(self) -> dict[str, Weight]:
         """All weights by our names; those of a shared tower once."""
-        return named_weights(self._towers["document"], self._towers["query"])
+        return named_weights(self._towers["document"], self._towers["query"], self.own_weights)
 
     def __repr__(self) -> str:
         """What it computes and where."""

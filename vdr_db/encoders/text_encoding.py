@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -28,9 +28,11 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.scanning import HeadChoice
 from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, warn_of_cuts
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
+from vdr_db.text.own_weights import OwnWeights, joined
 from vdr_db.text.passages import Span, passage_spans
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.onnx import OnnxTextTower
@@ -50,16 +52,19 @@ class TextEncoding(Encoder):
 
     Attributes:
         lexical: Whether a text's own tokens are always kept.
+        own_weights: What a text's own tokens weigh besides; None for nothing.
         compatibility: How VDR's published code pads; None for no padding.
         truncated: How many texts were cut to the maximal length so far.
         query_graphs: Whether small batches of queries are replayed as CUDA graphs.
     """
 
     lexical: bool
+    own_weights: OwnWeights | None
     compatibility: Compatibility | None
     truncated: int
     query_graphs: bool
     _graphs: QueryGraphs | None
+    _choices: dict[str, HeadChoice]
     _lock: threading.Lock
 
     @abstractmethod
@@ -106,10 +111,11 @@ class TextEncoding(Encoder):
         """Vectors of queries; arguments, result and errors as in `encode_documents`."""
         return self._encode("query", texts, token_budget, show_progress)
 
-    def bag_of_tokens(self, texts: Iterable[str]) -> SparseRows:
+    def bag_of_tokens(self, texts: Iterable[str], side: Side = "document") -> SparseRows:
         """The set of tokens of each text with weight 1; the model is not run.
 
-        Texts are cut as documents are, and counted in `truncated`.
+        Texts are cut as documents are, and counted in `truncated`. With `own_weights` these are
+        what comes back: tokens merged by stem, weighted as those of a document or of a query.
 
         Raises:
             TypeError: One `str` came instead of a sequence.
@@ -118,7 +124,9 @@ class TextEncoding(Encoder):
         tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
         self._count_truncated(tokens.lengths, frame)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
+        cut = self._cut(tokens, frame)
+        if self.own_weights is not None:
+            return self.own_weights.rows(side, cut)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
 
     def token_ids(self, text: str) -> list[int]:
@@ -153,6 +161,10 @@ class TextEncoding(Encoder):
             found.append(spans)
         return found
 
+    def own_tokens(self, text: str, side: Side = "document") -> TokenizedTexts:
+        """Own tokens of one text as a side reads it: cut, without prompt and special tokens."""
+        return self._cut(self.side(side).encode(checked_texts([text])), self.frame(side))
+
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
         return self.side(side).frame()
@@ -181,8 +193,11 @@ class TextEncoding(Encoder):
             tokens = way.encode([way.entry.prompt + text for text in raw])
         self._count_truncated(tokens.lengths, frame)
         is_empty = own.lengths == 0
+        added = self._own_rows(side, own, frame)
         if way.static is not None:
-            return static_rows(way.static, tokens, is_empty, frame, way.entry.k)
+            k = way.entry.k if added is None else None
+            rows = static_rows(way.static, tokens, is_empty, frame, k)
+            return rows if added is None else joined(rows, added, way.entry.k)
         planned = plan_texts(
             tokens.lengths,
             frame,
@@ -191,10 +206,13 @@ class TextEncoding(Encoder):
             tokens=checked_budget(token_budget, self.device.type),
             rows=POOLED_BYTES // (4 * self.vocabulary.columns) if way.tower.packs_exactly else 1,
         )
-        scoring = self._scoring(side, way, partial(self._own_tokens, tokens, frame=frame))
+        kept = partial(self._kept_tokens, tokens, added, frame=frame)
+        scoring = self._scoring(side, way, kept)
         packed = packed_batches(tokens, planned[0], frame, self.compatibility)
         with progress(len(raw), "text", shown=show_progress) as bar:
             found = scoring.rows_of(packed)
+            if added is not None:
+                found = self._joined(found, added, tokens, way)
             rows = in_order(found, planned[1], self.vocabulary.size, bar)
         return rows if way.gate is None else gated_rows(way, rows, tokens)
 
@@ -205,17 +223,20 @@ class TextEncoding(Encoder):
         k = None if way.gate else way.entry.k
         kept = (self.vocabulary, k, way.activation, self.norm)
         if isinstance(way.tower, OnnxTextTower):
-            return OnnxScoring(way.tower, *kept, lexical)
+            return OnnxScoring(way.tower, *kept, self.backend, lexical, self._choices[side])
         from vdr_db.encoders.text_torch import TextScoring
 
         graphs = self._graphs_of(way) if side == "query" else None
-        return TextScoring(way.tower, *kept, self.backend, lexical, graphs)
+        choice = self._choices[side]
+        return TextScoring(way.tower, *kept, self.backend, lexical, graphs, choice)
 
     def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs
         from vdr_db.towers.text import Tower
 
-        if not self.query_graphs or self.lexical or way.gate or not isinstance(way.tower, Tower):
+        if not (self.query_graphs and isinstance(way.tower, Tower)):
+            return None
+        if self.lexical or self.own_weights or way.gate:
             return None
 
         frame, options = way.frame(), (way.entry.k, way.activation, self.norm, self.backend)
@@ -230,6 +251,38 @@ class TextEncoding(Encoder):
             return None
         cut = tokens.cut(batch.texts, frame.own, left=frame.cuts_left)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
+
+    def _own_rows(self, side: Side, own: TokenizedTexts, frame: Frame) -> SparseRows | None:
+        """Own weights of all texts, or None; a prompt is no part of a text."""
+        if self.own_weights is None:
+            return None
+        return self.own_weights.rows(side, self._cut(own, frame))
+
+    @staticmethod
+    def _cut(tokens: TokenizedTexts, frame: Frame) -> TokenizedTexts:
+        return tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
+
+    def _kept_tokens(
+        self, tokens: TokenizedTexts, added: SparseRows | None, batch: PackedBatch, frame: Frame
+    ) -> SparseRows | None:
+        """Tokens whose weights a selection must hold, whatever they are."""
+        kept = self._own_tokens(tokens, batch, frame)
+        if added is None:
+            return kept
+        own = added[batch.texts]
+        return own if kept is None else joined(kept, own, None)
+
+    def _joined(
+        self,
+        found: Iterable[tuple[PackedBatch, SparseRows]],
+        added: SparseRows,
+        tokens: TokenizedTexts,
+        way: TextSide,
+    ) -> Iterator[tuple[PackedBatch, SparseRows]]:
+        """Batches with own weights added to the model's, and the k largest of the sums kept."""
+        for batch, rows in found:
+            always = self._own_tokens(tokens, batch, way.frame())
+            yield batch, joined(rows, added[batch.texts], way.entry.k, always)
 
     def _count_truncated(self, lengths: npt.NDArray[np.int64], frame: Frame) -> None:
         count = int((lengths > frame.own).sum())

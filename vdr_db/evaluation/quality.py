@@ -30,7 +30,7 @@ from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Collection, VDRQdrant
-    from vdr_db.encoders.text import SparseEncoder
+    from vdr_db.encoders.text import Side, SparseEncoder
 
 __all__ = [
     "MODES",
@@ -391,13 +391,13 @@ class _Vectors:
             )
         return measured
 
-    def _rows(self, side: str, *, tokens: bool) -> tuple[SparseRows, float]:
+    def _rows(self, side: Side, *, tokens: bool) -> tuple[SparseRows, float]:
         if (side, tokens) not in self._made:
             is_document = side == "document"
             texts = self._collection.document_texts if is_document else self._collection.query_texts
             timer = Timer()
             if tokens:
-                rows = self._encoder.bag_of_tokens(texts)
+                rows = self._encoder.bag_of_tokens(texts, side)
             elif is_document:
                 rows = self._encoder.encode_documents(texts, show_progress=sys.stderr.isatty())
             else:

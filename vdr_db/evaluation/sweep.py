@@ -96,7 +96,7 @@ def sweep_k(
     if set(modes) != {"beta"}:
         documents.update(_levels(encoder, "document", collection.document_texts, document_ks))
     if "alpha" in modes:
-        queries[None] = encoder.bag_of_tokens(collection.query_texts)
+        queries[None] = encoder.bag_of_tokens(collection.query_texts, "query")
     if "beta" in modes:
         documents[None] = encoder.bag_of_tokens(collection.document_texts)
     points = []
@@ -143,7 +143,7 @@ def _levels(
     encoder.truncated = wide.truncated  # so that it warns no second time
     levels: dict[int | None, SparseRows] = {}
     for k in sorted(set(ks)):
-        levels[k] = rows.topk(k) if k else _among(rows, encoder.bag_of_tokens(texts))
+        levels[k] = rows.topk(k) if k else _among(rows, encoder.bag_of_tokens(texts, side))
     return levels
 
 

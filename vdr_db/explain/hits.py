@@ -69,7 +69,11 @@ def find_hits(
         row, asked = collection.encode_query_image(query), []
     else:
         is_bag = mode == "alpha"
-        row = encoder.bag_of_tokens([query]) if is_bag else encoder.encode_queries([query])
+        row = (
+            encoder.bag_of_tokens([query], side="query")
+            if is_bag
+            else encoder.encode_queries([query])
+        )
         asked = [query]
     hits = collection.search(row, limit=limit, filter=filter, mode=mode)
     rows = {record.id: record.row for record in collection.records_of(hits)}

@@ -52,7 +52,10 @@ def match_of(
         InputError: There is no document with this id.
     """
     is_bag = mode == "alpha"
-    row = (encoder.bag_of_tokens if is_bag else encoder.encode_queries)([query])
+    if is_bag:
+        row = encoder.bag_of_tokens([query], side="query")
+    else:
+        row = encoder.encode_queries([query])
     asked = explain_text(encoder, query, side="query", row=row, follow=follow and not is_bag)
     return _found(collection, encoder, asked, row, id, mode, follow, images, open_files)
 

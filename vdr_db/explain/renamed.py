@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vdr_db.explain.attribution import Attribution, text_attribution, weights_by_position
 from vdr_db.explain.explanation import Explanation, ShownImage
 from vdr_db.explain.items import explain_image, explain_text
 from vdr_db.explain.records import explain_record
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from vdr_db.kernels import Activation
+    from vdr_db.sparse import SparseRows
+    from vdr_db.text.vocabulary import Vocabulary
+
 __all__ = ["RENAMED"]
 
 
 def _portrait_of_image(
-    vocabulary: Any, row: Any, picture: Any, *, evidence: Any = None, heading: str = "image"
+    vocabulary: Vocabulary,
+    row: SparseRows,
+    picture: ShownImage,
+    *,
+    evidence: Attribution | None = None,
+    heading: str = "image",
 ) -> Explanation:
     return Explanation.of_image(vocabulary, row, picture, attribution=evidence, heading=heading)
 
 
-def _position_weights(hidden: Any, matrix: Any, bias: Any, columns: Any, activation: Any) -> Any:
+def _position_weights(
+    hidden: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor | None,
+    columns: torch.Tensor,
+    activation: Activation,
+) -> npt.NDArray[np.float32]:
     chosen = None if bias is None else bias[columns].float().cpu().numpy()
     rows = matrix[columns].float().cpu().numpy()
     return weights_by_position(hidden.float().cpu().numpy(), rows, chosen, activation)

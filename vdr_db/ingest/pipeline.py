@@ -23,6 +23,7 @@ from vdr_db.connectors.base import Documents, Store
 from vdr_db.connectors.documents import documents_of
 from vdr_db.connectors.encoder import Encoder, ImageReader, Target
 from vdr_db.connectors.passages import PassageRows, checked_passages, encode_passages
+from vdr_db.connectors.probes import check_probes, with_probes
 from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import ConfigError, InputError, StoreMismatch, StoreUnavailable
 from vdr_db.ingest.batches import BatchLimit
@@ -155,12 +156,22 @@ class _Run:
             keeps_text = False
         self._text_key = getattr(target, "text_key", "text") if keeps_text else None
         # Makes the collection, or checks that it was made for this encoder.
+        brings_rows = getattr(self._source, "width", None) is not None
+        stamp, makes = self._stamp, None if brings_rows else self._encoder
+        if makes is not None and self._store.width is None:
+            stamp = with_probes(makes, stamp)
         self._store.create(
             self._width,
-            self._stamp,
+            stamp,
             documents=self._documents,
             passages=checked_passages(options.passages),
         )
+        if makes is not None and self._documents == "encoded":
+            check_probes(makes, self._store.stamp, "document", repr(self._store))
+        kept = self._store.stamp
+        if kept is not None and kept.is_old and self._stamp is not None:
+            # Fingerprints of the documents that are there are made of what was known then.
+            self._stamp = self._stamp.as_before()
         self._kind = type(self._store).__name__
         self._passages = self._store.passages
         self._options = replace(options, passages=self._passages)

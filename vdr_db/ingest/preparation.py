@@ -38,9 +38,14 @@ _OBJECT_BYTES = 600  # Python objects of one waiting record, beside text and vec
 
 def comparable_stamp(stamp: EncoderStamp | None) -> dict[str, Any]:
     """What of a stamp changes vectors."""
-    facts = {} if stamp is None else stamp.to_dict()
+    if stamp is None:
+        return {}
+    facts = stamp.as_before().to_dict()
     for name in ("model", "revision", "library_version"):
         facts.pop(name, None)
+    if stamp.settings:
+        told = [dict(one.settings) for one in (stamp, stamp.image) if one is not None]
+        facts["settings"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return facts
 
 

@@ -18,6 +18,7 @@ from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.identity import file_identities
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.quarantine import Refusal
+from vdr_db.lines import PACKED, unpacked_name
 from vdr_db.readers import Fields, Format, Record, read_records
 from vdr_db.sparse import SparseRows
 
@@ -295,14 +296,14 @@ def _expanded(path: str) -> list[str]:
         return [path]
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such file or folder.")
-    if any(os.path.isfile(os.path.join(path, f"corpus.jsonl{end}")) for end in ("", ".gz")):
+    if any(os.path.isfile(os.path.join(path, f"corpus.jsonl{end}")) for end in ("", *PACKED)):
         return [path]
     names = sorted(os.listdir(path))
-    parts = [name for name in names if name.lower().removesuffix(".gz").endswith(_PARTS)]
+    parts = [name for name in names if unpacked_name(name).endswith(_PARTS)]
     if not parts:
         raise InputError(
-            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or .gz); "
-            "a folder of images is an ImageFolderSource (--images)."
+            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or "
+            ".gz, .zst); a folder of images is an ImageFolderSource (--images)."
         )
     return [os.path.join(path, name) for name in parts]
 
@@ -310,6 +311,6 @@ def _expanded(path: str) -> list[str]:
 def _data_file(path: str) -> str:
     """The file behind a path, which may be a BEIR folder."""
     if os.path.isdir(path):
-        ends = (os.path.join(path, f"corpus.jsonl{end}") for end in ("", ".gz"))
+        ends = (os.path.join(path, f"corpus.jsonl{end}") for end in ("", *PACKED))
         return next(end for end in ends if os.path.isfile(end))
     return path

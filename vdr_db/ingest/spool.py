@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from vdr_db.border import foreign
 from vdr_db.connectors.base import Documents
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError, StoreUnavailable, require
@@ -92,7 +93,7 @@ class SpoolWriter:
         # What earlier versions compared: one hash of all.
         told = {
             "input": of_format_1(description["input"]),
-            "encoder": description["encoder"],
+            "encoder": {k: v for k, v in description["encoder"].items() if k != "settings"},
             "policy": list(description["policy"].values()),
         }
         self._description = json.loads(json.dumps(description))
@@ -124,21 +125,25 @@ class SpoolWriter:
             for path in (*self.folder.glob(f"part-{stem}-*.parquet"), self._manifest):
                 path.unlink(missing_ok=True)
         for path in sorted(self.folder.glob(f"part-{stem}-*.parquet")):
-            facts = self._read_facts(path)
-            difference = None
-            if facts.get("run") != self._facts["run"]:
-                difference = "another input, encoder or options"
-                if "described" in facts:
-                    difference = run_difference(facts["described"], self._description)
-            if difference is not None:
-                raise ConfigError(
-                    f"{path} was made of something else: {difference}; use another folder, or "
-                    "restart to encode this slice again."
-                )
-            for start, stop in facts["settled"]:
-                self.settled.add(start, stop)
-            self._parts[path.name] = facts["rows"]
-            self.rows += facts["rows"]
+            with foreign(f"the part {path}", ConfigError, "move it away"):
+                self._adopt_part(path)
+
+    def _adopt_part(self, path: Path) -> None:
+        facts = self._read_facts(path)
+        difference = None
+        if facts.get("run") != self._facts["run"]:
+            difference = "another input, encoder or options"
+            if "described" in facts:
+                difference = run_difference(facts["described"], self._description)
+        if difference is not None:
+            raise ConfigError(
+                f"{path} was made of something else: {difference}; use another folder, or "
+                "restart to encode this slice again."
+            )
+        for start, stop in facts["settled"]:
+            self.settled.add(start, stop)
+        self._parts[path.name] = facts["rows"]
+        self.rows += facts["rows"]
 
     def _read_facts(self, path: Path) -> dict[str, Any]:
         try:

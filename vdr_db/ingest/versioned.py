@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
-from vdr_db.connectors.encoder import Encoder, ImageReader, Target
+from vdr_db.connectors.base import Store
+from vdr_db.connectors.encoder import Encoder, Target
 from vdr_db.errors import ConfigError, StoreError
 from vdr_db.ingest.ledger import Ledger
 from vdr_db.ingest.options import IngestOptions
@@ -18,7 +20,39 @@ from vdr_db.ingest.source import Source
 from vdr_db.ingest.stop import Stop
 from vdr_db.readers import Record
 
-__all__ = ["ingest_versioned"]
+__all__ = ["Versioned", "VersionedStore", "ingest_versioned"]
+
+
+class VersionedStore(Store, Protocol):
+    """A store whose name can go over to a new backing collection or index."""
+
+    @property
+    def name(self) -> str:
+        """Of the backing collection or index."""
+
+    def is_unfinished(self, name: str, /) -> bool:
+        """Whether a backing collection or index is of a `rebuild` that never ended."""
+
+    def drop_unfinished(self, name: str, /) -> None:
+        """Deletes it."""
+
+
+class Versioned(Protocol):
+    """A collection over such a store: `VDRQdrant` on a server, and `VDRElasticsearch`."""
+
+    @property
+    def store(self) -> VersionedStore:
+        """Where documents go."""
+
+    def rebuild(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        keep_old: bool = False,
+        into: str | None = None,
+        keep_unfinished: bool = False,
+    ) -> AbstractContextManager[Versioned]:
+        """Fills a new backing collection or index inside the block."""
 
 
 class _Failed(StoreError):
@@ -33,9 +67,9 @@ class _Interrupted(Exception):
 
 def ingest_versioned(
     source: Source | Sequence[str | os.PathLike[str]] | Iterable[Record],
-    collection: Any,
+    collection: Versioned,
     *,
-    encoder: Encoder | ImageReader | None = None,
+    encoder: Encoder | None = None,
     options: IngestOptions | None = None,
     ledger: str | os.PathLike[str] | None = None,
     quarantine: str | os.PathLike[str] | None = None,

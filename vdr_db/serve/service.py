@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
+from vdr_db.connectors.probes import check_probes
 from vdr_db.errors import InputError, StoreError
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.hits import HitView, hit_view
@@ -20,6 +21,7 @@ from vdr_db.explain.items import explain_text
 from vdr_db.explain.matches import make_match
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import matched_words, shares_of
+from vdr_db.forks import renew_after_fork
 from vdr_db.serve.batching import Batcher, Side
 from vdr_db.serve.facets import (
     Choice,
@@ -99,11 +101,13 @@ class SearchService:
         batch_texts: int = Limits.batch_texts,
     ) -> None:
         self.collection = collection
+        check_probes(encoder, collection.store.stamp, "query", repr(collection.store))
         self.batcher = Batcher(encoder, most=batch_texts)
         self.encoder = encoder
         self.images = images
         # The embedded engine is asked by one thread at a time; a search takes about a millisecond.
         self._store_lock = threading.Lock()
+        renew_after_fork(self)
         sample = [
             record.payload
             for record in collection.get(list(itertools.islice(collection.ids(), SAMPLE)))
@@ -113,6 +117,10 @@ class SearchService:
             self.facets = find_facets(sample, without=own)
         else:
             self.facets = named_facets(sample, facets)
+
+    def after_fork(self) -> None:
+        """A lock that a thread of the parent held is held for ever here."""
+        self._store_lock = threading.Lock()
 
     def close(self) -> None:
         """Closes the collection, after what is going on; a second call does nothing."""

@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.budget import BUDGET
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
@@ -120,8 +121,15 @@ class Vocabulary:
 
         Raises:
             InputError: Two tokens share an id. Ids that no token has are named `[id N]`.
+            ConfigError: An id is larger than any vocabulary.
         """
         table = tokenizer.get_vocab()
+        largest = max(table.values(), default=0)
+        if largest >= BUDGET.vocabulary_ids:
+            raise ConfigError(
+                f"token ids must lie below {BUDGET.vocabulary_ids:,}, got {largest:,}; vectors are "
+                "as wide as the largest id: the tokenizer is damaged."
+            )
         tokens = [f"[id {i}]" for i in range(max(table.values()) + 1)] if table else []
         if len(set(table.values())) != len(table):
             raise InputError(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.kernels import Backend, Pooled
+from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.packed_attention import NAME, NotPackable, PackedTexts, register
 from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
@@ -34,7 +34,7 @@ from vdr_db.towers.text_body import (
     rows_are_independent,
 )
 from vdr_db.towers.text_head import Head
-from vdr_db.towers.torch_tower import TorchTower
+from vdr_db.towers.torch_tower import TorchTower, check_process
 from vdr_db.warning import warn_caller
 
 __all__ = ["HubModelTower", "HubSizes"]
@@ -179,12 +179,18 @@ class HubModelTower(TorchTower):
         )
 
     @property
+    def constants(self) -> dict[str, Any]:
+        """What the model has beside weights and sizes, as JSON types."""
+        return {"is_decoder": self.is_decoder, **self.model.config.to_diff_dict()}
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one."""
         if _rope_depends_on_batch(self.model.config):
             return False
         if self.device.type != "cpu":
             return True
+        check_process()
         widths = {part.in_features for part in self.modules() if isinstance(part, nn.Linear)}
         threads = torch.get_num_threads()
         return _elementwise_is_exact(threads) and all(
@@ -236,6 +242,30 @@ class HubModelTower(TorchTower):
         Raises:
             ConfigError: Padding is to take part, as in a compatibility mode of VDR.
         """
+        return project_pool(
+            self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
+            cu_seqlens,
+            self.matrix(),
+            self.bias_rows(),
+            backend=backend,
+            return_argmax=return_argmax,
+            max_length=max((run.length for run in runs), default=None),
+        )
+
+    def packed_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        runs: Sequence[Run],
+        *,
+        layout: Padding | Ragged | None = None,
+    ) -> Tensor:
+        """States of all tokens, `[T, H]`; as `towers.text.Tower.packed_states`.
+
+        Raises:
+            ConfigError: As `forward`.
+        """
         if any(run.kept < run.length for run in runs):
             raise ConfigError(
                 "`compatibility` must be None for a model of transformers, whose padding never "
@@ -243,15 +273,7 @@ class HubModelTower(TorchTower):
             )
         if layout is None and self.packs:
             layout = self._layout(runs, cu_seqlens)
-        hidden = self._hidden(input_ids, position_ids, runs, layout)
-        return self.head(  # type: ignore[no-any-return]
-            hidden,
-            cu_seqlens,
-            hidden,
-            backend=backend,
-            return_argmax=return_argmax,
-            max_length=max((run.length for run in runs), default=None),
-        )
+        return self._hidden(input_ids, position_ids, runs, layout)
 
     def _layout(self, runs: Sequence[Run], cu_seqlens: Tensor) -> Padding | Ragged | None:
         device = cu_seqlens.device

@@ -50,7 +50,7 @@ class TowerLike(Protocol[Config_co, Item_contra]):
 
     @property
     def head_name(self) -> str:
-        """Name of the head in stamps and files: `"vdr"`, `"mlm"` or `"image"`."""
+        """Name of the head in stamps and files: `"vdr"`, `"mlm"`, `"scaled"`, `"image"`."""
 
     @property
     def columns(self) -> int:

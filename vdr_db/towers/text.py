@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdr_db.kernels import Backend, Pooled
+from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
 from vdr_db.towers.text_body import Body, Padding, Ragged, packing_is_exact
@@ -44,6 +44,16 @@ class Tower(TorchTower):
         return self.head.name
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.body.embeddings.word.weight.device  # without a walk through all modules
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and the hidden states."""
+        return self.body.embeddings.word.weight.dtype
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one.
 
@@ -63,7 +73,8 @@ class Tower(TorchTower):
         """States of a text's tokens after the head's transform, `[P, H]` float32."""
         ids, positions, _, runs = self._alone(item)
         with self.evaluating():
-            hidden = self.head.transform(self.body(ids, positions, runs)[: runs[0].stop])
+            hidden = self._hidden(ids, self.body(ids, positions, runs))
+            hidden = self.head.transform(hidden[: runs[0].stop])
         found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
         return found
 
@@ -73,6 +84,10 @@ class Tower(TorchTower):
             logits = self(*self._alone(item)).logits[0]
         found: npt.NDArray[np.float32] = logits.cpu().numpy()
         return found
+
+    def _hidden(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        """Hidden states as the head reads them."""
+        return self.head.with_tokens(hidden, input_ids, self.body.embeddings.word.weight)
 
     def _alone(self, item: TextItem) -> tuple[Tensor, Tensor, Tensor, list[Run]]:
         """A text as a batch of its own: ids, positions, bounds, runs."""
@@ -113,18 +128,31 @@ class Tower(TorchTower):
             `logits` `[B, V]` float32, `argmax` `[B, V]` int16 (texts of up to 32,767 tokens),
             int32 or None.
         """
-        if layout is None:
-            layout = self.body.layout(runs, cu_seqlens, device=input_ids.device)
         longest = max((run.length for run in runs), default=None)
         if isinstance(layout, Ragged):
             longest = layout.longest
-        hidden = self.body(input_ids, position_ids, runs, layout)
-        pooled: Pooled = self.head(
-            hidden,
+        return project_pool(
+            self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
             cu_seqlens,
-            self.body.embeddings.word.weight,
+            self.matrix(),
+            self.bias_rows(),
             backend=backend,
             return_argmax=return_argmax,
             max_length=longest,
         )
-        return pooled
+
+    def packed_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        runs: Sequence[Run],
+        *,
+        layout: Padding | Ragged | None = None,
+    ) -> Tensor:
+        """States of all tokens after the head's transform, `[T, H]`; arguments as in `forward`."""
+        if layout is None:
+            layout = self.body.layout(runs, cu_seqlens, device=input_ids.device)
+        hidden = self._hidden(input_ids, self.body(input_ids, position_ids, runs, layout))
+        states: Tensor = self.head.transform(hidden)
+        return states

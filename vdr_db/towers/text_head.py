@@ -1,12 +1,16 @@
 """Heads: from hidden states to one score for each column of the vocabulary.
 
-Both heads transform the `[T, H]` hidden states, then leave the product with the vocabulary matrix
+All heads transform the `[T, H]` hidden states, then leave the product with the vocabulary matrix
 and the maximum over a text's tokens to `vdr_db.kernels.project_pool`, which never holds
 `[T, V]`.
 
 - `vdr`: LayerNorm (epsilon 1e-5), then the body's own word embeddings of the kept columns; no bias.
 - `mlm`: dense, activation and LayerNorm of the model's masked language model, then its decoder
   with bias, tied to the word embeddings or not.
+- `scaled`: dense and LayerNorm (epsilon 1e-5) with a share of each position's own word embedding,
+  then the word embeddings, each times a scale of its column, with bias:
+  `LayerNorm(A h + a + g_t w_t) . (c_v w_v) + b_v` for a position with token t. For bodies that were
+  never a masked language model.
 
 Source: Zhou et al., "Retrieval-based Disentangled Representation Learning with Natural Language
 Supervision", ICLR 2024 (`vdr`); Formal et al., "SPLADE", SIGIR 2021 (`mlm`).
@@ -15,6 +19,7 @@ Supervision", ICLR 2024 (`vdr`); Formal et al., "SPLADE", SIGIR 2021 (`mlm`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +27,10 @@ from torch import Tensor, nn
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.families import BodyConfig
+from vdr_db.towers.families import HEADS, BodyConfig
 from vdr_db.towers.text_body import ACTIVATIONS, Linear, unfilled
 
-__all__ = ["HEADS", "Head", "MlmHead", "VdrHead", "make_head"]
+__all__ = ["HEADS", "Head", "MlmHead", "ScaledHead", "VdrHead", "make_head"]
 
 VDR_NORM_EPS = 1e-5
 """Epsilon of the VDR head's LayerNorm, torch's default, not the 1e-12 of BERT's own norms."""
@@ -51,6 +56,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def transform(self, hidden: Tensor) -> Tensor:
         """Hidden states `[T, H]` as the vocabulary matrix wants them, same shape."""
+
+    def with_tokens(self, hidden: Tensor, input_ids: Tensor, word_embeddings: Tensor) -> Tensor:
+        """What `transform` reads: hidden states `[T, H]`, and beside them what else it needs."""
+        return hidden
 
     def matrix(self, word_embeddings: Tensor) -> Tensor:
         """Rows of the vocabulary matrix, `[V, H]`.
@@ -78,7 +87,7 @@ class Head(nn.Module, ABC):
         """Largest score of each column over the tokens of each text.
 
         Args:
-            hidden: `[T, H]`, last layer of the body.
+            hidden: `[T, H]`, last layer of the body; see `with_tokens`.
             cu_seqlens: `[B + 1]` integers, text b is `hidden[cu_seqlens[b]:cu_seqlens[b + 1]]`.
             word_embeddings: `[rows, H]` of the body.
             backend: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
@@ -104,17 +113,21 @@ class Head(nn.Module, ABC):
             return weight[first : self.vocabulary.size]  # a view: no copy of the matrix
         return weight.index_select(0, self.get_buffer("columns"))
 
-    def _rows(self, weight: Tensor) -> Tensor:
-        if self.vocabulary.first_id is not None or (
-            torch.is_grad_enabled() and weight.requires_grad
-        ):
-            return self._chosen(weight)
+    def _rows(self, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        parts = [weight] if scale is None else [weight, scale]
+        is_view = scale is None and self.vocabulary.first_id is not None
+        if is_view or (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
+            return self._made(parts)
         # A gather copies V·H numbers; one copy serves until the matrix itself changes.
-        key = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        key = [(part.data_ptr(), part._version, part.device, part.dtype) for part in parts]
         if self._gathered is None or self._gathered[0] != key:
             with torch.inference_mode(False):  # the copy may serve a later backward pass too
-                self._gathered = (key, self._chosen(weight.detach()))
+                self._gathered = (key, self._made([part.detach() for part in parts]))
         return self._gathered[1]
+
+    def _made(self, parts: Sequence[Tensor]) -> Tensor:
+        rows = self._chosen(parts[0])
+        return rows if len(parts) == 1 else rows * self._chosen(parts[1]).relu()[:, None]
 
 
 class VdrHead(Head):
@@ -174,8 +187,38 @@ class MlmHead(Head):
         return self._chosen(self.bias)
 
 
-HEADS = ("vdr", "mlm")
-"""Names of the heads of text encoders."""
+class ScaledHead(Head):
+    """Dense and norm, with each position's own word; word embeddings with a scale and a bias."""
+
+    name = "scaled"
+
+    def __init__(self, config: BodyConfig, vocabulary: Vocabulary) -> None:
+        """Builds the parts on the meta device."""
+        super().__init__(vocabulary)
+        width = config.hidden_size
+        self.dense = Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=VDR_NORM_EPS, device="meta")
+        self.tokens = unfilled(config.vocab_size)
+        self.scale = unfilled(config.vocab_size)
+        self.bias = unfilled(config.vocab_size)
+
+    def with_tokens(self, hidden: Tensor, input_ids: Tensor, word_embeddings: Tensor) -> Tensor:
+        """Hidden states and, beside them, the weighted word embedding of each token: `[T, 2H]`."""
+        own = self.tokens[input_ids, None] * word_embeddings[input_ids]
+        return torch.cat([hidden, own.to(hidden.dtype)], dim=1)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """States after dense and norm, `[T, H]`, of what `with_tokens` gives."""
+        width = hidden.shape[1] // 2
+        return self.norm(self.dense(hidden[:, :width]) + hidden[:, width:])  # type: ignore[no-any-return]
+
+    def matrix(self, word_embeddings: Tensor) -> Tensor:
+        """Word embeddings, each times its scale, `[V, H]`."""
+        return self._rows(word_embeddings, self.scale)  # what is below 0 counts as 0
+
+    def bias_rows(self) -> Tensor:
+        """Bias of the kept columns, `[V]`."""
+        return self._chosen(self.bias)
 
 
 def make_head(name: str, config: BodyConfig, vocabulary: Vocabulary, *, tied: bool) -> Head:
@@ -199,4 +242,6 @@ def make_head(name: str, config: BodyConfig, vocabulary: Vocabulary, *, tied: bo
         )
     if name == "vdr":
         return VdrHead(config, vocabulary)
+    if name == "scaled":
+        return ScaledHead(config, vocabulary)
     return MlmHead(config, vocabulary, tied=tied)

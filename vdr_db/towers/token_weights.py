@@ -83,6 +83,11 @@ class WeigherTower(TorchTower):
         return self.head.name
 
     @property
+    def constants(self) -> dict[str, list[int]]:
+        """Token ids without a weight."""
+        return {"dropped": self.head.dropped}
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one."""
         return self.device.type != "cpu" or packing_is_exact(self.config, self.dtype)

@@ -45,7 +45,10 @@ def start_folder(start: str) -> str:
 
 
 def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
-    """The first weights, float32, with k and lengths they will be used with."""
+    """The first weights, float32, with k and lengths they will be used with.
+
+    Own weights are left out: nothing here learns beside them.
+    """
     return SparseEncoder.from_pretrained(
         start_folder(settings.start),
         device=device,
@@ -56,6 +59,7 @@ def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
         query_k=settings.query_k,
         max_length=settings.encode_max_length,
         lexical=False,
+        own_weights=False,
         runtime="torch",
     )
 
@@ -67,7 +71,7 @@ def load_student(settings: ModelConfig, device: torch.device) -> SparseEncoder:
         ConfigError: The checkpoint cannot be loaded as configured.
     """
     encoder = load_start(settings, device)
-    if encoder.is_shared and not settings.shared:
+    if not settings.shared and encoder.document_tower.body is encoder.query_tower.body:
         encoder.query_tower = copy.deepcopy(encoder.document_tower)
     if settings.shared and not encoder.is_shared:
         raise ConfigError(

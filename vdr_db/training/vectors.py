@@ -156,19 +156,20 @@ class Side:
         place = {int(text): row for row, text in enumerate(batch.texts)}
         rows = torch.tensor([place[int(text)] for text in chosen], device=device)
         bounds = torch.from_numpy(batch.cu_seqlens).to(device, non_blocking=True)
+        input_ids = torch.from_numpy(batch.input_ids).to(device, non_blocking=True)
         hidden = self.tower.body(
-            torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
+            input_ids,
             torch.from_numpy(batch.position_ids).to(device, non_blocking=True),
             batch.runs,
         )
         cls = hidden[bounds[:-1].long()[rows]].float() if "cls" in needs else None
         dense = gated = None
         if needs & {"dense", "gated"}:
-            head = self.tower.head
+            head, words = self.tower.head, self.tower.body.embeddings.word.weight
             given = _Given(
-                _widened(head.transform(hidden)),
+                _widened(head.transform(head.with_tokens(hidden, input_ids, words))),
                 bounds,
-                head.matrix(self.tower.body.embeddings.word.weight),
+                head.matrix(words),
                 head.bias_rows(),
                 # of the batch, not of the frame: rows that only fill up may be longer
                 max((run.length for run in batch.runs), default=None),
