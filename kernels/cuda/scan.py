@@ -292,4 +292,5 @@ def _tile(hidden: Tensor, V: int, bits: int) -> PoolTile:
 
 def _norms(rows: Tensor) -> Tensor:
     """Norms of rows, rounded up: none is below the true one."""
-    return rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 64) * UNIT) + TINY_NORM
+    norms: Tensor = rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 64) * UNIT) + TINY_NORM
+    return norms
