@@ -4,6 +4,7 @@
 # make docs   the documentation site, strictly, into build/site
 # make workflows  checks .github/workflows with actionlint, built from its Go module
 # make bench  every benchmark of this machine, into benchmarks/results/
+# make train-mini        trains the model `vdr-mini` again: ABSTRACTS=FOLDER adds texts
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
 # make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
@@ -17,7 +18,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check docs workflows bench gpu gate train-tiny train-tiny-image clean
+.PHONY: demo test check docs workflows bench gpu gate train-mini train-tiny train-tiny-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +77,11 @@ bench: $(VENV)/ready-test
 	$(if $(DATA),$(BIN)/python benchmarks/bench_quality.py demo $(DATA) --out benchmarks/results/quality.csv)
 
 # CACHE keeps pairs, checkpoints and log: a run that was stopped goes on.
+train-mini: CACHE ?= build/train-mini
+train-mini: $(VENV)/ready-test
+	$(BIN)/python scripts/train_mini.py --cache $(CACHE) --out vdr_db/models/vdr-mini \
+		$(if $(ABSTRACTS),--abstracts $(ABSTRACTS))
+
 train-tiny: CACHE ?= build/train-tiny
 train-tiny: $(VENV)/ready-test
 	$(BIN)/python scripts/train_tiny.py --cache $(CACHE) --out vdr_db/models/vdr-tiny

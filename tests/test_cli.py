@@ -309,6 +309,16 @@ def test_info(run, store):
     assert out[0].split()[0] == "vdr-db"
 
 
+def test_info_warns_of_texts_in_another_language(run, store, tmp_path):
+    assert "language" not in run("info", "--store", store)[2]
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"id": "a", "text": "быстрая коричневая лиса"}\n', "utf-8")
+    run("index", notes, "--store", tmp_path / "s", "--model", "vdr-tiny")
+    code, _, err = run("info", "--store", tmp_path / "s")
+    assert code == 0
+    assert "in a language that the model was not made for" in " ".join(err.split())
+
+
 def test_evaluate(run, tmp_path):
     folder = tmp_path / "tiny"
     (folder / "qrels").mkdir(parents=True)

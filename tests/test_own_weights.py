@@ -345,3 +345,13 @@ def test_the_command_tells_them_apart(exported, tmp_path, capsys):
     assert 0 < found["own"] < found["score"]
     assert main(["explain", "cats and books", "a", *store, *model]) == 0
     assert "own words" in capsys.readouterr().out
+
+
+def test_the_shipped_model_knows_words_that_are_not_there():
+    encoder = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx")
+    assert encoder.own_weights is not None
+    document = encoder.encode_documents(["The doctor gave him pills against the pain."])
+    others = encoder.encode_documents(["A parser reads the source text of a program."])
+    query = encoder.encode_queries(["medication"])
+    assert query.dot(document)[0, 0] > query.dot(others)[0, 0]
+    assert document.counts[0] <= 256

@@ -132,3 +132,16 @@ def test_tokenizers_with_holes_and_shared_ids():
     assert vocabulary.special_ids == {0}
     with pytest.raises(InputError, match="an id of its own"):
         Vocabulary.from_tokenizer(Tokenizer({"<pad>": 0, "b": 0}))
+
+
+def test_texts_of_other_languages_fall_into_letters(vdr_tiny):
+    words, tokenizer = vdr_tiny.vocabulary, vdr_tiny.tokenizer
+
+    def share(text):
+        return words.foreign_share(tokenizer.encode([text]).input_ids)
+
+    assert share("The quick brown fox jumps over a lazy dog, 1 of 7!") == 0
+    assert share("Der schnelle braune Fuchs springt über den Hund und läuft in den Wald") > 0.1
+    assert share("быстрая коричневая лиса") == 1
+    assert share("素早い狐 \U0001f98a") == 1
+    assert share("") == share("1 + 2!") == 0

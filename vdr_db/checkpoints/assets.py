@@ -36,8 +36,10 @@ DEFAULT_MODEL, DEFAULT_IMAGE_MODEL = "vdr-tiny", "vdr-tiny-image"
 """What is used for texts, and for images, where no model is named."""
 
 SHIPPED: Mapping[str, str] = {
+    "vdr-mini": "MiniLM, 6 layers, 384 wide, with a sparse head a side and own weights; see "
+    "`models/vdr-mini/README.md`",
     "vdr-tiny": "a VDR encoder of 2 layers, 128 wide, two towers; see `models/vdr-tiny/README.md`",
-    "vdr-tiny-image": "the same for texts, and for pictograms a small hybrid of convolutions and "
+    "vdr-tiny-image": "`vdr-tiny` for texts, and for pictograms a small hybrid of convolutions and "
     "attention; see `models/vdr-tiny-image/README.md`",
 }
 """Name -> what it is. Each is a folder in `models`."""

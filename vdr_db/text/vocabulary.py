@@ -256,6 +256,29 @@ class Vocabulary:
         np.cumsum(counts, out=indptr[1:])
         return SparseRows(indptr, keys % self.size, np.ones(keys.size, np.float32), self.size)
 
+    def foreign_share(self, input_ids: npt.ArrayLike) -> float:
+        """Share of pieces that no word of the tokenizer's languages falls into: 0 to 1.
+
+        Counted are special tokens, that is unknown ones, and single letters with their mark taken
+        off: what a text in another script or language is taken apart into. Digits and punctuation
+        are left out on both sides.
+
+        Args:
+            input_ids: `[T]` integers, the own tokens of texts.
+        """
+        marks = (_CONTINUATION, _BYTE_LEVEL_SPACE, _SENTENCE_PIECE_SPACE)
+        foreign = words = 0
+        for id, count in zip(*np.unique(np.asarray(input_ids), return_counts=True), strict=True):
+            text = self.token(int(id))
+            for mark in marks:
+                text = text.removeprefix(mark)
+            is_unknown = int(id) in self.special_ids
+            if is_unknown or text.isalpha():
+                words += int(count)
+                is_letter = len(text) == 1 and text not in ("a", "i")
+                foreign += int(count) if is_unknown or is_letter else 0
+        return foreign / words if words else 0.0
+
     def merge_word_pieces(
         self, text_ids: Sequence[int], weights: Mapping[int, float]
     ) -> list[tuple[str, float]]:

