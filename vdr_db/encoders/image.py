@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -275,8 +276,6 @@ class ImageEncoder(Encoder):
 
         save_image(self._parts(ImageParts), folder, is_tied=is_tied)
 
-    # What it is
-
     @property
     def tower(self) -> ImageTower:
         """Module of body and head.
@@ -311,8 +310,6 @@ class ImageEncoder(Encoder):
     def __repr__(self) -> str:
         """What it computes and where."""
         return self._described(f"{self._tower.config.patches} patches")
-
-    # Encoding
 
     def encode_images(
         self,
@@ -428,19 +425,12 @@ class ImageEncoder(Encoder):
     def _rows(self, pixels: Sequence[FloatArray], names: Sequence[str]) -> SparseRows:
         tower = self._tower
         if isinstance(tower, OnnxImageTower):
-            return SparseRows.concat(
-                [
-                    row_of(
-                        tower.pooled(one),
-                        self.vocabulary,
-                        k=self.k,
-                        activation=self.activation,
-                        norm=self.norm,
-                        name=name,
-                    )
-                    for one, name in zip(pixels, names, strict=True)
-                ]
-            )
+            select = partial(row_of, k=self.k, activation=self.activation, norm=self.norm)
+            found = [
+                select(tower.pooled(one), self.vocabulary, name=name)
+                for one, name in zip(pixels, names, strict=True)
+            ]
+            return SparseRows.concat(found)
         import torch
 
         from vdr_db.encoders.selection import to_sparse_rows
