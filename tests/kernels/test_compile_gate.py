@@ -103,6 +103,18 @@ def test_loops_and_all_instructions_are_counted(gate):
     assert count_backward.instructions_of("/*0000*/ EXIT ;") == (1, 0)
 
 
+def test_cards_passed_with_versions_of_triton():
+    with (ROOT / "benchmarks" / "results" / "compile_matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["sm"] for row in rows if row["triton"] == "3.7.1"} == {
+        *("80", "86", "89", "90", "100", "120")
+    }
+    for row in rows:
+        assert int(row["faults"]) == int(row["spills"]) == int(row["stack_bytes"]) == 0, row
+        assert int(row["forward_registers"]) <= 200, row
+        assert int(row["registers"]) <= 255, row
+
+
 def test_a_verdict_sums_up_and_takes_the_place_of_the_one_before(gate, monkeypatch, tmp_path):
     monkeypatch.setattr(gate, "MATRIX", tmp_path / "matrix.csv")
     made = [gate.resources({"source": "", **row}) for row in gate.read_table(90)[1]]
