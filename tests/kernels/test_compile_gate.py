@@ -60,7 +60,11 @@ def test_a_table_that_the_compiler_did_not_make_is_found(gate, monkeypatch, tmp_
     assert "not what the stored table says" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("sm", "shared_limit"), [(90, 227 * 1024), (80, 163 * 1024)])
+@pytest.mark.parametrize(
+    ("sm", "shared_limit"),
+    [(80, 163 * 1024), (86, 99 * 1024), (89, 99 * 1024), (90, 227 * 1024), (100, 227 * 1024),
+     (120, 99 * 1024)],
+)  # fmt: skip
 def test_the_stored_table_holds_the_limits(sm, shared_limit):
     with (ROOT / "benchmarks" / "results" / f"compile_sm{sm}.csv").open(newline="") as file:
         assert file.readline().startswith("# triton ")
