@@ -199,9 +199,9 @@ class BackwardTiles:
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
     (100, 16): BackwardTiles(onehot_length=32, rows=8),
     (90, 16): BackwardTiles(onehot_length=32),
-    (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64),
+    (90, 32): BackwardTiles(onehot_length=16, onehot_m=64, onehot_h=64, onehot_k=16),
     (80, 16): BackwardTiles(onehot_length=32),
-    (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64),
+    (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64, onehot_k=16),
 }
 
 

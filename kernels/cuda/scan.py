@@ -51,8 +51,10 @@ __all__ = ["Codes", "encoded", "scan"]
 
 # TINY covers what underflows, also where denormal numbers count as 0; TINY_NORM covers it in norms,
 # whose squares underflow earlier.
-LEVELS, UNIT = scan_kernels.LEVELS.value, scan_kernels.UNIT.value
-TINY, TINY_NORM = scan_kernels.TINY.value, scan_kernels.TINY_NORM.value
+LEVELS: float = scan_kernels.LEVELS.value
+UNIT: float = scan_kernels.UNIT.value
+TINY: float = scan_kernels.TINY.value
+TINY_NORM: float = scan_kernels.TINY_NORM.value
 WIDTH = 128
 """Rows of integers are filled up with zeros to a multiple of so many."""
 SLACK = 1 + 2.0**-16  # for the rounding of sums that are themselves a bound

@@ -60,7 +60,11 @@ def test_a_table_that_the_compiler_did_not_make_is_found(gate, monkeypatch, tmp_
     assert "not what the stored table says" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("sm", "shared_limit"), [(90, 227 * 1024), (80, 163 * 1024)])
+@pytest.mark.parametrize(
+    ("sm", "shared_limit"),
+    [(80, 163 * 1024), (86, 99 * 1024), (89, 99 * 1024), (90, 227 * 1024), (100, 227 * 1024),
+     (120, 99 * 1024)],
+)  # fmt: skip
 def test_the_stored_table_holds_the_limits(sm, shared_limit):
     with (ROOT / "benchmarks" / "results" / f"compile_sm{sm}.csv").open(newline="") as file:
         assert file.readline().startswith("# triton ")
@@ -101,6 +105,18 @@ def test_loops_and_all_instructions_are_counted(gate):
     count_backward = importlib.import_module("count_backward")
     assert count_backward.instructions_of(LOOP) == (12, 10)
     assert count_backward.instructions_of("/*0000*/ EXIT ;") == (1, 0)
+
+
+def test_cards_passed_with_versions_of_triton():
+    with (ROOT / "benchmarks" / "results" / "compile_matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["sm"] for row in rows if row["triton"] == "3.7.1"} == {
+        *("80", "86", "89", "90", "100", "120")
+    }
+    for row in rows:
+        assert int(row["faults"]) == int(row["spills"]) == int(row["stack_bytes"]) == 0, row
+        assert int(row["forward_registers"]) <= 200, row
+        assert int(row["registers"]) <= 255, row
 
 
 def test_a_verdict_sums_up_and_takes_the_place_of_the_one_before(gate, monkeypatch, tmp_path):
