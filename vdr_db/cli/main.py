@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "progress", None) in ("auto", "log"):
             show_log("vdr_db.ingest")
         with warnings.catch_warnings():
-            warnings.filterwarnings("default", category=UserWarning, module=r"vdr_db\.")
+            warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = _show_warning
             code: int = arguments.run(arguments)
             sys.stdout.flush()
