@@ -1,6 +1,8 @@
 # make demo   sets up a private environment and runs the main job on real documents
 # make test   sets up the same environment and passes every check and test
 # make check  formatting, lint and types alone
+# make docs   the documentation site, strictly, into build/site
+# make workflows  checks .github/workflows with actionlint, built from its Go module
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
@@ -15,7 +17,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check bench gpu gate train-tiny train-tiny-image clean
+.PHONY: demo test check docs workflows bench gpu gate train-tiny train-tiny-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +44,20 @@ check: $(VENV)/ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/check_types.py
+
+# MkDocs reads the sources, it imports nothing; so its packages suffice.
+$(VENV)/ready-docs: $(VENV)/ready-base
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Its package on the index of Python fetches a program from elsewhere when it is installed.
+ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+workflows: $(VENV)/ready-base
+	test -x $(BIN)/actionlint || GOBIN=$(abspath $(BIN)) go install $(ACTIONLINT)
+	$(BIN)/actionlint .github/workflows/*.yml
 
 test: check
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

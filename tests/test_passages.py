@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdr_db import SparseEncoder
+from vdr_db.cli.demo import unpack_sample
 from vdr_db.connectors import Passages
 from vdr_db.connectors.passages import PassageRows, checked_passages
 from vdr_db.errors import ConfigError
+from vdr_db.evaluation.quality import TestCollection
 from vdr_db.sparse import SparseRows
 from vdr_db.text.passages import passage_spans
 
@@ -107,3 +112,27 @@ def test_rows_of_documents_are_taken_by_document():
     both = PassageRows.concat([found[:1], found[1:]])
     assert both.rows == rows
     assert both.bounds.tolist() == found.bounds.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_answers_at_the_end_of_long_documents_are_found(tmp_path):
+    """What `benchmarks/bench_passages.py` measures, small, with the same bars."""
+    path = [*sys.path]
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import bench_passages as bench
+    finally:
+        sys.path[:] = path
+    encoder = SparseEncoder.from_pretrained("vdr-tiny", max_length=128)
+    whole = TestCollection.load(unpack_sample(tmp_path / "debian"))
+    made = bench.long_documents([replace(whole, queries=whole.queries[:16])], 40)
+    assert all(
+        len(text) >= 10 * len(parts[-1]) for text, parts in zip(made.texts, made.parts, strict=True)
+    )
+    kinds = bench.kinds_of(made)
+    assert len(made.ids) >= 36
+    cut, _ = bench.recall_10(made, encoder, *kinds["cut"])
+    texts, _ = bench.recall_10(made, encoder, *kinds["texts"])
+    passages, _ = bench.recall_10(made, encoder, made.texts, made.ids, Passages())
+    assert passages >= 2 * cut
+    assert passages >= 0.95 * texts
