@@ -78,8 +78,8 @@ gpu: $(VENV)/ready-test
 # CI compiles what a change touches, with the second alone.
 CARDS = 80 86 89 90 100 120
 gate: $(VENV)/ready-test
-	$(BIN)/python benchmarks/compile_gate.py --check --sm $(CARDS)
+	$(BIN)/python benchmarks/compile_gate.py --check --matrix --sm $(CARDS)
 	for wanted in "==3.4.0" ""; do rm -rf build/triton && \
 		$(BIN)/python -m pip install --quiet --target build/triton "triton$$wanted" && \
-		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --sm $(CARDS) || exit 1; \
+		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --matrix --sm $(CARDS) || exit 1; \
 	done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -42,6 +43,7 @@ def run(script, *arguments, threads=2):
         text=True,
         timeout=120,
         env=environment,
+        cwd=tempfile.gettempdir(),  # the current folder would be searched for modules first
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 
@@ -288,3 +289,59 @@ def test_collections_tell_encoders_with_and_without_apart(exported):
 def test_the_vocabulary_of_the_fixtures_has_plurals():
     assert {"cat", "cats"} <= {*bert_tokens()}, "the tests above would show nothing"
     assert activate(np.float32([-1.0]), "log1p_relu")[0] == 0
+
+
+# Explanations
+
+
+def test_explanations_tell_own_words_and_the_model_apart(exported, own):
+    from vdr_db.explain import match_of
+
+    encoder = SparseEncoder.from_pretrained(exported, k=100)
+    query = "cats and books"
+    with VDRQdrant("a", encoder, path=":memory:") as notes:
+        notes.add_texts(TEXTS[:1], ids=[1])
+        match = match_of(notes, encoder, query, 1)
+        asked, read = (
+            own.rows(side, encoder.tokenizer.encode([text])).to_dicts()[0]
+            for side, text in (("query", query), ("document", TEXTS[0]))
+        )
+        kept = [encoder.encode_queries([query]), encoder.encode_documents(TEXTS[:1])]
+        shared = asked.keys() & read.keys() & {*kept[0].indices} & {*kept[1].indices}
+        assert shared, "the two texts have words in common"
+        expected = sum(asked[id] * read[id] for id in shared)
+        assert match.own_score == pytest.approx(expected, rel=1e-5)
+        assert match.score > match.own_score
+        bags = match_of(notes, encoder, query, 1, mode="alpha")
+        assert bags.query.own == pytest.approx(asked)
+        words = {place.label: dict(place.words) for place in match.document.fired()}
+        assert words
+        page = save_html_text(match)
+    assert "own words" in page
+    bare = SparseEncoder.from_pretrained(exported, own_weights=False, k=100)
+    with VDRQdrant("a", bare, path=":memory:") as notes:
+        notes.add_texts(TEXTS[:1], ids=[1])
+        match = match_of(notes, bare, query, 1)
+        assert match.own_score == 0
+        assert "own words" not in save_html_text(match)
+
+
+def save_html_text(match):
+    from vdr_db.explain.report import report_html
+
+    return report_html(match, title="x")
+
+
+def test_the_command_tells_them_apart(exported, tmp_path, capsys):
+    from vdr_db.cli.main import main
+
+    (tmp_path / "notes.jsonl").write_text(json.dumps({"id": "a", "text": TEXTS[0]}) + "\n")
+    store = ["--store", str(tmp_path / "s")]
+    model = ["--model", str(exported), "--k", "100"]
+    assert main(["index", str(tmp_path / "notes.jsonl"), *store, *model]) == 0
+    capsys.readouterr()
+    assert main(["explain", "cats and books", "a", *store, *model, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["own"] < found["score"]
+    assert main(["explain", "cats and books", "a", *store, *model]) == 0
+    assert "own words" in capsys.readouterr().out

@@ -75,6 +75,7 @@ def weights(folder):
     tensors = load_file(folder / "model.safetensors")
     name = sorted(tensors)[0]
     save_file({**tensors, name: tensors[name] + np.float32(0.01)}, folder / "model.safetensors")
+    change_json(folder / "vdr_db.json", digests=None)
 
 
 def one_added(told):
@@ -231,13 +232,13 @@ def test_an_encoder_that_makes_other_vectors_is_found_out(saved, monkeypatch):
     store, encoder = made_with(load(saved)), load(saved)
     assert set(store.stamp.probes) == {"document float32", "query float32"}
     Collection(store, load(saved, "torch")).search("cat")
-    tower, made = encoder.tower("document"), type(encoder.tower("document")).pooled
-    monkeypatch.setattr(tower, "pooled", lambda item: made(tower, item) * np.float32(1.004))
+    tower, made = encoder.tower("document"), type(encoder.tower("document")).scores
+    monkeypatch.setattr(tower, "scores", lambda *args: made(tower, *args) * np.float32(1.004))
     collection = Collection(store, encoder)
     for use in (collection.search, lambda text: collection.add_texts([text])):
         with pytest.raises(StoreMismatch, match="makes other vectors than those in"):
             use("cat")
-    monkeypatch.setattr(tower, "pooled", lambda item: made(tower, item) * np.float32(1.00001))
+    monkeypatch.setattr(tower, "scores", lambda *args: made(tower, *args) * np.float32(1.00001))
     assert collection.search("cat"), "rounding"
     half = load(saved, "torch", device="cpu", dtype="bfloat16")
     Collection(store, half).search("cat")  # nothing is known in that precision

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias, cast
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.errors import InputError, require
 
 __all__ = ["PACKED", "Row", "checked_line", "lines_of", "shown", "unpacked_name"]
@@ -68,13 +69,14 @@ def _unpacked(raw: IO[bytes]) -> IO[bytes]:
     return raw
 
 
-def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+def lines_of(path: str | os.PathLike[str], *, budget: Budget = BUDGET) -> Iterator[tuple[int, str]]:
     """Line number from 1 and line, with its line end; byte order marks in front are dropped.
 
-    Bytes that are not UTF-8 become lone surrogates, which `checked_line` tells.
+    Bytes that are not UTF-8 become lone surrogates, which `checked_line` tells. A line that is
+    longer than the budget ends the file with an error, before the rest of it is unpacked.
     """
     name = shown(path)
-    number = 0
+    number, most = 0, budget.line_characters
     with _opened(path) as stream:
         buffered = io.BufferedReader(cast(Any, stream), _PEEKED)
         try:
@@ -82,7 +84,12 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             head = buffered.peek(_PEEKED)
             end = "\r" if b"\r" in head and b"\n" not in head else "\n"
             text = io.TextIOWrapper(buffered, "utf-8", errors="surrogateescape", newline=end)
-            for number, line in enumerate(text, start=1):
+            for number, line in enumerate(iter(lambda: text.readline(most + 1), ""), start=1):
+                if len(line) > most:
+                    raise InputError(
+                        f"{name}:{number}: the line has more than {most:,} characters; cut it into "
+                        "several records, or check that this is a file of lines."
+                    )
                 yield number, line.removeprefix("\ufeff")
             text.detach()
         except (EOFError, OSError, zlib.error) as error:

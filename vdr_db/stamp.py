@@ -93,7 +93,12 @@ class EncoderStamp:
                     f"An encoder stamp needs the text field `{name}`, got {values.get(name)!r}; "
                     "the file or metadata that holds it is damaged or not ours."
                 )
-        kinds = {"settings": Mapping, "probes": Mapping, "asked": (list, tuple), "image": Mapping}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "settings": Mapping,
+            "probes": Mapping,
+            "asked": (list, tuple),
+            "image": Mapping,
+        }
         for name, kind in kinds.items():
             if name in values and not isinstance(values[name], kind):
                 raise ConfigError(

@@ -17,6 +17,7 @@ from vdr_db.connectors.base import Id
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 from vdr_db.connectors.collections.encoding import AnyEncoder
+from vdr_db.connectors.collections.stored import StoredDocuments
 from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
 from vdr_db.connectors.collections.writing import STOP
 from vdr_db.connectors.renamed import renamed
@@ -33,7 +34,7 @@ __all__ = ["AsyncCollection", "AsyncVDRElasticsearch", "AsyncVDRQdrant"]
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
-_Kind = TypeVar("_Kind", bound=Collection)
+_Kind = TypeVar("_Kind", bound=StoredDocuments)
 
 _THREADS = 8
 _PAGE = 1000
@@ -112,11 +113,14 @@ class AsyncCollection:
     add_texts = _awaited(Collection.add_texts)
     add_rows = _awaited(Collection.add_rows)
     add_images = _awaited(Collection.add_images)
+    update_payloads = _awaited(Collection.update_payloads)
     delete = _awaited(Collection.delete)
     search = _awaited(Collection.search)
     search_by_image = _awaited(Collection.search_by_image)
     search_batch = _awaited(Collection.search_batch)
     get = _awaited(Collection.get)
+    records_of = _awaited(Collection.records_of)
+    scroll = _awaited(Collection.scroll)
     count = _awaited(Collection.count)
     explain = _awaited(Collection.explain)
     flush = _awaited(Collection.flush)

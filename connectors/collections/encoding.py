@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -12,6 +13,7 @@ from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, fetch,
 from vdr_db.connectors.base import Documents, Store
 from vdr_db.connectors.encoder import Encoder
 from vdr_db.connectors.images import EncodedImages, EncodeImages
+from vdr_db.connectors.passages import PassageRows, Passages, encode_passages
 from vdr_db.connectors.probes import ProbedSide, check_probes, with_probes
 from vdr_db.errors import ConfigError
 from vdr_db.forks import renew_after_fork
@@ -189,6 +191,15 @@ class Encoding:
                 return encoder.bag_of_tokens(texts)
             self._probe("document", encoder)
             return encoder.encode_documents(texts)
+
+    def passages(
+        self, texts: Sequence[str], documents: Documents, passages: Passages | None
+    ) -> SparseRows | PassageRows:
+        """Documents as rows of their passages; without `passages` as one row each."""
+        if passages is None:
+            return self.documents(texts, documents)
+        encode = partial(self.documents, documents=documents)
+        return encode_passages(encode, self.need("add_texts"), texts, passages)
 
     def images(self, what: str) -> EncodeImages:
         """`encode_images` of the encoder, one call at a time; a `ConfigError` without one."""

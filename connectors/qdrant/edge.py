@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.base import BatchLimits
+from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.qdrant.edge_config import edge_config
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums, row_sum
 from vdr_db.connectors.qdrant.engine import (
@@ -147,7 +148,6 @@ class EdgeEngine:
             for vector, numbers in zip(vectors, column.tolist(), strict=True):
                 vector[name] = numbers
         payloads = [*batch.payloads]
-        total = 0
         if not self._in_memory:
             values = batch.rows.values
             for i, (point, payload) in enumerate(zip(batch.points, payloads, strict=True)):
@@ -159,7 +159,7 @@ class EdgeEngine:
             self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
         if points and not self._in_memory:
-            self._sums.wrote(batch.points[-1], total)
+            self._sums.wrote({batch.points[i]: payloads[i][SUM_FIELD] for i in (0, -1)})
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
@@ -219,14 +219,14 @@ class EdgeEngine:
         return [_stored(record, VECTOR_NAME if with_rows else None) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         self._check_usable()
         request = self._edge.ScrollRequest(
             offset=after,
             limit=limit,
-            with_payload=list(fields),
+            with_payload=True if fields is None else list(fields),
             filter=self._dialect.native(filter),
         )
         with self._translated("be read"):
@@ -241,6 +241,24 @@ class EdgeEngine:
         with self._translated("be counted"):
             return int(self._shard.count(request))
 
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there."""
+        self._check_usable()
+        self._check_space(0)
+        make, totals = self._edge.UpdateOperation.set_payload, {}
+        with self._translated("be written", points):
+            if self._in_memory:
+                self._shard.update(make(list(points), payload))
+            for one in () if self._in_memory else self.retrieve(points, True):
+                row = (one.point, one.indices or (), one.values or ())
+                # A damaged row keeps its sum, so that it stays to be found.
+                if one.payload.get(SUM_FIELD) in (None, row_sum(*row, one.payload)):
+                    totals[one.point] = row_sum(*row, {**one.payload, **payload})
+                new = {SUM_FIELD: totals[one.point]} if one.point in totals else {}
+                self._shard.update(make([one.point], {**payload, **new}))
+        if totals:
+            self._sums.wrote(totals)
+
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""
         self._check_usable()
@@ -248,7 +266,7 @@ class EdgeEngine:
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
         if points and not self._in_memory:
-            self._sums.wrote(points[-1], None)
+            self._sums.wrote(dict.fromkeys(points, None))
 
     def index(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over what is there."""
@@ -299,22 +317,9 @@ class EdgeEngine:
                 self._remove()
 
     def _new_shard(self, folder: Path, manifest: Manifest) -> Any:
-        edge = self._edge
-        vector = edge.EdgeSparseVectorParams(
-            full_scan_threshold=manifest.full_scan_threshold,
-            datatype=getattr(edge.VectorStorageDatatype, manifest.datatype.capitalize()),
-        )
         # Without its log the engine loses what was not flushed; a temporary folder may.
-        dense = {
-            name: edge.EdgeVectorParams(one.size, getattr(edge.Distance, one.distance.capitalize()))
-            for name, one in manifest.dense.items()
-        }
-        config = edge.EdgeConfig(
-            vectors=dense or None,
-            sparse_vectors={VECTOR_NAME: vector},
-            wal_enabled=not self._in_memory,
-        )
-        shard = edge.EdgeShard.create(str(folder), config)
+        config = edge_config(self._edge, manifest, with_log=not self._in_memory)
+        shard = self._edge.EdgeShard.create(str(folder), config)
         self._make_indexes(shard, manifest.payload_indexes)
         return shard
 
@@ -338,10 +343,10 @@ class EdgeEngine:
                 f"{error}{before} Restore the folder from a backup, or build the collection again."
             ) from error
         self._folder.clear_damage()
-        if last is not None and self._sum_of(last[0]) != last[1]:
+        if any(self._sum_of(point) != total for point, total in last.items()):
             self._sums.note_lost(
                 f"the log of {self._where} ended early when it was replayed: what was written last "
-                "is not there, and rows before it may be missing too; write them again, or restore "
+                "is not there, and more before it may be missing; write them again, or restore "
                 f"the folder from a backup, and then delete {self._sums.lost_file}."
             )
         if lost := self._sums.lost():

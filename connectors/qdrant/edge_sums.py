@@ -5,7 +5,7 @@ trusts its data files. So each row carries a sum in its payload, a collection th
 sums of its files, and one that was not keeps the last row that was acknowledged.
 
     vdr_sums.json   sums of the files; there only while the collection is closed
-    vdr_last.json   the point written last and its sum, `null` where it was deleted
+    vdr_last.json   points written last with their sums, and the one deleted last
     vdr_lost.txt    what an opening found missing; it stays until someone deletes it
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.connectors.validation import RESERVED_PREFIX
 
@@ -30,13 +31,14 @@ SUM_FIELD = RESERVED_PREFIX + "sum"
 """Payload field of the sum of a row."""
 
 _SUMS, _LAST, _LOST = "vdr_sums.json", "vdr_last.json", "vdr_lost.txt"
+_LATEST = 8
 _BLOCK = 1 << 16
 _ZEROS = bytes(_BLOCK)
 _States: TypeAlias = dict[str, tuple[int, int]]
 
 
 def row_sum(
-    point: int | str, indices: Sequence[int], values: Sequence[float], payload: Mapping[str, Any]
+    point: int | str, indices: npt.ArrayLike, values: npt.ArrayLike, payload: Mapping[str, Any]
 ) -> int:
     """CRC-32 of a row: its point, weights as float32, and payload but for the sum itself.
 
@@ -82,6 +84,7 @@ class Sums:
         self._kept: dict[str, int] = {}
         self._states: _States = {}
         self._last: int | None = None
+        self._latest: dict[int | str, int | None] = {}
 
     def damaged(self) -> list[str] | None:
         """What differs from when the collection was closed; `None` when it was not closed.
@@ -122,24 +125,35 @@ class Sums:
         with contextlib.suppress(OSError):
             (self._shard / _LOST).write_text(told, "utf-8")
 
-    def begin(self) -> tuple[int | str, int | None] | None:
+    def begin(self) -> dict[int | str, int | None]:
         """Takes the sums away while the collection is open.
 
         Returns:
-            The row that was written last and its sum, where the collection was not closed since.
+            Points and the sums they must have, `None` for one that must not be there. Empty where
+            the collection was closed.
         """
         kept = self._read(_SUMS)
         self._kept = {} if kept is None else kept["files"]
         self._states = _states(self._shard)
         (self._shard / _SUMS).unlink(missing_ok=True)
         last = None if kept is not None else self._read(_LAST)
-        return None if last is None else (last["point"], last["sum"])
+        return {} if last is None else dict(last["points"])
 
-    def wrote(self, point: int | str, total: int | None) -> None:
-        """Notes the row written last; the death of the process does not undo that."""
+    def wrote(self, totals: Mapping[int | str, int | None]) -> None:
+        """Notes points and their new sums, `None` for a deleted one; survives the process's death.
+
+        The latest few are kept, and of deleted ones the last.
+        """
+        for point, total in totals.items():
+            self._latest.pop(point, None)
+            self._latest[point] = total
+        gone = [point for point, total in self._latest.items() if total is None]
+        there = [point for point, total in self._latest.items() if total is not None]
+        for point in (*gone[:-1], *there[:-_LATEST]):
+            del self._latest[point]
         if self._last is None:
             self._last = os.open(self._shard / _LAST, os.O_WRONLY | os.O_CREAT, 0o666)
-        content = json.dumps({"point": point, "sum": total}).encode()
+        content = json.dumps({"points": list(self._latest.items())}).encode()
         os.pwrite(self._last, content, 0)
         os.ftruncate(self._last, len(content))
 
@@ -169,7 +183,7 @@ class Sums:
             told = json.loads((self._shard / name).read_text("utf-8"))
             if name == _SUMS:
                 return {"count": int(told["count"]), "files": dict(told["files"])}
-            return {"point": told["point"], "sum": told["sum"]}
+            return {"points": [(point, total) for point, total in told["points"]]}
         return None
 
 

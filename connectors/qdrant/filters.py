@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vdr_db.connectors.qdrant.client_filters import from_client, is_of_client
 from vdr_db.filters import (
     EXACT_INTEGERS,
     AllOf,
@@ -94,6 +95,12 @@ class Dialect:
 
 class EdgeDialect(Dialect):
     """The classes of `qdrant_edge` where they differ from those of `qdrant_client.models`."""
+
+    def native(self, filter: Any) -> Any:
+        """A filter in any of its forms, those of `qdrant_client` too, as the package's own."""
+        if is_of_client(filter):
+            return from_client(filter, self.models)
+        return super().native(filter)
 
     def match(self, path: str, value: str | int | bool) -> Any:
         """The value equals."""

@@ -86,7 +86,7 @@ def forward(
 
     Raises:
         ShapeError: Sizes or dtypes disagree.
-        ConfigError: `precision` is unknown.
+        ConfigError: `precision` is unknown, or a persistent tile cannot run here.
     """
     check_pool(hidden, cu_seqlens, weight, bias)
     _check(hidden, weight)
@@ -119,7 +119,12 @@ def forward(
     }
     outputs = {"bias_ptr": bias, "logits_ptr": logits, "argmax_ptr": argmax}
     with on_device(hidden):
-        if tile.layout == "aligned":
+        if tile.layout == "persistent":
+            _check_persistent(hidden, weight)
+            from vdr_db.kernels.cuda import persistent  # Gluon, which changes between versions
+
+            persistent.launch(hidden, weight, bias, cu_seqlens, logits, argmax, tile)
+        elif tile.layout == "aligned":
             pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](**outputs, **shared)
         else:
             n_tiles = triton.cdiv(T, tile.block_t)
@@ -159,6 +164,23 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
     if hidden.shape[0] >= 2**31:
         raise ShapeError(
             f"`hidden` must have fewer than 2**31 tokens, got {hidden.shape[0]}; split the batch."
+        )
+
+
+def _check_persistent(hidden: Tensor, weight: Tensor) -> None:
+    """Refuses inputs, devices and versions of Triton that the persistent forward does not know."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if (
+        is_interpreted(pool_aligned_kernel)
+        or version < (3, 7)
+        or compute_capability(hidden) != 90
+        or hidden.element_size() != 2
+        or not (fits_descriptor(hidden) and fits_descriptor(weight))
+    ):
+        raise ConfigError(
+            "a persistent tile needs Triton 3.7 or newer, a device of sm_90, and 16-bit inputs "
+            f"with rows at multiples of 16 bytes, got Triton {triton.__version__}, "
+            f"sm_{compute_capability(hidden)} and {hidden.dtype}; leave `tile` to the table."
         )
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vdr_db.checkpoints.digests import check_digests
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
-from vdr_db.checkpoints.layouts import read_plan
+from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
 from vdr_db.checkpoints.sides import TextTower, load_sides
@@ -127,7 +130,15 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
     folder, revision = locate_model(name_or_folder, options.revision)
+    with understood(folder):
+        return _load_text(folder, os.fspath(name_or_folder), revision, options)
+
+
+def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) -> TextParts:
     plan = _with_options(read_plan(folder), options)
+    for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
+        if own.is_file():
+            check_digests(own)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
@@ -161,7 +172,7 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         query_tokenizer=sides.query_tokenizer,
         query_activation=plan.query_activation,  # type: ignore[arg-type]
         query_gate=sides.query_gate,
-        model=os.fspath(name_or_folder),
+        model=model,
         revision=revision,
         digest=sides.digest,
     )

@@ -138,8 +138,11 @@ def _show_match(
             match = match_of_image(collection, both, query, id, open_files=True)
         _write(arguments, match, title, encoder.model)
     score = sum(term.product for term in terms)
+    own = _own_score(collection, encoder, query, id) if isinstance(query, str) else None
     if arguments.json:
-        show_json({"id": id, "score": score, "terms": [asdict(term) for term in terms]})
+        shares = {} if own is None else {"own": own}
+        found = {"id": id, "score": score, **shares, "terms": [asdict(term) for term in terms]}
+        show_json(found)
     else:
         if not arguments.no_thumbnails:
             if isinstance(query, Path):
@@ -149,8 +152,23 @@ def _show_match(
             [(term.token, term.query_weight, term.document_weight) for term in terms],
             score,
             limit=arguments.top,
+            own=own,
         )
     return DONE if terms else NOTHING_FOUND
+
+
+def _own_score(
+    collection: Collection, encoder: SparseEncoder, query: str, id: int | str
+) -> float | None:
+    """What of the score is that of own words; None for a model without own weights."""
+    from vdr_db.explain.own import own_part, own_score
+
+    (record,) = collection.get([id], with_rows=True)
+    if encoder.own_weights is None or record.row is None:
+        return None
+    text = str(record.payload.get(collection.text_key) or "")
+    asked = own_part(encoder, query, "query", encoder.encode_queries([query]))
+    return own_score(asked, own_part(encoder, text, "document", record.row))
 
 
 def _explain_text(arguments: argparse.Namespace) -> int:

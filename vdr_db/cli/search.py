@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,13 @@ def run_command(arguments: argparse.Namespace) -> int:
             any_found = any_found or bool(hits)
             if arguments.json:
                 found = [
-                    {"id": hit.id, "score": hit.score, "words": hit.words, "payload": hit.payload}
+                    {
+                        "id": hit.id,
+                        "score": hit.score,
+                        "words": hit.words,
+                        "payload": hit.payload,
+                        **({} if hit.passage is None else {"passage": asdict(hit.passage)}),
+                    }
                     for hit in hits
                 ]
                 show_json({"query": str(query), "hits": found})

@@ -147,15 +147,16 @@ def show_hits(
     for rank, hit in enumerate(hits, start=1):
         id = _line(hit.id)
         title = _line(hit.title)
-        text = _line(hit.text).removeprefix(title).strip()
         heading = Text(title or id, style="bold", no_wrap=True, overflow="ellipsis")
         if title:
             heading = Text(id, style="bold cyan").append("  ").append(title, style="bold")
             heading.no_wrap, heading.overflow = True, "ellipsis"
+        if hit.passage is not None:
+            heading.append(f"  {hit.passage.number + 1} of {hit.passage.count}", style="dim")
         document = Table.grid()
         document.add_row(heading)
         taken = (42 if has_bars else 12) + (wide + 2 if wide else 0)
-        document.add_row(_first_lines(text, min(out.width, 120) - taken, SHOWN_WORDS - 1))
+        document.add_row(_marked_lines(hit, min(out.width, 120) - taken, SHOWN_WORDS - 1))
         cells: list[str | Text | Table] = [images[rank - 1] or ""] if wide else []
         cells += [str(rank), f"{hit.score:.{decimals}f}", document]
         if has_bars:
@@ -191,12 +192,16 @@ def show_patches(words: Sequence[Sequence[str]]) -> None:
 
 
 def show_explanation(
-    terms: Iterable[tuple[str, float, float]], score: float, *, limit: int = 0
+    terms: Iterable[tuple[str, float, float]],
+    score: float,
+    *,
+    limit: int = 0,
+    own: float | None = None,
 ) -> None:
     """Token, its weight in query and document, and their product; the products sum to the score.
 
     At most `limit` tokens are shown, those with the largest products, and the others summed in one
-    line; 0 shows all.
+    line; 0 shows all. Where it is given, the share of own words is told apart from the model's.
     """
     from vdr_db.explain.numbers import decimals_for
 
@@ -220,6 +225,8 @@ def show_explanation(
         left = sum(row[3] for row in rest)
         table.add_row(f"+ {len(rest)} more", "", "", f"{left:.{decimals}f}", "", style="dim")
     table.add_row("score", "", "", f"{score:.{decimals}f}", "", style="bold")
+    for name, share in () if own is None else (("own words", own), ("model", score - own)):
+        table.add_row(f"  {name}", "", "", f"{share:.{decimals}f}", "", style="dim")
     console().print(table)
 
 
@@ -313,14 +320,20 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else _line(value)
 
 
-def _first_lines(text: str, width: int, count: int) -> Text:
+def _marked_lines(hit: HitView, width: int, count: int) -> Text:
+    """The part of a text that matches best, with what matched in bold."""
     from rich.text import Text
 
-    # textwrap looks at the whole text; what cannot be shown is cut off first.
-    lines = textwrap.wrap(
-        text[: 2 * max(width, 20) * count], max(width, 20), max_lines=count, placeholder=" …"
-    )
-    return Text("\n".join(lines), style="dim")
+    from vdr_db.explain.snippets import snippet
+
+    # What cannot be shown keeps its place, so that marks stay where they are.
+    plain = _CONTROL.sub(lambda found: " " * len(found[0]), hit.snippet)
+    shown, found = snippet(plain, hit.marks, length=max(width, 20) * count - 8)
+    text = Text(shown, style="dim")
+    for mark in found:
+        text.stylize("bold not dim", mark.start, mark.stop)
+    lines = text.wrap(console(), max(width, 20))
+    return Text("\n").join(lines[:count])
 
 
 def _bars(words: Sequence[tuple[str, float]], most: float) -> Table:

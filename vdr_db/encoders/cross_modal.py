@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
+from vdr_db.text.passages import Span
 from vdr_db.text.tokenization import AnyTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -208,6 +209,10 @@ class CrossModalEncoder:
     def bag_of_tokens(self, texts: Iterable[str], side: Side = "document") -> SparseRows:
         """Tokens of each text, see `SparseEncoder.bag_of_tokens`; the model is not run."""
         return self.text.bag_of_tokens(texts, side)
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where texts are cut into passages, see `SparseEncoder.cut_passages`."""
+        return self.text.cut_passages(texts, tokens=tokens, overlap=overlap)
 
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""

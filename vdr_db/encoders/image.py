@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
 from vdr_db.checkpoints.tokenizers import tokenizer_of
@@ -183,7 +185,8 @@ class ImageEncoder(Encoder):
             threads=threads,
             needs_torch={"`backend`": backend not in ("auto", "cpu", "cpu-int8")},
         )
-        encoder = cls(**vars(load_image(name_or_folder, options)), backend=backend)
+        with understood(Path(name_or_folder)):
+            encoder = cls(**vars(load_image(name_or_folder, options)), backend=backend)
         encoder.asked = ("k",) if k != "checkpoint" else ()
         return encoder
 

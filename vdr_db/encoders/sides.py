@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from vdr_db.encoders.batching import Frame, PackedBatch
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.towers.static import StaticTower
+from vdr_db.warning import warn_caller
 
 if TYPE_CHECKING:
     from vdr_db.encoders.base import Bar
@@ -88,13 +88,12 @@ class TextSide:
         )
 
 
-def warn_of_cuts(count: int, max_length: int, *, stacklevel: int) -> None:
-    """Says that texts were cut, as seen from a caller some levels up."""
-    warnings.warn(
+def warn_of_cuts(count: int, max_length: int) -> None:
+    """Says that texts were cut."""
+    warn_caller(
         f"{count} texts are longer than {max_length} tokens and were cut; this is said once, "
-        "`encoder.truncated` keeps the count. Split long texts, or raise `max_length` if the "
-        "model allows.",
-        stacklevel=stacklevel,
+        "`encoder.truncated` keeps the count. Add long texts with passages=True, or raise "
+        "`max_length` if the model allows."
     )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import (
     Compatibility,
@@ -263,7 +265,8 @@ class SparseEncoder(TextEncoding):
             },
         )
         parts = load_text(name_or_folder, options)
-        encoder = cls(**vars(parts), compatibility=padding, backend=backend)
+        with understood(Path(name_or_folder)):  # of the settings that parts are checked by
+            encoder = cls(**vars(parts), compatibility=padding, backend=backend)
         encoder.asked = options.asked()
         return encoder
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -33,6 +33,7 @@ from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, w
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
 from vdr_db.text.own_weights import OwnWeights, joined
+from vdr_db.text.passages import Span, passage_spans
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.packing import TextItem
@@ -122,8 +123,8 @@ class TextEncoding(Encoder):
         """
         frame = self.frame("document")
         tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True, most=frame.own)
-        self._count_truncated(tokens.lengths, frame, stacklevel=3)
-        cut = tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
+        self._count_truncated(tokens.lengths, frame)
+        cut = self._cut(tokens, frame)
         if self.own_weights is not None:
             return self.own_weights.rows(side, cut)
         return self.vocabulary.bag_of_tokens(cut.input_ids, cut.cu_seqlens)
@@ -131,6 +132,38 @@ class TextEncoding(Encoder):
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""
         return [int(i) for i in self.tokenizer.encode(checked_texts([text])).input_ids]
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where each text is cut into passages that the model reads as a whole.
+
+        Args:
+            texts: Documents.
+            tokens: Most tokens of a passage; fewer where the model reads fewer.
+            overlap: Most tokens that neighbours share; see `vdr_db.text.passages`.
+
+        Returns:
+            Spans of each text, which cover it.
+        """
+        way, raw = self.side("document"), checked_texts(texts)
+        prompt = way.encode([way.entry.prompt]).input_ids.size if way.entry.prompt else 0
+        readable = max(1, way.frame().own - prompt)
+        found = []
+        for text, offsets in zip(raw, way.tokenizer.offsets(raw), strict=True):
+            most = min(tokens, readable)
+            while True:
+                spans = passage_spans(text, offsets, tokens=most, overlap=min(overlap, most // 2))
+                # A part of a word can have more tokens by itself than it had in its text.
+                parts = [text[start:stop] for start, stop in spans] if len(spans) > 1 else []
+                longest = int(way.encode(parts).lengths.max(initial=0))
+                if longest <= readable or most == 1:
+                    break
+                most = max(1, most - (longest - readable))
+            found.append(spans)
+        return found
+
+    def own_tokens(self, text: str, side: Side = "document") -> TokenizedTexts:
+        """Own tokens of one text as a side reads it: cut, without prompt and special tokens."""
+        return self._cut(self.side(side).encode(checked_texts([text])), self.frame(side))
 
     def frame(self, side: Side) -> Frame:
         """What stands around a text of one side, `"document"` or `"query"`, and its length."""
@@ -158,7 +191,7 @@ class TextEncoding(Encoder):
         tokens = own = way.encode(raw)
         if way.entry.prompt:
             tokens = way.encode([way.entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        self._count_truncated(tokens.lengths, frame)
         is_empty = own.lengths == 0
         added = self._own_rows(side, own, frame)
         if way.static is not None:
@@ -223,8 +256,11 @@ class TextEncoding(Encoder):
         """Own weights of all texts, or None; a prompt is no part of a text."""
         if self.own_weights is None:
             return None
-        chosen = np.arange(len(own.lengths))
-        return self.own_weights.rows(side, own.cut(chosen, frame.own, left=frame.cuts_left))
+        return self.own_weights.rows(side, self._cut(own, frame))
+
+    @staticmethod
+    def _cut(tokens: TokenizedTexts, frame: Frame) -> TokenizedTexts:
+        return tokens.cut(np.arange(len(tokens.lengths)), frame.own, left=frame.cuts_left)
 
     def _kept_tokens(
         self, tokens: TokenizedTexts, added: SparseRows | None, batch: PackedBatch, frame: Frame
@@ -248,9 +284,7 @@ class TextEncoding(Encoder):
             always = self._own_tokens(tokens, batch, way.frame())
             yield batch, joined(rows, added[batch.texts], way.entry.k, always)
 
-    def _count_truncated(
-        self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
-    ) -> None:
+    def _count_truncated(self, lengths: npt.NDArray[np.int64], frame: Frame) -> None:
         count = int((lengths > frame.own).sum())
         if not count:
             return
@@ -258,4 +292,4 @@ class TextEncoding(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)
+            warn_of_cuts(count, frame.max_length)

@@ -16,7 +16,7 @@ from vdr_db.encoders.checks import checked_texts
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 from vdr_db.text.own_weights import OwnWeights
-from vdr_db.text.tokenization import TextTokenizer
+from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.version import __version__
 
@@ -116,19 +116,25 @@ class TokenQueries:
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        own = None
-        if self.max_length is not None:
-            own = self.max_length - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
-        first_only = None if self.tokenizer.cuts_left else own
-        tokens = self.tokenizer.encode(checked_texts(texts), most=first_only)
-        if own is not None:
-            self.truncated += int((tokens.lengths > own).sum())
-            tokens = tokens.cut(np.arange(len(tokens.lengths)), own)
+        tokens = self._own_tokens(texts)
         if self.own_weights is not None:
             return self.own_weights.rows(side, tokens)
         return self.vocabulary.bag_of_tokens(tokens.input_ids, tokens.cu_seqlens)
 
     encode_queries = bag_of_tokens
+
+    def own_tokens(self, text: str, side: Literal["document", "query"] = "query") -> TokenizedTexts:
+        """Own tokens of one text as they are read."""
+        return self._own_tokens([text])
+
+    def _own_tokens(self, texts: Iterable[str]) -> TokenizedTexts:
+        if self.max_length is None:
+            return self.tokenizer.encode(checked_texts(texts))
+        own = self.max_length - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+        first_ones = None if self.tokenizer.cuts_left else own  # excerpts of those are their ends
+        tokens = self.tokenizer.encode(checked_texts(texts), most=first_ones)
+        self.truncated += int((tokens.lengths > own).sum())
+        return tokens.cut(np.arange(len(tokens.lengths)), own)
 
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ShapeError
+from vdr_db.explain.own import own_part
 from vdr_db.explain.spans import NOWHERE, Span, token_spans
 from vdr_db.kernels.plain import activate
 from vdr_db.sparse import SparseRows
@@ -167,7 +168,8 @@ def text_attribution(
 
     Its vector is made unless the `row` is there already; the `most` heaviest dimensions are
     followed back. Positions are the special tokens and the text's own ones, as far as the model
-    reads.
+    reads. Own weights stand with their own words, wherever the model's weight of the same dimension
+    comes from: the largest of a column may then be less than their sum, the weight in the vector.
 
     Raises:
         ShapeError: `row` is not one row.
@@ -184,12 +186,15 @@ def text_attribution(
     tower = way.tower
     names, spans = _positions(encoder, way.entry.prompt, text, side)
     columns = column_of[ids].astype(np.int64)
+    item = encoder.item(side, text)
     weights = weights_by_position(
-        tower.states(encoder.item(side, text)),
-        tower.rows(columns),
-        tower.bias(columns),
-        way.activation,
+        tower.states(item), tower.rows(columns), tower.bias(columns), way.activation
     )
+    own = own_part(encoder, text, side, row)
+    if own and encoder.own_weights is not None:
+        standing = encoder.own_weights.canon[item.input_ids]
+        for d, id in enumerate(ids.tolist()):
+            weights[standing == id, d] += own.get(id, 0.0)
     if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
         weights = np.concatenate([weights[: len(names)], padding])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vdr_db.errors import ConfigError
 from vdr_db.explain.attribution import Attribution
+from vdr_db.explain.own import own_score
 from vdr_db.explain.spans import NOWHERE, Mark, marks, word_groups
 from vdr_db.explain.words import Reason, matched_words
 from vdr_db.sparse import SparseRows
@@ -78,6 +79,8 @@ class Explanation:
         attribution: Which position fires which word, where that is known.
         image: The image, if it is one.
         thumbnail: A `data:` address of a small copy, where the image itself is not at hand.
+        own: Token id -> how much of its weight is the text's own word, in an encoder with own
+            weights; the rest is the model's.
     """
 
     heading: str
@@ -88,6 +91,7 @@ class Explanation:
     attribution: Attribution | None = None
     image: ShownImage | None = None
     thumbnail: str = ""
+    own: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of_image(
@@ -153,6 +157,11 @@ class Match:
     reasons: Sequence[Reason]
     score: float
     id: Id
+
+    @property
+    def own_score(self) -> float:
+        """What the score would be by own words alone; the rest is the model's."""
+        return own_score(self.query.own, self.document.own)
 
     def shares(self) -> dict[int, float]:
         """Token id -> its share of the score."""

@@ -16,6 +16,7 @@ from vdr_db.explain.attribution import (
     text_attribution,
 )
 from vdr_db.explain.explanation import Explanation, ShownImage
+from vdr_db.explain.own import own_part
 from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import matched_words
 from vdr_db.sparse import SparseRows
@@ -112,4 +113,5 @@ def explain_text(
         row.nnz,
         encoder.vocabulary,
         text_attribution(encoder, text, side=side, row=row) if follow and has_towers else None,
+        own=own_part(encoder, text, side, row),
     )

@@ -230,6 +230,13 @@ def _reasons_table(match: Match) -> str:
         '<tr class="total"><td>score</td><td></td><td></td>'
         f'{digits.product_cell(match.score)}<td class="bars"></td></tr>'
     )
+    if match.query.own or match.document.own:
+        parts = (("own words", match.own_score), ("model", match.score - match.own_score))
+        total += "".join(
+            f'<tr><td class="word soft">{name}</td><td></td><td></td>'
+            f'{digits.product_cell(part)}<td class="bars"></td></tr>'
+            for name, part in parts
+        )
     return f"<table><thead>{head}</thead><tbody>{rows}{total}</tbody></table>"
 
 

@@ -22,6 +22,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from vdr_db.errors import ConfigError
 from vdr_db.text.excerpts import GROWTH, MARGIN, excerpt, is_local
+from vdr_db.text.passages import Span
 from vdr_db.text.slow import SlowTokenizer
 
 __all__ = ["NAMED_TOKENS", "AnyTokenizer", "TextTokenizer", "TokenizedTexts"]
@@ -176,6 +177,18 @@ class TextTokenizer:
                 pieces.append(np.array(encoding.ids, np.int32))
         return pieces
 
+    def offsets(self, texts: Sequence[str]) -> list[list[Span] | None]:
+        """(start, stop) of each own token in its text, uncut; `None` where that is not known."""
+        backend = self._as_text() if self.special_as_text else self.backend
+        if isinstance(backend, SlowTokenizer):
+            return [None] * len(texts)
+        found: list[list[Span] | None] = []
+        for start, stop in _spans([len(text) for text in texts], _CHARACTERS_AT_ONCE):
+            encodings = backend.encode_batch(list(texts[start:stop]), add_special_tokens=False)
+            for text, encoding in zip(texts[start:stop], encodings, strict=True):
+                found.append([_visible(text, *span) for span in encoding.offsets])
+        return found
+
     def save(self, folder: Path) -> None:
         """Writes the files of a tokenizer that needs none of the settings it was built with."""
         if isinstance(self.backend, SlowTokenizer):
@@ -261,6 +274,13 @@ def _frame(backend: Tokenizer | SlowTokenizer) -> tuple[tuple[int, ...], tuple[i
         f"the tokenizer must turn 'a' into its own ids with special ids around, got {own} and "
         f"{framed}; tokenizers that rewrite a text when special tokens are added are not supported."
     )
+
+
+def _visible(text: str, start: int, stop: int) -> Span:
+    # Byte-level tokenizers count the space before a word as a part of it.
+    while start < stop and text[start].isspace():
+        start += 1
+    return start, stop
 
 
 def _spans(sizes: Sequence[int], budget: int) -> list[tuple[int, int]]:

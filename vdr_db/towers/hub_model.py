@@ -8,7 +8,6 @@ is right is tried when a tower is made: both must give what the model gives on i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from vdr_db.towers.text_body import (
 )
 from vdr_db.towers.text_head import Head
 from vdr_db.towers.torch_tower import TorchTower, check_process
+from vdr_db.warning import warn_caller
 
 __all__ = ["HubModelTower", "HubSizes"]
 
@@ -155,10 +155,9 @@ class HubModelTower(TorchTower):
                         "product with the vocabulary, which no vector here would have; use "
                         "sentence-transformers for it."
                     )
-                warnings.warn(
+                warn_caller(
                     f"{type(model).__name__} cannot run on packed texts, so they are padded: "
-                    "vectors are right, encoding is slower.",
-                    stacklevel=2,
+                    "vectors are right, encoding is slower."
                 )
 
     @property

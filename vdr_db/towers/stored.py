@@ -99,7 +99,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     start, size = 8 + len(header), file.stat().st_size
     found: dict[str, StoredTensor] = {}
     try:
-        for name, entry in json.loads(header).items():
+        for name, entry in json.loads(header, object_pairs_hook=_once).items():
             if name == "__metadata__" or entry["dtype"] not in _DTYPES:
                 continue
             first, last = entry["data_offsets"]
@@ -113,6 +113,14 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
             "fetch it again."
         ) from error
     return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{twice}` stands in it twice")
+    return dict(pairs)
 
 
 def header_digest(file: Path) -> str:
