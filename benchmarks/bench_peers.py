@@ -3,7 +3,8 @@
     python benchmarks/bench_peers.py BEIR_FOLDER --out benchmarks/results/peers_cpu.csv
 
 The tiny SPLADE, and bodies of the sizes of MiniLM and of BERT-base with random weights, in one
-process and round by round in turn: ours in fp32, ours with the int8 scan, sentence-transformers,
+process and round by round in turn: ours in fp32 and with the int8 scan, by torch and by ONNX
+Runtime, sentence-transformers,
 torch.compile of the model of transformers, and ONNX Runtime with its own fusions, in fp32 and with
 dynamic int8. An arm is timed only where its vectors agree with ours: fp32 within `CLOSE` of each
 weight, int8 in `LEAST_OVERLAP` of the dimensions; the overlap stands in the file. What counts is
@@ -31,6 +32,7 @@ from measure import Row, rows_of, write_csv
 
 from vdr_db import SparseEncoder
 from vdr_db.checkpoints.assets import fetch
+from vdr_db.encoders.export import export
 from vdr_db.readers import BeirFolder
 
 SIZES: dict[str, dict[str, int]] = {
@@ -91,9 +93,12 @@ def tokenized(folder: Path) -> Callable[[str], list[int]]:
     return lambda text: tokenizer.encode(text).ids  # type: ignore[no-any-return]
 
 
-def ours(folder: Path, backend: Any) -> Encode:
+def ours(folder: Path, backend: Any, runtime: Any = "torch") -> Encode:
     """This library; k as saved, which is all dimensions with a weight."""
-    encoder = SparseEncoder.from_pretrained(folder, device="cpu", backend=backend)
+    threads = torch.get_num_threads() if runtime == "onnx" else None
+    encoder = SparseEncoder.from_pretrained(
+        folder, device="cpu", backend=backend, runtime=runtime, threads=threads
+    )
     return lambda texts: encoder.encode_documents(texts).to_scipy().toarray()
 
 
@@ -160,6 +165,10 @@ def arms_of(folder: Path, scratch: Path) -> Iterator[tuple[str, Encode, bool]]:
     """Name, function and whether int8 changes its vectors, of each arm; ours in fp32 first."""
     yield f"{OURS} fp32", ours(folder, "cpu"), False
     yield f"{OURS} scan", ours(folder, "cpu-int8"), False
+    graphs = scratch / f"{folder.name}.exported"
+    export(folder, graphs)
+    yield f"{OURS} onnx fp32", ours(graphs, "cpu", "onnx"), False
+    yield f"{OURS} onnx scan", ours(graphs, "cpu-int8", "onnx"), False
     yield "sentence-transformers", sentence_transformers(folder), False
     yield "torch.compile", compiled(folder), False
     yield "onnxruntime fused", onnx_runtime(folder, scratch, is_int8=False), False

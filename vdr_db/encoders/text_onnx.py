@@ -72,9 +72,9 @@ class OnnxScoring:
 
     def _can_scan(self) -> bool:
         threads = self.tower.threads
-        width = self._codes().codes.shape[1]
-        is_exact = exact_levels(threads) > 0 and rows_are_independent(width, threads)
-        return is_exact and not self.norm
+        if self.norm or not exact_levels(threads):  # a norm asks for all scores
+            return False
+        return rows_are_independent(self._codes().codes.shape[1], threads)
 
     def _codes(self) -> Codes:
         return codes_of(self.tower, None, self.tower.encoded)
