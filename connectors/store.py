@@ -10,6 +10,7 @@ import numpy as np
 
 from vdr_db.connectors.base import (
     Documents,
+    EmptyRows,
     Hit,
     Id,
     Payload,
@@ -178,6 +179,8 @@ class BaseStore:
         rows: SparseRows,
         ids: Sequence[Id],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        empty: EmptyRows = "store",
     ) -> Written:
         """See `Store.upsert`."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from vdr_db.connectors.base import Store
+from vdr_db.connectors.documents import documents_of
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import Sums
 from vdr_db.connectors.store import BaseStore
@@ -101,7 +102,7 @@ def check_store(
     Raises:
         StoreError: It cannot be read.
     """
-    report.rows = store.count()
+    report.rows = documents_of(store).count()
     if expected is not None and report.rows != expected:
         report.problems.append(f"{expected} documents were acknowledged, {report.rows} are there")
     read = getattr(store, "damage", None)
