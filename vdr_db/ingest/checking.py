@@ -102,9 +102,10 @@ def check_store(
     Raises:
         StoreError: It cannot be read.
     """
-    report.rows = documents_of(store).count()
-    if expected is not None and report.rows != expected:
-        report.problems.append(f"{expected} documents were acknowledged, {report.rows} are there")
+    rows, report.rows = store.count(), documents_of(store).count()
+    if expected is not None and rows != expected:
+        what = "documents" if store.passages is None else "passages"
+        report.problems.append(f"{expected} {what} were acknowledged, {rows} are there")
     read = getattr(store, "damage", None)
     damage = None if read is None else read()
     if damage is not None:
