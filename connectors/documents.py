@@ -10,7 +10,7 @@ killed when, no passage outlives its document's text and no half-written documen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from vdr_db.connectors.base import (
     Hit,
     Id,
     Page,
-    Passage,
     Payload,
     Record,
     Store,
@@ -30,6 +29,7 @@ from vdr_db.connectors.base import (
     checked_page,
 )
 from vdr_db.connectors.ids import checked_ids, id_of, id_order, sort_key
+from vdr_db.connectors.merging import groups_of, ranked, shown
 from vdr_db.connectors.passages import PASSAGE_PREFIX, PassageRows, Passages, Span, passage_id
 from vdr_db.connectors.validation import (
     COUNT_FIELD,
@@ -267,7 +267,7 @@ class DocumentView:
             if len(hits) < limit and row.nnz:
                 found.append(self.merged(partial(self._passages, row, filter), limit))
             else:
-                found.append(_ranked([hit] for hit in hits))
+                found.append(ranked([hit] for hit in hits))
         return found
 
     def merged(self, ask: Callable[[int], list[Hit]], limit: int) -> list[Hit]:
@@ -280,11 +280,11 @@ class DocumentView:
         count = limit * _FIRST_GUESS
         while True:
             hits = ask(count)
-            ranked = _ranked(_groups(hits))
+            best = ranked(groups_of(hits))
             # A passage as good as the last one may be of a document whose id comes first.
-            is_enough = len(ranked) >= limit and ranked[limit - 1].score > hits[-1].score
+            is_enough = len(best) >= limit and best[limit - 1].score > hits[-1].score
             if is_enough or len(hits) < count:
-                return ranked[:limit]
+                return best[:limit]
             count *= 4
 
     def _passages(self, row: SparseRows, filter: Any, count: int) -> list[Hit]:
@@ -299,12 +299,12 @@ class DocumentView:
             count = sum(hit.passage.count if hit.passage else 1 for hit in chosen)
             keys = tuple(sort_key(hit.id) for hit in chosen)
             hits = self.store.search(row, count, OneOf(_DOCUMENT, keys))
-            ranked = _ranked(_groups(hits), best)
+            documents = ranked(groups_of(hits), best)
             # No other document has a passage above the last one's best.
             most = best * chosen[-1].score
-            if len(chosen) < wanted or ranked[limit - 1].score >= most:
+            if len(chosen) < wanted or documents[limit - 1].score >= most:
                 break
-        return ranked[:limit]
+        return documents[:limit]
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
         """The documents of these ids in this order, with the text of all their passages."""
@@ -324,7 +324,7 @@ class DocumentView:
         names = [_name(hit.id, hit.passage.number if hit.passage else 0) for hit in hits]
         found = {record.id: record for record in self.store.get(names, with_rows=True)}
         return [
-            Record(hit.id, _shown(found[name].payload), found[name].row)
+            Record(hit.id, shown(found[name].payload), found[name].row)
             for hit, name in zip(hits, names, strict=True)
             if name in found
         ]
@@ -341,7 +341,7 @@ class DocumentView:
         if len(rows) < len(records):
             return first[0]
         chosen = records[int(np.argmax(SparseRows.concat(rows).dot(row)[:, 0]))]
-        return Record(first[0].id, _shown(chosen.payload), chosen.row)
+        return Record(first[0].id, shown(chosen.payload), chosen.row)
 
     def ids(self, filter: Any = None) -> Iterator[Id]:
         """All ids, of documents the filter keeps when one is given."""
@@ -383,7 +383,7 @@ class DocumentView:
         self.close()
 
     def _joined(self, first: Record, more: Mapping[Id, Record]) -> Record:
-        payload = _shown(first.payload)
+        payload = shown(first.payload)
         count = int(first.payload.get(COUNT_FIELD, 1))
         text = "" if self.text_key is None else payload.get(self.text_key)
         if self.text_key is not None and isinstance(text, str):
@@ -428,30 +428,3 @@ def _of_documents(filter: Any) -> Filter:
             f"{type(filter).__name__}; write it as a dictionary, see vdr_db.filters."
         )
     return AllOf((parse_filter(filter), first))
-
-
-def _shown(payload: Payload) -> Payload:
-    return {name: value for name, value in payload.items() if name not in PASSAGE_FIELDS}
-
-
-def _groups(hits: Iterable[Hit]) -> Iterable[list[Hit]]:
-    """Passages of each document, in their order."""
-    groups: dict[Any, list[Hit]] = {}
-    for hit in hits:
-        groups.setdefault(hit.payload.get(DOCUMENT_FIELD, hit.id), []).append(hit)
-    return groups.values()
-
-
-def _ranked(groups: Iterable[Sequence[Hit]], best: int = 1) -> list[Hit]:
-    """One hit for each group of passages, the best first, equal scores by ascending id."""
-    hits = []
-    for group in groups:
-        first, score = group[0], sum(hit.score for hit in group[:best])
-        about = first.payload
-        if DOCUMENT_FIELD not in about:
-            hits.append(Hit(first.id, score, about))
-            continue
-        start, stop = about[SPAN_FIELD]
-        passage = Passage(about[NUMBER_FIELD], about[COUNT_FIELD], start, stop)
-        hits.append(Hit(id_of(about[DOCUMENT_FIELD]), score, _shown(about), passage))
-    return sorted(hits, key=lambda hit: (-hit.score, *id_order(hit.id)))

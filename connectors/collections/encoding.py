@@ -105,10 +105,10 @@ class Encoding:
     @property
     def model(self) -> str:
         """Name of the model, for messages."""
-        named = getattr(self._encoder, "model", None) or self._name
-        if named is None and self._encoder is not None:
-            named = self._encoder.stamp().model
-        return named or "no encoder"
+        if self._encoder is None:
+            return self._name or "no encoder"
+        kept = None if self._stamp is None else self._stamp.model
+        return getattr(self._encoder, "model", None) or kept or type(self._encoder).__name__
 
     @property
     def named(self) -> Encoder | None:

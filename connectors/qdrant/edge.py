@@ -344,11 +344,7 @@ class EdgeEngine:
             ) from error
         self._folder.clear_damage()
         if any(self._sum_of(point) != total for point, total in last.items()):
-            self._sums.note_lost(
-                f"the log of {self._where} ended early when it was replayed: what was written last "
-                "is not there, and more before it may be missing; write them again, or restore "
-                f"the folder from a backup, and then delete {self._sums.lost_file}."
-            )
+            self._sums.note_lost(self._where)
         if lost := self._sums.lost():
             warnings.warn(lost, UserWarning, stacklevel=2)
 

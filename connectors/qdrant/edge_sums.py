@@ -109,19 +109,19 @@ class Sums:
         kept = self._read(_SUMS)
         return None if kept is None else int(kept["count"])
 
-    @property
-    def lost_file(self) -> Path:
-        """Where `note_lost` writes."""
-        return self._shard / _LOST
-
     def lost(self) -> str:
         """What an opening found missing, or `""`."""
         with contextlib.suppress(OSError, ValueError):
             return (self._shard / _LOST).read_text("utf-8")
         return ""
 
-    def note_lost(self, told: str) -> None:
+    def note_lost(self, where: str) -> None:
         """Keeps a sentence for every later opening and check."""
+        told = (
+            f"the log of {where} ended early when it was replayed: what was written last is not "
+            "there, and more before it may be missing; write them again, or restore the folder "
+            f"from a backup, and then delete {self._shard / _LOST}."
+        )
         with contextlib.suppress(OSError):
             (self._shard / _LOST).write_text(told, "utf-8")
 

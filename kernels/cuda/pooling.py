@@ -48,7 +48,7 @@ from vdr_db.kernels.cuda.primitives import (
 from vdr_db.kernels.cuda.topk import select_topk
 from vdr_db.kernels.reference import text_of
 
-__all__ = ["backward", "backward_sparse", "forward", "select_topk"]
+__all__ = ["backward", "backward_sparse", "forward", "select_topk", "takes_persistent"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
@@ -167,16 +167,22 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
         )
 
 
-def _check_persistent(hidden: Tensor, weight: Tensor) -> None:
-    """Refuses inputs, devices and versions of Triton that the persistent forward does not know."""
+def takes_persistent(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether the persistent forward knows the inputs, their device, and this version of Triton."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if (
-        is_interpreted(pool_aligned_kernel)
-        or version < (3, 7)
-        or compute_capability(hidden) != 90
-        or hidden.element_size() != 2
-        or not (fits_descriptor(hidden) and fits_descriptor(weight))
-    ):
+    return (
+        not is_interpreted(pool_aligned_kernel)
+        and version >= (3, 7)
+        and compute_capability(hidden) == 90
+        and hidden.element_size() == 2
+        and fits_descriptor(hidden)
+        and fits_descriptor(weight)
+    )
+
+
+def _check_persistent(hidden: Tensor, weight: Tensor) -> None:
+    """Refuses what `takes_persistent` does not take."""
+    if not takes_persistent(hidden, weight):
         raise ConfigError(
             "a persistent tile needs Triton 3.7 or newer, a device of sm_90, and 16-bit inputs "
             f"with rows at multiples of 16 bytes, got Triton {triton.__version__}, "

@@ -33,6 +33,7 @@ from torch import Tensor
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels.activation import Activation, check_activation
 from vdr_db.kernels.arguments import Lexical, check_pool
+from vdr_db.kernels.cuda import scan_kernels
 from vdr_db.kernels.cuda.configs import ANY, PoolTile, pool_tile
 from vdr_db.kernels.cuda.primitives import (
     compute_capability,
@@ -48,14 +49,13 @@ from vdr_db.kernels.reference import text_of
 
 __all__ = ["Codes", "encoded", "scan"]
 
-LEVELS = 127
-"""Largest integer of a row of the matrix, and of a text's states."""
+# TINY covers what underflows, also where denormal numbers count as 0; TINY_NORM covers it in norms,
+# whose squares underflow earlier.
+LEVELS, UNIT = scan_kernels.LEVELS.value, scan_kernels.UNIT.value
+TINY, TINY_NORM = scan_kernels.TINY.value, scan_kernels.TINY_NORM.value
 WIDTH = 128
 """Rows of integers are filled up with zeros to a multiple of so many."""
-UNIT = 2.0**-24  # half the distance from 1 to the next number in fp32
 SLACK = 1 + 2.0**-16  # for the rounding of sums that are themselves a bound
-TINY = 1e-30  # covers what underflows, also where denormal numbers count as 0
-TINY_NORM = 1e-16  # the same for norms, whose squares underflow earlier
 LARGEST_PRODUCT = 1e37  # no sum up to here overflows
 ROWS_AT_ONCE = 8192
 """Rows that are float32 for a moment while a matrix is encoded."""
@@ -152,7 +152,8 @@ def scan(
         k: How many columns are kept, at least 1.
         activation: Turns scores into weights; with all but `elu1p` only scores above 0 have one.
         lexical: Bounds `[B + 1]` and columns `[n]` whose score is wanted in any case, or None.
-        precision: How float32 inputs multiply, as in `forward`.
+        precision: How float32 inputs multiply: `"tf32x3"` (default) or `"ieee"`; the bound does not
+            hold for the short numbers of `"tf32"`.
         tile: Run with this tile instead of the table's.
 
     Returns:
@@ -160,10 +161,15 @@ def scan(
 
     Raises:
         ShapeError: Sizes or dtypes disagree.
-        ConfigError: `k` or `activation` is unknown.
+        ConfigError: `k`, `activation` or `precision` is unknown.
     """
     check_pool(hidden, cu_seqlens, weight, bias)
     check_activation(activation)
+    precision = precision or "tf32x3"
+    if precision not in ("tf32x3", "ieee"):
+        raise ConfigError(
+            f"`precision` of a scan must be 'tf32x3' or 'ieee', got {precision!r}; pass one."
+        )
     T, V, B = hidden.shape[0], weight.shape[0], cu_seqlens.shape[0] - 1
     if codes.codes.shape[0] != V or codes.codes.shape[1] < hidden.shape[1]:
         raise ShapeError(
@@ -185,7 +191,7 @@ def scan(
             near.masked_fill_(above < 0, -torch.inf)
         inputs = (hidden, weight, bias, cu_seqlens)
         best = select_topk(near, k, activation="elu1p", trim=False)
-        _rescore(*inputs, best.indptr, best.columns, logits, precision or "tf32x3")
+        _rescore(*inputs, best.indptr, best.columns, logits, precision)
         is_scored = logits != -torch.inf
         reached = torch.where(is_scored, logits, torch.inf).amin(1)
         least = torch.where(is_scored.sum(1) < k, least, torch.maximum(least, reached))
@@ -196,7 +202,7 @@ def scan(
             is_left[texts, lexical[1].long()] = True
         left = torch.where(is_left, 1.0, -torch.inf)
         rest = select_topk(left, None, activation="none", trim=False)
-        _rescore(*inputs, rest.indptr, rest.columns, logits, precision or "tf32x3")
+        _rescore(*inputs, rest.indptr, rest.columns, logits, precision)
     return logits
 
 
@@ -286,4 +292,5 @@ def _tile(hidden: Tensor, V: int, bits: int) -> PoolTile:
 
 def _norms(rows: Tensor) -> Tensor:
     """Norms of rows, rounded up: none is below the true one."""
-    return rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 64) * UNIT) + TINY_NORM
+    norms: Tensor = rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 64) * UNIT) + TINY_NORM
+    return norms

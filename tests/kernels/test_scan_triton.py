@@ -140,6 +140,8 @@ def test_any_strides_and_refusals():
     assert torch.equal(got == -torch.inf, expected == -torch.inf)
     with pytest.raises(ShapeError, match="codes"):
         scan(encoded(weight[:5]), hidden, cu_seqlens, weight, k=5, activation="elu1p")
+    with pytest.raises(ConfigError, match="tf32x3"):
+        scan(encoded(weight), hidden, cu_seqlens, weight, k=5, activation="elu1p", precision="tf32")
     for k in (0, 61):
         with pytest.raises(ConfigError, match="`k`"):
             scan(encoded(weight), hidden, cu_seqlens, weight, k=k, activation="elu1p")

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="JSON", help="""on the payload, such as '{"section": "games"}'"""
     )
+    parser.add_argument("--min-score", type=float, metavar="S", help="leave out weaker hits")
     add_thumbnail_option(parser)
     parser.add_argument(
         "--mode",
@@ -64,6 +65,7 @@ def run_command(arguments: argparse.Namespace) -> int:
                 limit=arguments.limit,
                 filter=keep,
                 mode=arguments.mode if isinstance(query, str) else None,
+                min_score=arguments.min_score,
             )
             any_found = any_found or bool(hits)
             if arguments.json:

@@ -15,7 +15,7 @@ from vdr_db.checkpoints.graphs import trainable
 from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.weights import Weight, digest
 from vdr_db.counts import counted
-from vdr_db.errors import ConfigError, require
+from vdr_db.errors import ConfigError, MissingExtraError, require
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.stamp import EncoderStamp
 from vdr_db.text.tokenization import TextTokenizer
@@ -213,7 +213,11 @@ class Encoder(ABC):
     def _described(self, *parts: str) -> str:
         k = "all" if self._stored_k is None else self._stored_k
         said = [repr(self.model), *parts, f"{self.vocabulary.columns} columns", f"k={k}"]
-        return f"{type(self).__name__}({', '.join(said)}, {self.dtype} on {self.device})"
+        try:
+            said.append(f"{self.dtype} on {self.device}")
+        except MissingExtraError:  # of a side that cannot run here
+            said.append("without torch")
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def _version(weights: dict[str, Weight]) -> object:

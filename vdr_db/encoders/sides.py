@@ -67,8 +67,12 @@ class TextSide:
         return self.entry.checked(columns=columns, positions=most, special=self.extra_length)
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Own tokens of each text; special tokens in it are text to static weights."""
-        return self.tokenizer.encode(texts, special_as_text=True if self.static else None)
+        """Own tokens of each text, of long ones at least those kept and one more.
+
+        Special tokens in a text are text to static weights.
+        """
+        as_text = True if self.static else None
+        return self.tokenizer.encode(texts, special_as_text=as_text, most=self.frame().own)
 
     def frame(self) -> Frame:
         """What stands around a text, and its length."""

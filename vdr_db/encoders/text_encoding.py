@@ -121,8 +121,8 @@ class TextEncoding(Encoder):
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
+        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True, most=frame.own)
         self._count_truncated(tokens.lengths, frame)
         cut = self._cut(tokens, frame)
         if self.own_weights is not None:

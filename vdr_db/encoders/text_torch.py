@@ -31,6 +31,7 @@ from vdr_db.kernels.reference import compute_dtype
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.text import Tower
+from vdr_db.towers.torch_text import ProjectedTower
 
 __all__ = ["TextScoring", "queue_on"]
 
@@ -122,7 +123,7 @@ class TextScoring:
         def upload(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
-        if device.type != "cpu" or not hasattr(tower, "packed_states"):
+        if device.type != "cpu" or not isinstance(tower, ProjectedTower):
             return self._selected(batch, own, self._logits(batch, upload))
         states = tower.packed_states(
             upload(batch.input_ids),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -116,7 +116,7 @@ class TokenQueries:
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self._cut(self.tokenizer.encode(checked_texts(texts)))
+        tokens = self._read(checked_texts(texts))
         if self.own_weights is not None:
             return self.own_weights.rows(side, tokens)
         return self.vocabulary.bag_of_tokens(tokens.input_ids, tokens.cu_seqlens)
@@ -125,12 +125,13 @@ class TokenQueries:
 
     def own_tokens(self, text: str, side: Literal["document", "query"] = "query") -> TokenizedTexts:
         """Own tokens of one text as they are read."""
-        return self._cut(self.tokenizer.encode(checked_texts([text])))
+        return self._read(checked_texts([text]))
 
-    def _cut(self, tokens: TokenizedTexts) -> TokenizedTexts:
+    def _read(self, texts: Sequence[str]) -> TokenizedTexts:
         if self.max_length is None:
-            return tokens
+            return self.tokenizer.encode(texts)
         own = self.max_length - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+        tokens = self.tokenizer.encode(texts, most=None if self.tokenizer.cuts_left else own)
         self.truncated += int((tokens.lengths > own).sum())
         return tokens.cut(np.arange(len(tokens.lengths)), own)
 

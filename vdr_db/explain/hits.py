@@ -60,6 +60,7 @@ def find_hits(
     filter: Any = None,
     mode: Mode | None = None,
     length: int = SNIPPET,
+    min_score: float | None = None,
 ) -> list[HitView]:
     """Hits of one query, a text or the path of an image, with the words that matched.
 
@@ -75,7 +76,7 @@ def find_hits(
             else encoder.encode_queries([query])
         )
         asked = [query]
-    hits = collection.search(row, limit=limit, filter=filter, mode=mode)
+    hits = collection.search(row, limit=limit, filter=filter, mode=mode, min_score=min_score)
     rows = {record.id: record.row for record in collection.records_of(hits)}
     own = [id for text in asked for id in encoder.token_ids(text)]
     key = collection.text_key

@@ -129,9 +129,10 @@ def check_store(
     )
     report.problems.extend(found.problems)
     report.checked = report.checked or found.read_back
-    if isinstance(store, BaseStore):
-        report.leftovers = store.leftovers()
-        report.removed = store.remove_leftovers() if remove_leftovers and report.leftovers else []
+    any_store: object = store
+    if isinstance(any_store, BaseStore):
+        left = report.leftovers = any_store.leftovers()
+        report.removed = any_store.remove_leftovers() if remove_leftovers and left else []
 
 
 def check_spool(folder: str | os.PathLike[str]) -> CheckReport:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -218,7 +219,7 @@ class FileSource:
         if not self.paths:
             raise ConfigError("`paths` must name at least one file, got none.")
         self._takes_files = len(self.paths) >= self.slice.n
-        self.is_rereadable = "-" not in self.paths
+        self.is_rereadable = not any(map(_is_stream, self.paths))
         self._digest = digest
 
     @cached_property
@@ -291,8 +292,19 @@ def cut_windows(records: Iterator[Record], settled: Ranges, window: Window) -> I
         raise failure  # after what was read before the broken line
 
 
+def _is_stream(path: str) -> bool:
+    """Whether something can be read only once: standard input, a pipe, a device."""
+    if path == "-":
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _expanded(path: str) -> list[str]:
-    if path == "-" or os.path.isfile(path):
+    if _is_stream(path) or os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such file or folder.")

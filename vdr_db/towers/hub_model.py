@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.packed_attention import NAME, NotPackable, PackedTexts, register
-from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
+from vdr_db.towers.packing import ROW_MULTIPLE, Run
 from vdr_db.towers.text_body import (
     ACTIVATIONS,
     Padding,
@@ -34,7 +32,8 @@ from vdr_db.towers.text_body import (
     rows_are_independent,
 )
 from vdr_db.towers.text_head import Head
-from vdr_db.towers.torch_tower import TorchTower, check_process
+from vdr_db.towers.torch_text import ProjectedTower
+from vdr_db.towers.torch_tower import check_process
 from vdr_db.warning import warn_caller
 
 __all__ = ["HubModelTower", "HubSizes"]
@@ -99,13 +98,12 @@ class _PassThrough:
         return hidden
 
 
-class HubModelTower(TorchTower):
+class HubModelTower(ProjectedTower):
     """A model of transformers as a tower.
 
     Attributes:
         model: The model; its last linear layer hands its input through.
         head: Its vocabulary matrix.
-        config: Its sizes.
         packs: Whether texts run packed; padded where not.
         is_decoder: Whether the model is a decoder.
     """
@@ -133,7 +131,7 @@ class HubModelTower(TorchTower):
                 "model."
             )
         self.model = model
-        self.config = _sizes(model, output, max_length)
+        self._sizes = _sizes(model, output, max_length)
         if self.config.vocab_size < vocabulary.size:
             raise ConfigError(
                 f"the model must have a row for each of the tokenizer's {vocabulary.size} ids, "
@@ -159,6 +157,11 @@ class HubModelTower(TorchTower):
                     f"{type(model).__name__} cannot run on packed texts, so they are padded: "
                     "vectors are right, encoding is slower."
                 )
+
+    @property
+    def config(self) -> HubSizes:
+        """Its sizes."""
+        return self._sizes
 
     @property
     def head_name(self) -> str:
@@ -210,48 +213,6 @@ class HubModelTower(TorchTower):
         """What is added to the score of each column, `[V]`, or None."""
         return self.head.bias_rows()
 
-    def states(self, item: TextItem) -> npt.NDArray[np.float32]:
-        """States of a text's tokens after the head's transform, `[P, H]` float32."""
-        length, rest = len(item.input_ids), -len(item.input_ids) % ROW_MULTIPLE
-        ids = np.pad(item.input_ids, (0, rest), constant_values=self.config.pad_id)
-        positions = np.pad(item.position_ids, (0, rest), constant_values=self.config.first_position)
-        runs = [Run(0, 1, length, length), *([Run(length, 1, rest, rest)] if rest else [])]
-        with self.evaluating():
-            hidden = self._hidden(
-                torch.from_numpy(ids).to(self.device),
-                torch.from_numpy(positions).to(self.device),
-                runs,
-                None,
-            )
-        found: npt.NDArray[np.float32] = hidden[:length].float().cpu().numpy()
-        return found
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        runs: Sequence[Run],
-        *,
-        backend: Backend = "auto",
-        return_argmax: bool = False,
-        layout: Padding | Ragged | None = None,
-    ) -> Pooled:
-        """Scores of each text and column before activation; as `towers.text.Tower.forward`.
-
-        Raises:
-            ConfigError: Padding is to take part, as in a compatibility mode of VDR.
-        """
-        return project_pool(
-            self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
-            cu_seqlens,
-            self.matrix(),
-            self.bias_rows(),
-            backend=backend,
-            return_argmax=return_argmax,
-            max_length=max((run.length for run in runs), default=None),
-        )
-
     def packed_states(
         self,
         input_ids: Tensor,
@@ -261,10 +222,10 @@ class HubModelTower(TorchTower):
         *,
         layout: Padding | Ragged | None = None,
     ) -> Tensor:
-        """States of all tokens, `[T, H]`; as `towers.text.Tower.packed_states`.
+        """States of all tokens, `[T, H]`; see `ProjectedTower`.
 
         Raises:
-            ConfigError: As `forward`.
+            ConfigError: Padding is to take part, as in a compatibility mode of VDR.
         """
         if any(run.kept < run.length for run in runs):
             raise ConfigError(
