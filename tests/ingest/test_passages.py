@@ -185,6 +185,8 @@ def test_the_command_cuts_finds_shows_and_explains(tmp_path, capsys, monkeypatch
     assert main(["explain", "--store", "s", "--json", "waltz by an orchestra", "music"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["score"] == pytest.approx(best["score"], rel=1e-4)
+    assert main(["check", "s"]) == 0
+    assert "2 documents, " in capsys.readouterr().out
     assert main(["info", "--store", "s", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)["collection"]
     assert (about["texts"], about["passages"]) == (2, {"tokens": 48, "overlap": 8})

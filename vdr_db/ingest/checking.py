@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from vdr_db.connectors.base import Store
+from vdr_db.connectors.documents import documents_of
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import Sums
 from vdr_db.connectors.store import BaseStore
@@ -101,9 +102,10 @@ def check_store(
     Raises:
         StoreError: It cannot be read.
     """
-    report.rows = store.count()
-    if expected is not None and report.rows != expected:
-        report.problems.append(f"{expected} documents were acknowledged, {report.rows} are there")
+    rows, report.rows = store.count(), documents_of(store).count()
+    if expected is not None and rows != expected:
+        what = "documents" if store.passages is None else "passages"
+        report.problems.append(f"{expected} {what} were acknowledged, {rows} are there")
     read = getattr(store, "damage", None)
     damage = None if read is None else read()
     if damage is not None:
