@@ -1,8 +1,10 @@
 # make demo   sets up a private environment and runs the main job on real documents
 # make test   sets up the same environment and passes every check and test
 # make check  formatting, lint and types alone
+# make docs   the documentation site, strictly, into build/site
+# make workflows  checks .github/workflows with actionlint, built from its Go module
 # make bench  every benchmark of this machine, into benchmarks/results/
-# make train-mini        trains the model `vdr-mini`, the default, again: ABSTRACTS=FOLDER adds texts
+# make train-mini        trains the model `vdr-mini` again: ABSTRACTS=FOLDER adds texts
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
 # make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
@@ -16,7 +18,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check bench gpu gate train-mini train-tiny train-tiny-image clean
+.PHONY: demo test check docs workflows bench gpu gate train-mini train-tiny train-tiny-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +45,20 @@ check: $(VENV)/ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/check_types.py
+
+# MkDocs reads the sources, it imports nothing; so its packages suffice.
+$(VENV)/ready-docs: $(VENV)/ready-base
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Its package on the index of Python fetches a program from elsewhere when it is installed.
+ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+workflows: $(VENV)/ready-base
+	test -x $(BIN)/actionlint || GOBIN=$(abspath $(BIN)) go install $(ACTIONLINT)
+	$(BIN)/actionlint .github/workflows/*.yml
 
 test: check
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -84,8 +100,8 @@ gpu: $(VENV)/ready-test
 # CI compiles what a change touches, with the second alone.
 CARDS = 80 86 89 90 100 120
 gate: $(VENV)/ready-test
-	$(BIN)/python benchmarks/compile_gate.py --check --sm $(CARDS)
+	$(BIN)/python benchmarks/compile_gate.py --check --matrix --sm $(CARDS)
 	for wanted in "==3.4.0" ""; do rm -rf build/triton && \
 		$(BIN)/python -m pip install --quiet --target build/triton "triton$$wanted" && \
-		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --sm $(CARDS) || exit 1; \
+		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --matrix --sm $(CARDS) || exit 1; \
 	done

@@ -1,13 +1,16 @@
 """Bodies of transformers on packed texts against sentence-transformers, on the CPU.
 
-Models of random weights, in one process, the two libraries by turns; ratios of medians.
+    python benchmarks/bench_bodies.py --out benchmarks/results/bodies.csv
+
+Models of random weights, six layers of width 384, in one process, the two libraries by turns and
+first in turn, one thread. What counts is processor time, and the median of the rounds' ratios.
+Vectors of both are compared before: the largest difference is a row of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 import warnings
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import Row, rows_of, write_csv
 from sentence_transformers import SparseEncoder as Peer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -79,44 +83,62 @@ def write(folder: Path, kind: str, words: int) -> Path:
     return folder
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
+def milliseconds(work: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return 1000 * (time.process_time() - start)
+
+
+def measured(kind: str, texts: list[str], words: int, rounds: int) -> list[Row]:
+    """Rows of one family: both libraries, their ratio, and how far apart their vectors are."""
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = write(Path(scratch) / "m", kind, words)
+        ours = SparseEncoder.from_pretrained(folder, device="cpu")
+        theirs = Peer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+        arms = {
+            "vdr-db": lambda: ours.encode_documents(texts),
+            "sentence-transformers": lambda: theirs.encode_document(
+                texts, show_progress_bar=False, convert_to_sparse_tensor=False
+            ),
+        }
+        found = {name: work() for name, work in arms.items()}
+        dense = ours.encode_documents(texts).to_scipy().toarray()
+        gap = float(np.abs(dense - found["sentence-transformers"].numpy()).max())
+        samples: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(rounds):
+            for name in list(arms)[:: 1 if turn % 2 else -1]:
+                samples[name].append(milliseconds(arms[name]))
+    shape = f"{kind}, {len(texts)} texts"
+    rows: list[Row] = []
+    for name, values in samples.items():
+        rows += rows_of("bodies", name, shape, "float32", {"processor (ms)": values})
+    ratios = [theirs / ours for ours, theirs in zip(*samples.values(), strict=True)]
+    rows += rows_of("bodies", "speedup", shape, "float32", {"ratio (1)": ratios})
+    return rows + rows_of("bodies", "difference", shape, "float32", {"largest (1)": [gap]})
 
 
 def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measures, prints and stores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--words", type=int, default=30522)
+    parser.add_argument("--out", type=Path, help="CSV")
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    torch.set_num_threads(1)
     draw = np.random.default_rng(0)
-    lengths = np.clip(draw.lognormal(4.2, 0.6, arguments.texts), 8, 400).astype(int)
-    texts = [" ".join(f"w{i}" for i in draw.integers(0, arguments.words - 4, n)) for n in lengths]
-    print(
-        f"{arguments.texts} texts of {lengths.mean():.0f} tokens, {torch.get_num_threads()} threads"
-    )
-    print("| body | vdr-db s | sentence-transformers s | ratio |\n|---|---|---|---|")
-    for kind in arguments.kinds:
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            folder = write(Path(scratch) / "m", kind, arguments.words)
-            ours = SparseEncoder.from_pretrained(folder, device="cpu")
-            theirs = Peer(str(folder), device="cpu")
-            works = (
-                lambda: ours.encode_documents(texts),  # noqa: B023
-                lambda: theirs.encode_document(texts, show_progress_bar=False),  # noqa: B023
-            )
-            for work in works:
-                work()
-            times = [[seconds(work) for work in works] for _ in range(arguments.repeats)]
-        mine, peer = (statistics.median(column) for column in zip(*times, strict=True))
-        ratio = statistics.median(b / a for a, b in times)
-        print(f"| {kind} | {mine:.2f} | {peer:.2f} | {ratio:.2f}x |", flush=True)
+    lengths = np.clip(draw.lognormal(4.2, 0.6, options.texts), 8, 400).astype(int)
+    texts = [" ".join(f"w{i}" for i in draw.integers(0, options.words - 4, n)) for n in lengths]
+    rows: list[Row] = []
+    for kind in options.kinds:
+        rows += measured(kind, texts, options.words, options.rounds)
+    for row in rows:
+        print(f"{row.shape:24} {row.backend:22} {row.median:10} {row.unit}")
+    if options.out is not None:
+        write_csv(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
                                                   # or that of `count_alu.py`
     python benchmarks/compile_gate.py --touched  # compile what the stored table does not show, and
                                                  # one row of each kernel, which must be as stored
+    python benchmarks/compile_gate.py --matrix   # also put a line for this card and version of
+                                                 # Triton into results/compile_matrix.csv
 
 Judged for each configuration: no spilled registers, at most 255 registers, shared memory within
 the card's limit, matrix instructions of its generation where the kernel multiplies, and no message
@@ -37,6 +39,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 RESULTS = Path(__file__).parent / "results"
+MATRIX = RESULTS / "compile_matrix.csv"
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 REGISTER_LIMIT = 255
 REGISTER_SLACK = 8
@@ -90,8 +93,11 @@ def compiled(spec: Spec, kernel: JITFunction[Any]) -> CompiledKernel:
         signature[name] = spec.types.get(name, default)
         if signature[name].startswith("*") or name in DIVISIBLE:
             attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as source
     return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
+        source(kernel, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", spec.sm, 32),
         options={
             "num_warps": spec.num_warps,
@@ -224,6 +230,69 @@ def resources(row: dict[str, str]) -> Resources:
     })  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """All configurations of a card with a version of Triton: a row of `compile_matrix.csv`.
+
+    Attributes:
+        triton: Version.
+        sm: Card.
+        configurations: How many were compiled.
+        forward_registers: Most registers of the forward of 16-bit inputs.
+        registers: Most registers of any kernel.
+        spills: Instructions that spill, of all together.
+        stack_bytes: Local memory of a thread, of all together.
+        shared_bytes: Most shared memory of any program.
+        faults: What `faults` found in them.
+    """
+
+    triton: str
+    sm: int
+    configurations: int
+    forward_registers: int
+    registers: int
+    spills: int
+    stack_bytes: int
+    shared_bytes: int
+    faults: int
+
+
+def verdict(sm: int, made: Sequence[Resources], n_faults: int) -> Verdict:
+    """Sums a table up."""
+    kernels = ("pool_aligned_kernel", "pool_packed_kernel", "pool_persistent_kernel")
+    forward = [x for x in made if x.kernel in kernels and x.label[:4] in ("bf16", "fp16")]
+    return Verdict(
+        triton.__version__,
+        sm,
+        len(made),
+        max(x.registers for x in forward),
+        max(x.registers for x in made),
+        sum(x.spills for x in made),
+        sum(x.stack_bytes for x in made),
+        max(x.shared_bytes for x in made),
+        n_faults,
+    )
+
+
+def read_matrix() -> list[dict[str, str]]:
+    """Stored verdicts."""
+    if not MATRIX.exists():
+        return []
+    with MATRIX.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_matrix(row: Verdict) -> None:
+    """Stores a verdict in place of the one before."""
+    rows = {(x["triton"], int(x["sm"])): x for x in read_matrix()}
+    rows[row.triton, row.sm] = {name: str(value) for name, value in asdict(row).items()}
+    with MATRIX.open("w", newline="") as file:
+        names = [field.name for field in fields(Verdict)]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[key] for key in sorted(rows))
+
+
 def write_table(sm: int, made: Sequence[Resources]) -> None:
     """Stores a table."""
     RESULTS.mkdir(exist_ok=True)
@@ -244,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--touched", action="store_true", help="compile what has changed, and probes"
     )
+    parser.add_argument("--matrix", action="store_true", help="store a line of the verdict")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
     at_fault = []
@@ -259,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             probes = {source: shown.pop(source) for source in one_of_each if source in shown}
             fresh = [spec for spec in specs if digest(spec) not in shown]
             made = list(pool.map(measure, fresh))
+            before = len(at_fault)
             for spec, row in zip(fresh, made, strict=True):
                 wrong = faults(sm, spec, row)
                 if row.source in probes and row != resources(probes[row.source]):
@@ -270,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"wgmma {row.wgmma:3} mma {row.mma:3} tma {row.tma:2}",
                     flush=True,
                 )
+            n_faults = len(at_fault) - before
             made += [resources(shown[digest(spec)]) for spec in specs if digest(spec) in shown]
             if options.check:
                 if version == triton.__version__:
@@ -282,6 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 at_fault += grown(count_all())
             if options.write:
                 write_table(sm, made)
+            if options.matrix:
+                write_matrix(verdict(sm, made, n_faults))
     for fault in at_fault:
         print(f"FAULT {fault}")
     print(f"{len(at_fault)} faults, Triton {triton.__version__}")

@@ -150,9 +150,10 @@ def specs() -> list[Spec]:
     return [replace(x, constants={**x.constants, "HAS_BIAS": True}) for x in found]
 
 
-def kernel_at(commit: str) -> JITFunction[Any]:
-    """`pool_aligned_kernel` as it was at a commit."""
-    for path in ("kernels/cuda/forward_kernels.py", "kernels/pooling_forward.py"):
+def kernel_at(commit: str, *files: str) -> JITFunction[Any]:
+    """A kernel as it was at a commit: the last of `files` is its name, the others may hold it."""
+    *paths, name = files
+    for path in [f"kernels/{folder}{file}" for file in paths for folder in ("cuda/", "")]:
         shown = subprocess.run(
             ["git", "show", f"{commit}:{path}"], cwd=ROOT, capture_output=True, text=True
         )
@@ -160,15 +161,14 @@ def kernel_at(commit: str) -> JITFunction[Any]:
             break
     shown.check_returncode()
     with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as file:
-        file.write(
-            shown.stdout.replace("vdr_db.kernels.primitives", "vdr_db.kernels.cuda.primitives")
-        )
+        text = shown.stdout.replace("vdr_db.kernels.primitives", "vdr_db.kernels.cuda.primitives")
+        file.write(text.replace(", popcount", ""))  # which another kernel of that file calls
     specification = importlib.util.spec_from_file_location("kernel_before", file.name)
     if specification is None or specification.loader is None:
         raise RuntimeError(f"{file.name} cannot be imported")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    kernel: JITFunction[Any] = module.pool_aligned_kernel
+    kernel: JITFunction[Any] = getattr(module, name)
     return kernel
 
 
@@ -178,7 +178,10 @@ def count_all(before: str | None = None) -> list[Counts]:
     made = []
     if before:  # kernels of old were not held to a number of registers
         plain = [replace(spec, registers=None) for spec in counted]
-        made = [count(spec, before, kernel_at(before)) for spec in plain]
+        kernel = kernel_at(
+            before, "forward_kernels.py", "pooling_forward.py", "pool_aligned_kernel"
+        )
+        made = [count(spec, before, kernel) for spec in plain]
     return made + [count(spec, "here", kernel_named(spec.kernel)) for spec in counted]
 
 

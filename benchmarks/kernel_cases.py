@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vdr_db.kernels import reference
-from vdr_db.kernels.cuda import pooling
-from vdr_db.kernels.cuda.configs import PoolTile
+from vdr_db.kernels.cuda import pooling, scan
+from vdr_db.kernels.cuda.configs import PERSISTENT, PoolTile
 from vdr_db.kernels.cuda.topk import select_topk
 
 SEED = 20251121
@@ -161,6 +161,14 @@ def arms(given: Inputs, compiled: Callable[..., Tensor] | None) -> Iterator[Arm]
     )  # fmt: skip
     yield Arm("forward", "vdr_db", lambda: forward(False), flop)
     yield Arm("forward with argmax", "vdr_db", lambda: forward(True), flop)
+    if pooling.takes_persistent(hidden, weight):
+        for need_argmax in (False, True):
+            yield Arm(
+                "forward with argmax" if need_argmax else "forward", "vdr_db, persistent",
+                lambda need=need_argmax: pooling.forward(
+                    hidden, cu_seqlens, weight, None, need, max_length=case.L, tile=PERSISTENT
+                ), flop,
+            )  # fmt: skip
     yield Arm("backward, all entries", "vdr_db", dense_backward)
     yield Arm(
         "backward, all entries", "atomics",
@@ -172,6 +180,14 @@ def arms(given: Inputs, compiled: Callable[..., Tensor] | None) -> Iterator[Arm]
         "forward+backward, kept entries", "vdr_db",
         lambda: (forward(True), select(), kept_backward()), flop,
     )  # fmt: skip
+    codes = functools.cache(lambda: scan.encoded(weight))
+    for activation in ("elu1p", "log1p_relu"):
+        yield Arm(
+            "forward", f"vdr_db, scan in integers, {activation}",
+            lambda activation=activation: scan.scan(
+                codes(), hidden, cu_seqlens, weight, k=case.k, activation=activation
+            ), flop,
+        )  # fmt: skip
     yield Arm("top-k", "vdr_db", select)
     yield Arm("top-k", "torch.topk", lambda: torch.topk(given.logits, case.k, sorted=False))
 
@@ -269,6 +285,14 @@ def check(given: Inputs) -> list[str]:
         expected = given.logits.relu().log1p()
         if not torch.allclose(output, expected, rtol=2e-2, atol=2e-2):
             wrong.append(f"{case}: Sparton is off by {float((output - expected).abs().max()):.2e}")
+    scanned = scan.scan(
+        scan.encoded(given.weight), given.hidden, given.cu_seqlens, given.weight, k=case.k,
+        activation="elu1p",
+    )  # fmt: skip
+    least = given.logits.topk(case.k).values[:, -1:]
+    clearly = given.logits > least + 1e-4 * (1 + least.abs())  # the last bits are others
+    if not torch.allclose(scanned[clearly], given.logits[clearly], rtol=1e-4, atol=1e-4):
+        wrong.append(f"{case}: the scan leaves out what is kept, or scores it otherwise")
     expected = reference.select_topk(given.logits[:2], case.k, activation="elu1p")
     found = select_topk(given.logits[:2], case.k, activation="elu1p")
     if not torch.equal(expected.columns, found.columns):
@@ -277,9 +301,11 @@ def check(given: Inputs) -> list[str]:
 
 
 def other_layouts(given: Inputs) -> list[PoolTile]:
-    """A tile of each layout."""
+    """A tile of each layout that runs here."""
     block_t = 128 if given.device.type == "cuda" else 64
+    takes_persistent = pooling.takes_persistent(given.hidden, given.weight)
     return [
+        *([PERSISTENT] if takes_persistent else []),
         PoolTile("aligned", 256, block_t, 64, 8, 8, 3, True),
         PoolTile("packed", 256, 64, 64, 8, 8, 4, True),
     ]

@@ -9,21 +9,36 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from vdr_db.kernels.cuda import backward_kernels, entry_lists, forward_kernels, topk_kernels
+from vdr_db.kernels.cuda import (
+    backward_kernels,
+    entry_lists,
+    forward_kernels,
+    scan_kernels,
+    topk_kernels,
+)
 from vdr_db.kernels.cuda.backward import BIAS_BLOCK
 from vdr_db.kernels.cuda.configs import (
+    ANY,
+    PERSISTENT,
     SELECT_TILES,
     PoolTile,
     backward_tiles,
     pool_tile,
 )
 from vdr_db.kernels.cuda.entry_lists import OFFSET_BLOCK, OFFSET_ROWS
-from vdr_db.kernels.cuda.pooling import SEARCH_BLOCK, SEARCH_STEP
+from vdr_db.kernels.cuda.pooling import SEARCH_BLOCK, SEARCH_REGISTERS, SEARCH_STEP
+from vdr_db.kernels.cuda.scan import STATES_AT_ONCE
 
-MODULES = (backward_kernels, entry_lists, forward_kernels, topk_kernels)
+MODULES = [backward_kernels, entry_lists, forward_kernels, scan_kernels, topk_kernels]
+HAS_GLUON = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7)
+if HAS_GLUON:
+    from vdr_db.kernels.cuda import persistent
+
+    MODULES.append(persistent)
 CARDS = {
     80: 163 * 1024,
     86: 99 * 1024,
@@ -41,7 +56,18 @@ POINTERS = {
     "weights_ptr": "*fp32",
     "spill_ptr": "*fp32",
     "argmax_ptr": "*i16",
+    "scales_ptr": "*fp32",
+    "per_norm_ptr": "*fp32",
+    "per_rest_ptr": "*fp32",
+    "per_score_ptr": "*fp32",
+    "state_scales_ptr": "*fp32",
+    "norms_ptr": "*fp32",
+    "rests_ptr": "*fp32",
+    "near_ptr": "*fp32",
+    "above_ptr": "*fp32",
+    "codes_ptr": "*i8",
     "cu_seqlens_ptr": "*i32",
+    "indptr_ptr": "*i64",
     "bounds_ptr": "*i64",
     "ends_ptr": "*i64",
     "slot_ends_ptr": "*i64",
@@ -124,7 +150,7 @@ def pool_specs(sm: int) -> Iterator[Spec]:
                  "BLOCK_V": SEARCH_BLOCK, "BLOCK_K": SEARCH_STEP}  # fmt: skip
     for dtype in ("bf16", "fp32"):
         types = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}"}
-        yield Spec("search_kernel", sm, dtype, types, constants, 4)
+        yield Spec("search_kernel", sm, dtype, types, constants, 4, registers=SEARCH_REGISTERS)
 
 
 def pool_spec(
@@ -187,7 +213,12 @@ def backward_specs(sm: int) -> Iterator[Spec]:
             "tokens kept=1": {**split, "text_ptr": None},
         }.items():
             label = f"{dtype} {owners}"
-            yield gather("sum_lists_kernel", label=label, constants={**block, **constants})
+            yield gather(
+                "sum_lists_kernel",
+                label=label,
+                constants={**block, **constants},
+                registers=tiles.list_registers,
+            )
         yield gather("merge_splits_kernel", label=dtype, constants={**block, "SPLIT": tiles.split})
         for of_tokens in (False, True):
             yield Spec(
@@ -247,9 +278,84 @@ def select_specs(sm: int) -> Iterator[Spec]:
     yield Spec("keep_kernel", sm, "count", {}, {**constants, **outputs}, tiles.chunk_warps)
 
 
+def persistent_specs(sm: int) -> Iterator[Spec]:
+    """The persistent forward, where there is one."""
+    if sm != 90 or not HAS_GLUON:
+        return
+    tile = PERSISTENT
+    shape = f"{tile.block_v}x{tile.block_t}x{tile.block_k}"
+    rows = {"hidden": tile.block_t, "weight": tile.block_v}
+    types = {
+        name: f"tensordesc<bf16[{n}, {tile.block_k}],{persistent.layout_of(n, tile.block_k)!r}>"
+        for name, n in rows.items()
+    }
+    for need_argmax in (False, True):
+        constants = {"H": 768, "BLOCK_V": tile.block_v, "BLOCK_T": tile.block_t,
+                     "BLOCK_K": tile.block_k, "GROUP": tile.group, "STAGES": tile.num_stages,
+                     "NEED_ARGMAX": need_argmax, "DESCRIPTORS": True}  # fmt: skip
+        if not need_argmax:
+            constants["argmax_ptr"] = None
+        label = f"bf16 H=768 {shape} argmax={need_argmax:d}"
+        yield Spec(
+            "pool_persistent_kernel", sm, label, types, constants, tile.num_warps, tile.num_stages,
+            multiplies=True,
+        )  # fmt: skip
+
+
+def scan_specs(sm: int) -> Iterator[Spec]:
+    """The scan in integers, H = 768, and what goes before and after it."""
+    ones = {"stride_hidden_h": 1, "stride_weight_h": 1, "H": 768}
+    for bits in (16, 32):
+        dtype = "bf16" if bits == 16 else "fp32"
+        rows = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}"}
+        constants = {**ones, "WIDTH": 768, "BLOCK_T": STATES_AT_ONCE, "BLOCK_H": 1024}
+        yield Spec("encode_states_kernel", sm, dtype, rows, constants, 4)
+        tile = pool_tile(
+            sm, bits, 768, 30522, ANY, descriptors=False, shared_memory=CARDS[max(sm, 80)]
+        )
+        yield Spec(
+            "rescore_kernel",
+            sm,
+            f"{dtype} {tile.block_v}x{tile.block_t}x{tile.block_k}",
+            rows,
+            {**ones, "BLOCK_V": tile.block_v, "BLOCK_T": tile.block_t, "BLOCK_K": tile.block_k,
+             "UPCAST": False, "PRECISION": "tf32x3"},
+            tile.num_warps,
+            tile.num_stages,
+            multiplies=True,
+            registers=tile.registers,
+        )  # fmt: skip
+    tile = pool_tile(sm, 8, 768, 30522, ANY, descriptors=sm >= 90, shared_memory=CARDS[sm])
+    shape = f"{tile.block_v}x{tile.block_t}x{tile.block_k}"
+    types = {"states": "*i8", "codes": "*i8"}
+    if tile.descriptors:
+        types = {
+            "states": f"tensordesc<i8[{tile.block_t},{tile.block_k}]>",
+            "codes": f"tensordesc<i8[{tile.block_v},{tile.block_k}]>",
+        }
+    yield Spec(
+        "scan_kernel",
+        sm,
+        f"{shape} {'tma' if tile.descriptors else 'pointers'}",
+        types,
+        {"WIDTH": 768, "BLOCK_V": tile.block_v, "BLOCK_T": tile.block_t, "BLOCK_K": tile.block_k,
+         "GROUP": tile.group, "DESCRIPTORS": tile.descriptors},
+        tile.num_warps,
+        tile.num_stages,
+        multiplies=True,
+        registers=tile.registers,
+    )  # fmt: skip
+
+
 def all_specs(sm: int) -> list[Spec]:
     """Every shipped configuration on a target."""
-    return [*pool_specs(sm), *backward_specs(sm), *select_specs(sm)]
+    return [
+        *pool_specs(sm),
+        *persistent_specs(sm),
+        *backward_specs(sm),
+        *select_specs(sm),
+        *scan_specs(sm),
+    ]
 
 
 def kernel_named(name: str) -> JITFunction[Any]:

@@ -28,7 +28,7 @@ def run_all(device: str) -> None:
     """Every kernel: both layouts, both methods of the gradients, kept entries, and selections."""
     import torch
 
-    from vdr_db.kernels.cuda import pooling
+    from vdr_db.kernels.cuda import pooling, scan
     from vdr_db.kernels.cuda.configs import SelectTiles
 
     generator = torch.Generator().manual_seed(0)
@@ -48,6 +48,9 @@ def run_all(device: str) -> None:
             )
             hidden[-1] = torch.inf  # a maximum to search for
             pooling.forward(hidden, cu_seqlens, weight, random(vocabulary))
+            scan.scan(
+                scan.encoded(weight), hidden, cu_seqlens, weight, k=7, activation="log1p_relu"
+            )
             logits, argmax = pooling.forward(hidden, cu_seqlens, weight, None, True)
             assert argmax is not None
             for method in ("gather", "onehot"):

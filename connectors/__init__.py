@@ -13,7 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vdr_db.connectors.base import Hit, Id, Payload, Record, Store, Term, Written
+    from vdr_db.connectors.base import (
+        Hit,
+        Id,
+        Passage,
+        Payload,
+        Record,
+        Store,
+        Term,
+        Written,
+    )
     from vdr_db.connectors.collections.asynchronous import (
         AsyncCollection,
         AsyncVDRElasticsearch,
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from vdr_db.connectors.collections.vdr_qdrant import VDRQdrant
     from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
     from vdr_db.connectors.memory import MemoryStore
+    from vdr_db.connectors.passages import Passages
     from vdr_db.connectors.qdrant.engine import DenseVector
     from vdr_db.connectors.qdrant.store import QdrantStore
 
@@ -40,6 +50,8 @@ __all__ = [
     "Hit",
     "Id",
     "MemoryStore",
+    "Passage",
+    "Passages",
     "Payload",
     "QdrantStore",
     "Record",
@@ -62,6 +74,8 @@ _HOME = {
     "Hit": "base",
     "Id": "base",
     "MemoryStore": "memory",
+    "Passage": "base",
+    "Passages": "passages",
     "Payload": "base",
     "QdrantStore": "qdrant.store",
     "Record": "base",

@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult
@@ -22,9 +23,9 @@ from vdr_db.connectors.address import (
     split_url,
 )
 from vdr_db.connectors.failures import BUSY, one_line
-from vdr_db.errors import StoreError, StoreMismatch, StoreUnavailable, require
+from vdr_db.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable, require
 
-__all__ = ["ask"]
+__all__ = ["ask", "trust"]
 
 _ANSWER_S = 10.0
 _MOST_BYTES = 1 << 16
@@ -44,6 +45,7 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
         StoreUnavailable: Nothing answers.
         StoreMismatch: It is another product, or speaks another protocol than asked for.
         StoreError: It does not let us in, or there is no secure connection.
+        ConfigError: The file of certificates cannot be read, or the client does not fit.
     """
     parts = split_url(url)
     try:
@@ -52,13 +54,18 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
         raise _untrusted(url, error) from error
     except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
         # What speaks HTTP/2 alone, as gRPC does, answers HTTP/1.1 with bytes or a closed door.
-        version = _grpc_version(url, parts.port or GRPC_PORT, access)
-        if version is None:
+        number = _grpc_version(url, parts.port or GRPC_PORT, access)
+        if number is None:
+            advice = "check the port, or write https://"
+            if parts.scheme == "https":
+                advice = "check the port"
+                if not access.verify_certs:
+                    advice += "; gRPC checks every certificate, so it needs VDR_DB_CA_CERTS"
             raise StoreMismatch(
                 f"what listens at {url} speaks no HTTP (told {one_line(repr(error), 80)}); "
-                f"check the port{'' if parts.scheme == 'https' else ', or write https://'}."
+                f"{advice}."
             ) from error
-        server = Server("qdrant", version, url, parts.port)
+        server = Server("qdrant", number, url, parts.port)
     except OSError as error:
         raise StoreUnavailable(
             f"nothing answers at {url} ({one_line(error.strerror or error, 80)}); check the "
@@ -70,8 +77,8 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
         has_pair = server.product == "qdrant" and parts.port == PORTS["qdrant"]
         may_pair = has_pair and grpc is not False and not access.is_custom_tls
         if may_pair and _listens(parts.hostname or "", GRPC_PORT):
-            version = _grpc_version(url, GRPC_PORT, access)
-            server = server if version is None else Server("qdrant", version, url, GRPC_PORT)
+            number = _grpc_version(url, GRPC_PORT, access)
+            server = server if number is None else Server("qdrant", number, url, GRPC_PORT)
     if (server.product == "qdrant") != (product == "qdrant"):
         raise StoreMismatch(
             f"the server at {url} is {NAMES[server.product]}, not {NAMES[product]}; open it by "
@@ -83,7 +90,27 @@ def ask(url: str, product: Product, access: Access, *, grpc: bool | None = None)
             f"the server at {url} speaks {has} there and {wants} was asked for; leave "
             "`prefer_grpc` out to take what it speaks, or give the port of the other."
         )
+    if server.product == "qdrant":
+        _check_client(server)
     return server
+
+
+def _check_client(server: Server) -> None:
+    """Refuses a client of another major version than the server's; a search server says so itself.
+
+    Raises:
+        ConfigError: They do not speak the same language.
+    """
+    try:
+        client = version("qdrant-client")
+    except PackageNotFoundError:
+        return  # whoever needs it says so
+    theirs = server.version.partition(".")[0]
+    if theirs.isdecimal() and theirs != client.partition(".")[0]:
+        raise ConfigError(
+            f"the server at {server.url} is {server} and the client qdrant-client {client}, of "
+            f"another major version; run: pip install 'qdrant-client=={theirs}.*'"
+        )
 
 
 def _scheme_of(product: Product, transport: str) -> str:
@@ -97,9 +124,7 @@ def _get(
     host, port = parts.hostname or "", parts.port
     connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
     if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=access.ca_certs)
-        if not access.verify_certs:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context = trust(access)
         connection = http.client.HTTPSConnection(host, port, timeout=_ANSWER_S, context=context)
     headers = {"accept": "application/json"}
     if access.api_key is not None and product == "qdrant":
@@ -118,6 +143,25 @@ def _get(
         connection.close()
 
 
+def trust(access: Access) -> ssl.SSLContext:
+    """Whose certificates count.
+
+    Raises:
+        ConfigError: The file of certificates cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=access.ca_certs)
+    except OSError as error:  # also of TLS itself, for a file that holds no certificates
+        raise ConfigError(
+            f"the file of certificates (`ca_certs`, VDR_DB_CA_CERTS) must be of PEM, got "
+            f"{access.ca_certs!r} ({one_line(error.strerror or error, 80)}); name the one of the "
+            "certificate authority."
+        ) from error
+    if not access.verify_certs:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _told(
     url: str,
     expected: Product,
@@ -133,15 +177,15 @@ def _told(
     except ValueError:
         page = {}
     page = page if isinstance(page, dict) else {}
-    version = page.get("version")
+    about = page.get("version")
     product: Product | None = None
     number = ""
     if "qdrant" in str(page.get("title", "")).lower():
-        product, number = "qdrant", str(version or "")
-    elif isinstance(version, dict) and "number" in version:
-        about = f"{version.get('distribution', '')} {page.get('tagline', '')}".lower()
-        product = "opensearch" if "opensearch" in about else "elasticsearch"
-        number = str(version["number"])
+        product, number = "qdrant", str(about or "")
+    elif isinstance(about, dict) and "number" in about:
+        names = f"{about.get('distribution', '')} {page.get('tagline', '')}".lower()
+        product = "opensearch" if "opensearch" in names else "elasticsearch"
+        number = str(about["number"])
     elif "opensearch" in headers.get("www-authenticate", "").lower():
         product = "opensearch"
     elif "x-elastic-product" in headers:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from vdr_db.connectors.passages import Passages
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
@@ -18,6 +20,8 @@ __all__ = [
     "EmptyRows",
     "Hit",
     "Id",
+    "Page",
+    "Passage",
     "Payload",
     "Record",
     "Store",
@@ -26,11 +30,15 @@ __all__ = [
     "check_stamp",
     "check_width",
     "checked_page",
+    "differences",
     "next_version",
+    "page_token",
 ]
 
 Id: TypeAlias = int | str
 """A document id: an unsigned 64-bit integer or a string. `1` and `"1"` are different documents."""
+
+Token = TypeVar("Token")
 
 Payload: TypeAlias = dict[str, Any]
 """What is stored beside a vector: JSON types only."""
@@ -43,18 +51,40 @@ EmptyRows: TypeAlias = Literal["store", "skip", "error"]
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a document.
+
+    Attributes:
+        number: Its place among the passages of the document, from 0.
+        count: Passages of the document.
+        start: Its first character in the text of the document.
+        stop: The first character after it.
+    """
+
+    number: int
+    count: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Hit:
     """One search result.
 
     Attributes:
         id: The caller's id.
         score: Inner product of query and document, up to the precision of the store.
-        payload: What was stored with the document.
+        payload: What was stored with the document; with `passage`, its text is that of the passage.
+        passage: The passage that matches best, in a collection of passages.
+        highlights: Parts of its text with the words of the query in `<em>`, where they were asked
+            for.
     """
 
     id: Id
     score: float
     payload: Payload = field(default_factory=dict)
+    passage: Passage | None = None
+    highlights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,12 +94,25 @@ class Record:
     Attributes:
         id: The caller's id.
         payload: What was stored with the document.
-        row: Its vector, one row, when it was asked for.
+        row: Its vector, one row, when it was asked for; of a document in passages, its first's.
     """
 
     id: Id
     payload: Payload = field(default_factory=dict)
     row: SparseRows | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Documents in the order of the store, a part at a time.
+
+    Attributes:
+        records: The documents.
+        next: What `scroll` takes as `after` for the next page, a text; `None` at the end.
+    """
+
+    records: list[Record]
+    next: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,13 +183,26 @@ class Store(Protocol):
     def documents(self) -> Documents:
         """What the document side is."""
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes the collection; one that is there is checked against the arguments instead.
 
+        With `passages` each row is a passage: `vdr_db.connectors.documents.DocumentView` writes
+        and reads its documents.
+
         Raises:
-            StoreMismatch: It is there with another width, encoder or kind of documents.
+            StoreMismatch: It is there with another width, encoder or kind of documents, or with
+                other passages than these.
         """
 
     def upsert(
@@ -167,15 +223,28 @@ class Store(Protocol):
         """
 
     def search(
-        self, row: SparseRows, limit: int = 10, filter: Any = None, offset: int = 0
+        self,
+        row: SparseRows,
+        limit: int = 10,
+        filter: Any = None,
+        offset: int = 0,
+        *,
+        min_score: float | None = None,
     ) -> list[Hit]:
         """The best documents by inner product, best first, equal scores by ascending id.
 
-        A document that shares no token with the query is no hit, so fewer than `limit` may come.
+        A document that shares no token with the query is no hit, so fewer than `limit` may come;
+        nor is one with a score below `min_score`.
         """
 
     def search_batch(
-        self, rows: SparseRows, limit: int = 10, filter: Any = None
+        self,
+        rows: SparseRows,
+        limit: int = 10,
+        filter: Any = None,
+        offset: int = 0,
+        *,
+        min_score: float | None = None,
     ) -> list[list[Hit]]:
         """`search` for each row."""
 
@@ -185,11 +254,29 @@ class Store(Protocol):
     def ids(self, filter: Any = None) -> Iterator[Id]:
         """All ids, of documents the filter keeps when one is given, in the order of the store."""
 
+    def scroll(self, limit: int = 100, filter: Any = None, after: str | None = None) -> Page:
+        """Documents in the order of `ids`, from where the page ended that `after` comes from."""
+
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
 
+    def update_payloads(self, ids: Sequence[Id], payloads: Sequence[Mapping[str, Any]]) -> int:
+        """Sets fields of payloads and leaves all else; returns how many documents were there.
+
+        Raises:
+            InputError: Ids are unusable or repeated, sizes disagree, or a payload is unusable.
+        """
+
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """For each row the best passage of each of the best documents, in a collection of passages.
+
+        `None` where the engine does not group; fewer may come than there are.
+        """
 
     def flush(self) -> None:
         """Makes everything written survive a loss of power."""
@@ -220,14 +307,16 @@ def check_stamp(
     wanted: tuple[int, EncoderStamp | None, Documents],
 ) -> None:
     """Refuses a collection that has another width, encoder or kind of documents than is wanted."""
-    width, stamp, documents = stored
-    reasons = []
-    if stamp is not None and wanted[1] is not None:
-        reasons += stamp.difference(wanted[1])
-    if width != wanted[0]:
-        reasons.append(f"vocabulary size {width} (store) against {wanted[0]} (encoder)")
-    if documents != wanted[2]:
-        reasons.append(f"documents {documents!r} (store) against {wanted[2]!r} (asked for)")
+    stamp = stored[1]
+    reasons = differences(stored, wanted)
+    if not reasons and stamp is not None and stamp.is_old and wanted[1] and not wanted[1].is_old:
+        warnings.warn(
+            f"{where} was made by vdr-db {stamp.library_version or 'of earlier'}, which wrote down "
+            "weights, words, head and activation of the model alone: lengths, prompts, norms and "
+            "the like are not compared; build it again to have that.",
+            UserWarning,
+            stacklevel=2,
+        )
     if not reasons:
         return
     made_for = "" if stamp is None else f", made for {stamp.model!r},"
@@ -236,6 +325,33 @@ def check_stamp(
         f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; "
         "use the model it was made for, or another collection."
     )
+
+
+def page_token(after: str, read: Callable[[str], Token], where: str) -> Token:
+    """What a store wrote as `Page.next`, as `read` reads it; anything else is an `InputError`."""
+    try:
+        return read(after)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"`after` must be the `next` of a page of {where}, got {after!r}; leave it out for the "
+            "first page."
+        ) from error
+
+
+def differences(
+    stored: tuple[int, EncoderStamp | None, Documents],
+    wanted: tuple[int, EncoderStamp | None, Documents],
+) -> list[str]:
+    """Why a collection is not the one that is wanted; empty when it is."""
+    width, stamp, documents = stored
+    reasons = []
+    if stamp is not None and wanted[1] is not None:
+        reasons += stamp.difference(wanted[1])
+    if width != wanted[0]:
+        reasons.append(f"vocabulary size {width} (store) against {wanted[0]} (encoder)")
+    if documents != wanted[2]:
+        reasons.append(f"documents {documents!r} (store) against {wanted[2]!r} (asked for)")
+    return reasons
 
 
 def next_version(name: str, taken: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.passages import PassageRows
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, ShapeError
 from vdr_db.sparse import SparseRows
@@ -29,14 +30,14 @@ class Batch:
     Attributes:
         ids: The id of every document, in order.
         fresh: Ids of those to write: not in the call before, and fit to be stored.
-        rows: Their vectors, `None` when there are none.
+        rows: Their vectors, each document's one or its passages', `None` when there are none.
         payloads: Their payloads.
         refused: Id → reason, for documents that cannot be stored.
     """
 
     ids: list[Id]
     fresh: list[Id]
-    rows: SparseRows | None
+    rows: SparseRows | PassageRows | None
     payloads: list[Payload | None]
     refused: dict[Id, str]
 

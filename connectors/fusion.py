@@ -10,7 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
-__all__ = ["fused", "paged", "settled"]
+from vdr_db.errors import ConfigError
+
+__all__ = ["checked_weight", "fused", "paged", "settled"]
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -19,13 +21,19 @@ _MOST_TIES = 10_000
 
 
 def fused(
-    rankings: Sequence[Sequence[Item]], constant: float, order: Callable[[Item], Any]
+    rankings: Sequence[Sequence[Item]],
+    constant: float,
+    order: Callable[[Item], Any],
+    weights: Sequence[float] | None = None,
 ) -> dict[Item, float]:
-    """Item → sum of 1 / (constant + rank), ranks from 0; best first, equal ones by `order`."""
+    """Item → sum of weight / (constant + rank), ranks from 0; best first, equal ones by `order`.
+
+    Each ranking has one of `weights`, 1 without.
+    """
     scores: dict[Item, float] = {}
-    for ranking in rankings:
+    for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
         for rank, item in enumerate(ranking):
-            scores[item] = scores.get(item, 0.0) + 1.0 / (constant + rank)
+            scores[item] = scores.get(item, 0.0) + weight / (constant + rank)
     return {item: scores[item] for item in sorted(scores, key=lambda i: (-scores[i], order(i)))}
 
 
@@ -37,6 +45,7 @@ def paged(
     depth: int,
     limit: int,
     offset: int,
+    weights: Sequence[float] | None = None,
 ) -> list[tuple[Item, float]]:
     """A page of the fusion of rankings to `depth`; what they hold below follows, `depth` at a time.
 
@@ -50,15 +59,23 @@ def paged(
         depth: Items of each ranking that are fused at a time.
         limit: Items wanted.
         offset: Items to leave out at the start.
+        weights: One for each ranking, 1 without.
     """
     reach = depth * -(-(offset + limit) // depth)
     settled_rankings = settled(rankings, reach, order)
     found: dict[Item, float] = {}
     for below in range(depth, reach + 1, depth):
         least = min(found.values(), default=float("inf"))
-        scores = fused([ranking[:below] for ranking in settled_rankings], constant, order)
+        scores = fused([one[:below] for one in settled_rankings], constant, order, weights)
         found.update((i, min(score, least)) for i, score in scores.items() if i not in found)
     return list(found.items())[offset : offset + limit]
+
+
+def checked_weight(name: str, weight: float) -> float:
+    """A weight of a ranking; one that is no number of at least 0 is a `ConfigError`."""
+    if isinstance(weight, bool) or not 0 <= float(weight) < float("inf"):
+        raise ConfigError(f"`{name}` must be a number of at least 0, got {weight!r}.")
+    return float(weight)
 
 
 def settled(

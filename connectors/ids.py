@@ -18,7 +18,16 @@ import numpy as np
 from vdr_db.connectors.base import Id
 from vdr_db.errors import InputError
 
-__all__ = ["MAX_ID_BYTES", "checked_id", "checked_ids", "content_id", "id_order", "point_id"]
+__all__ = [
+    "MAX_ID_BYTES",
+    "checked_id",
+    "checked_ids",
+    "content_id",
+    "id_of",
+    "id_order",
+    "point_id",
+    "sort_key",
+]
 
 # Elasticsearch's limit for `_id`; one limit for all stores keeps collections portable.
 MAX_ID_BYTES = 512
@@ -105,3 +114,13 @@ def content_id(text: str) -> str:
 def id_order(id: Id) -> tuple[bool, Id]:
     """Sort key of ids: integers first, then strings."""
     return isinstance(id, str), id
+
+
+def sort_key(id: Id) -> str:
+    """A text that sorts as `id_order` does, integers first, and holds the whole id."""
+    return f"1{id}" if isinstance(id, str) else f"0{id:020d}"
+
+
+def id_of(key: str) -> Id:
+    """The id that `sort_key` wrote."""
+    return key[1:] if key.startswith("1") else int(key)

@@ -19,12 +19,16 @@ from vdr_db.connectors.base import (
     EmptyRows,
     Hit,
     Id,
+    Page,
     Payload,
     Record,
     Written,
     check_stamp,
+    checked_page,
+    page_token,
 )
 from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.passages import Passages, check_passages
 from vdr_db.connectors.store import About, BaseStore
 from vdr_db.connectors.validation import prepare
 from vdr_db.errors import RejectedRows
@@ -47,6 +51,7 @@ class MemoryStore(BaseStore):
     def __init__(self, name: str = "memory") -> None:
         self.name = name
         self._made_for: About | None = None
+        self._passages: Passages | None = None
         self._rows: dict[Id, SparseRows] = {}
         self._payloads: dict[Id, Payload] = {}
         self._joined: tuple[list[Id], SparseRows] | None = None
@@ -54,16 +59,27 @@ class MemoryStore(BaseStore):
     def __repr__(self) -> str:
         return f"MemoryStore({self.name!r}, {len(self._rows)} documents)"
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each row is a document."""
+        return self._passages
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes the collection, or checks the one that is there; see `Store.create`."""
         self._check_open()
         if self._made_for is not None:
             check_stamp(self._where, self._made_for, (width, stamp, documents))
+            check_passages(self._where, self._passages, passages)
             return
         SparseRows.empty(0, width)  # checks the width
-        self._made_for = width, stamp, documents
+        self._made_for, self._passages = (width, stamp, documents), passages
 
     def upsert(
         self,
@@ -105,6 +121,19 @@ class MemoryStore(BaseStore):
         self._made_width()
         ids = list(self._rows)
         return iter([id for id, kept in zip(ids, self._mask(filter, ids), strict=True) if kept])
+
+    def scroll(
+        self,
+        limit: int = 100,
+        filter: Filter | Mapping[str, Any] | None = None,
+        after: str | None = None,
+    ) -> Page:
+        """Documents in the order they were first written; see `Store.scroll`."""
+        limit, _ = checked_page(limit, 0)
+        ids = list(self.ids(filter))
+        start = 0 if after is None else page_token(after, int, self._where)
+        records = self.get(ids[start : start + limit])
+        return Page(records, str(start + limit) if start + limit < len(ids) else None)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""

@@ -8,6 +8,7 @@ from typing import Any
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.feed import Batch, Feed, refuse_string
 from vdr_db.connectors.ids import content_id
+from vdr_db.connectors.passages import PassageRows
 from vdr_db.connectors.validation import clean_payload
 from vdr_db.errors import InputError
 from vdr_db.sparse import SparseRows
@@ -16,7 +17,7 @@ __all__ = ["text_batches"]
 
 
 def text_batches(
-    encode: Callable[[list[str]], SparseRows],
+    encode: Callable[[list[str]], SparseRows | PassageRows],
     texts: Iterable[str],
     ids: Iterable[Id] | None,
     payloads: Iterable[Mapping[str, Any] | None] | None,
@@ -27,7 +28,7 @@ def text_batches(
     """Encoded batches of at most `size` texts with their ids and payloads.
 
     Args:
-        encode: Makes one row for each text.
+        encode: Makes one row for each text, or the rows of its passages.
         texts: Documents.
         ids: One for each, or `None` for ids made of the content.
         payloads: One mapping or `None` for each, or `None` for no payloads.
@@ -40,7 +41,7 @@ def text_batches(
 
 
 def _batches(
-    encode: Callable[[list[str]], SparseRows], feed: Feed[str], text_key: str | None
+    encode: Callable[[list[str]], SparseRows | PassageRows], feed: Feed[str], text_key: str | None
 ) -> Iterator[Batch]:
     for part in feed:
         texts = part.items

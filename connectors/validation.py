@@ -23,10 +23,15 @@ from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
 __all__ = [
+    "COUNT_FIELD",
+    "DOCUMENT_FIELD",
     "FINGERPRINT_FIELD",
     "MAX_PAYLOAD_DEPTH",
+    "NUMBER_FIELD",
+    "PASSAGE_FIELDS",
     "RESERVED_PREFIX",
     "SMALLEST_WEIGHT",
+    "SPAN_FIELD",
     "Prepared",
     "checked_query",
     "clean_payload",
@@ -40,6 +45,12 @@ RESERVED_PREFIX = "_vdr_"
 
 FINGERPRINT_FIELD = RESERVED_PREFIX + "fp"
 """What the ingest writes beside a document to know it again; `get` gives it back, hits do not."""
+
+DOCUMENT_FIELD, NUMBER_FIELD, COUNT_FIELD, SPAN_FIELD = PASSAGE_FIELDS = tuple(
+    RESERVED_PREFIX + name for name in ("doc", "number", "of", "span")
+)
+"""What a passage tells of itself: its document, as text that sorts like its id; its number from 0,
+of how many; and where it stands in the text."""
 
 SMALLEST_WEIGHT = 1e-30
 """Smaller weights are dropped: they change no score, and Elasticsearch refuses the smallest."""
@@ -134,7 +145,7 @@ def prepare(
     sizes: list[int] = []
     cleaned: list[Payload] = []
     for i, (id, payload) in enumerate(zip(checked, given, strict=True)):
-        _refuse_reserved(payload, id)
+        refuse_reserved(payload, id)
         if counts[i] == 0 and empty == "skip":
             skipped.append(id)
             continue
@@ -203,10 +214,14 @@ def clean_payload(payload: Mapping[str, Any] | None) -> tuple[Payload, int]:
     return clean, size
 
 
-def _refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
-    for name in payload if isinstance(payload, Mapping) else ():
+def refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
+    """Refuses fields that the library keeps in payloads for itself."""
+    if not isinstance(payload, Mapping):
+        return
+    for name in payload:
         is_reserved = isinstance(name, str) and name.startswith(RESERVED_PREFIX)
-        if is_reserved and name != FINGERPRINT_FIELD:
+        is_of_passage = name in PASSAGE_FIELDS and payload.keys() >= set(PASSAGE_FIELDS)
+        if is_reserved and name != FINGERPRINT_FIELD and not is_of_passage:
             raise InputError(
                 f"payload fields starting with {RESERVED_PREFIX!r} belong to the library, got "
                 f"{name!r} for id {id!r}; give the field another name."

@@ -65,17 +65,10 @@ def select_topk(
     Returns:
         Columns `[nnz]` int32, ascending, and weights `[nnz]` float32.
     """
-    V = logits.size
-    if k is None or k >= V:
-        columns = np.arange(V)
-    else:
-        threshold = np.partition(logits, V - k)[V - k]  # NaN goes last, so it counts as largest
-        if np.isnan(threshold):
-            columns = np.flatnonzero(np.isnan(logits))[:k]
-        else:
-            above = np.flatnonzero((logits > threshold) | np.isnan(logits))
-            equal = np.flatnonzero(logits == threshold)[: k - above.size]
-            columns = np.sort(np.concatenate([above, equal]))
+    # Scans leave most columns at -inf, and a partition of equal numbers is slow.
+    left = np.flatnonzero(logits != -np.inf)
+    is_whole = left.size == logits.size
+    columns = _largest(logits, k) if is_whole else left[_largest(logits[left], k)]
     if lexical is not None:
         columns = np.union1d(columns, lexical)
     scores = logits[columns]
@@ -83,3 +76,16 @@ def select_topk(
         weights = activate(scores, activation)
         kept = ((weights > 0) | np.isnan(weights)) & (scores != -np.inf)
     return columns[kept].astype(np.int32), weights[kept]
+
+
+def _largest(logits: FloatArray, k: int | None) -> npt.NDArray[np.int64]:
+    """Places of the k largest, ascending; NaN first, of equal ones the first."""
+    V = logits.size
+    if k is None or k >= V:
+        return np.arange(V)
+    threshold = np.partition(logits, V - k)[V - k]  # NaN goes last, so it counts as largest
+    if np.isnan(threshold):
+        return np.flatnonzero(np.isnan(logits))[:k]
+    above = np.flatnonzero((logits > threshold) | np.isnan(logits))
+    equal = np.flatnonzero(logits == threshold)[: k - above.size]
+    return np.sort(np.concatenate([above, equal]))

@@ -150,6 +150,8 @@ def test_search_with_filter_and_mode(run, store):
     best = json.loads(out[0])["hits"][0]
     assert best["id"] == "tea"
     assert {word for word, _ in best["words"]} == {"hot", "water"}
+    code, out, _ = run(*arguments, "--min-score", "1e9")
+    assert (code, json.loads(out[0])["hits"]) == (1, [])
     code, _, err = run(*arguments, "--filter", "{title}")
     assert (code, "--filter must be JSON" in err) == (2, True)
     code, _, err = run(*arguments, "--mode", "beta")

@@ -83,13 +83,21 @@ def test_the_cluster_has_three_nodes_of_the_same_image_on_loopback():
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
 def test_dockerfiles_copy_what_exists_and_run_without_root(name):
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
-    copied = [part for line in lines if line.startswith("COPY ") for part in line.split()[1:-1]]
+    copied = [
+        part
+        for line in lines
+        if line.startswith("COPY ") and "--from" not in line
+        for part in line.split()[1:-1]
+    ]
     assert copied
     allowed = (FOLDER / f"{name}.dockerignore").read_text(encoding="utf-8").splitlines()
     for path in copied:
         assert (FOLDER.parent / path).exists(), path
         assert f"!{path}" in allowed
+    arguments = (line[4:].split("=", 1) for line in lines if line.startswith("ARG "))
+    defaults = {f"${{{name}}}": value for name, value in arguments}
     images = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    images = [defaults.get(image, image) for image in images]
     assert all(re.search(r":\d+\.\d+[\w.-]*$", image) for image in images)
     assert any(re.fullmatch(r"USER (?!root)\w+", line) for line in lines)
 
@@ -119,21 +127,27 @@ def run_config(
     )
 
 
-def test_the_compose_tool_accepts_the_file_and_insists_on_the_secrets(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("compose.yaml", SECRETS), ("compose.cluster.yaml", {"QDRANT_API_KEY": "key-for-a-test"})],
+)
+def test_the_compose_tool_accepts_the_files_and_insists_on_the_secrets(tmp_path, name, needed):
     command = compose_command()
     if command is None:
         pytest.skip("neither `docker compose` nor `docker-compose` is installed")
-    file = COMPOSE
+    file = FOLDER / name
     if command == ["docker-compose"]:
         # The first generation of the tool does not know the project's name as a key of the file.
-        file = tmp_path / "compose.yaml"
-        text = COMPOSE.read_text(encoding="utf-8")
-        file.write_text(text.replace("\nname: vdr-db\n", "\n"), encoding="utf-8")
-    accepted = run_config(command, file, SECRETS)
+        text = file.read_text(encoding="utf-8")
+        file = tmp_path / name
+        file.write_text(re.sub(r"(?m)^name: [a-z-]+$", "", text), encoding="utf-8")
+    accepted = run_config(command, file, needed)
     assert accepted.returncode == 0, accepted.stderr
     assert "key-for-a-test" in accepted.stdout
-    for missing in SECRETS:
-        rest = {name: value for name, value in SECRETS.items() if name != missing}
+    shown = yaml.safe_load(accepted.stdout)["services"]
+    assert set(shown) == set(yaml.safe_load(file.read_text(encoding="utf-8"))["services"])
+    for missing in needed:
+        rest = {name: value for name, value in needed.items() if name != missing}
         refused = run_config(command, file, rest)
         assert refused.returncode != 0
         assert missing in refused.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from model_folders import write_bert, write_roberta
 
 from vdr_db.checkpoints.tokenizers import read_tokenizer
+from vdr_db.connectors import Collection, MemoryStore
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.sparse import SparseRows
@@ -284,6 +286,37 @@ def test_broken_weights_are_an_error_that_names_the_text(tmp_path, value, backen
 
 
 # Length
+
+
+@pytest.mark.parametrize("call", ["encode_documents", "encode_queries", "bag_of_tokens", "add"])
+def test_a_warning_of_cut_texts_points_at_the_caller(folder, call):
+    encoder = SparseEncoder.from_pretrained(folder, max_length=4)
+    with Collection(MemoryStore(), encoder) as notes:
+        run = notes.add_texts if call == "add" else getattr(encoder, call)
+        with pytest.warns(UserWarning, match="Add long texts with passages=True") as told:
+            run(["one two three four five six seven"])
+    assert [warning.filename for warning in told] == [__file__]
+
+
+@pytest.mark.parametrize("name", ["https://host.example/dog.jpg", "http://h.example/a/b.PNG"])
+def test_the_address_of_an_image_is_told_from_a_text(folder, name):
+    encoder = SparseEncoder.from_pretrained(folder)
+    with pytest.warns(UserWarning, match="text 0 is the address of an image") as told:
+        encoder.encode_queries([name])
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode_queries([f"what is at {name}", "https://host.example/page.html"])
+
+
+def test_integers_of_numpy_are_numbers(folder):
+    encoder = SparseEncoder.from_pretrained(folder, max_length=np.int64(8), k=np.int32(5))
+    plain = SparseEncoder.from_pretrained(folder, max_length=8, k=5)
+    assert encoder.encode_documents(["the cat sat"]) == plain.encode_documents(["the cat sat"])
+    with pytest.raises(ConfigError, match="`max_length` must be an integer"):
+        SparseEncoder.from_pretrained(folder, max_length=8.0).encode_documents(["a"])
+    with pytest.raises(ConfigError, match="`k` must be None or an integer"):
+        SparseEncoder.from_pretrained(folder, k=True).encode_documents(["a"])
 
 
 def test_truncation_is_counted_and_told_once(folder):

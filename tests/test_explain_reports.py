@@ -314,6 +314,12 @@ def test_clean_keeps_places():
     assert clean("a\u2066b\x1bc\ud800") == "a b c "
 
 
+def test_a_cloud_has_whole_words_only():
+    words = [("giraffe", 3.0), ("##ing", 2.0), ("##", 1.5), ("tall", 1.0)]
+    cloud = cloud_svg(words, most=3)
+    assert re.findall(r">([^<]+)<title>", cloud) == ["giraffe", "##", "tall"]
+
+
 def test_a_cloud_has_no_overlaps_and_is_always_the_same():
     words = [(f"{'word' * (i % 4 + 1)}{i}", 3.0 / (i + 1)) for i in range(60)] + [("zero", 0.0)]
     cloud = cloud_svg(words)

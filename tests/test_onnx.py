@@ -239,11 +239,12 @@ def test_the_runtime_is_chosen_by_folder_and_options(exported):
     assert chosen(folder=exported / "source", device="cpu") == "torch"
     assert chosen(device="cpu", dtype="bfloat16") == "torch"
     assert chosen(device="cpu", backend="reference") == "torch"
+    assert chosen(device="cpu", backend="cpu-int8") == chosen(device="cpu", backend="cpu") == "onnx"
     assert chosen(device="cpu", compatibility="max_length") == "torch"
     for options, said in (
         ({"dtype": "bfloat16"}, "`dtype` must be None or 'float32', got 'bfloat16'"),
         ({"device": "meta"}, "`device` must be None or 'cpu', got 'meta'"),
-        ({"backend": "cpu"}, "`backend` must be left alone"),
+        ({"backend": "reference"}, "`backend` must be left alone"),
         ({"compatibility": "longest"}, "`compatibility` must be left alone"),
         ({"vocabulary": "from_999"}, "`vocabulary` must be 'all'"),
     ):

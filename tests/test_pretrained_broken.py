@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 
@@ -169,3 +170,53 @@ def test_impossible_configs_are_refused(tmp_path, changes, message):
     change_json(folder / "config.json", **changes)
     with pytest.raises(ConfigError, match=message):
         SparseEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [1 << 40, 1 << 62])
+def test_sizes_that_nothing_can_have_are_refused(tmp_path, key, value):
+    folder = write_bert(tmp_path / "m")
+    change_json(folder / "config.json", **{key: value})
+    with pytest.raises(ConfigError):
+        SparseEncoder.from_pretrained(folder, device="cpu")
+
+
+def resaved(folder, change):
+    """The tensors of a folder, changed."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_saved_weights_are_compared_with_their_digest(tmp_path):
+    SparseEncoder.from_pretrained(write_bert(tmp_path / "source"), device="cpu").save_pretrained(
+        tmp_path / "model"
+    )
+    told = json.loads((tmp_path / "model" / "vdr_db.json").read_text())["digests"]
+    assert list(told) == ["model.safetensors"]
+    SparseEncoder.from_pretrained(tmp_path / "model", device="cpu")
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is damaged or was changed: its SHA"):
+        SparseEncoder.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_weights_of_whole_numbers_and_doubled_names_are_refused(tmp_path):
+    folder = write_bert(tmp_path / "whole")
+    resaved(
+        folder, lambda t: {n: (x * 9).to(torch.int8) if "query" in n else x for n, x in t.items()}
+    )
+    with pytest.raises(ConfigError, match=r"query.* must be of floats, got torch\.int8"):
+        SparseEncoder.from_pretrained(folder, device="cpu")
+    folder = write_bert(tmp_path / "twice")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name, entry = next((n, e) for n, e in header.items() if n != "__metadata__")
+    again = f",{json.dumps(name)}:{json.dumps(entry)}}}"
+    text = content[8 : 8 + length].decode().rstrip()[:-1] + again
+    file.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[8 + length :])
+    with pytest.raises(ConfigError, match="cannot be read as a file of weights"):
+        SparseEncoder.from_pretrained(folder, device="cpu")

@@ -101,6 +101,7 @@ def test_an_empty_file_holds_no_record(tmp_path):
         assert list(read_records(write(tmp_path, name, ""))) == []
 
 
+RANGES = (range(3000), range(3000, 5000))
 GOOD = '{"id": 1, "text": "one"}\n'
 
 
@@ -141,12 +142,32 @@ def test_faults_name_file_and_line(tmp_path, name, text, line, message):
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
+def packed(content, end):
+    """Bytes as another program packs them."""
+    if end == ".gz":
+        return gzip.compress(content)
+    return pytest.importorskip("pyarrow").compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_packed_files_are_read_whole(tmp_path, end):
+    path = tmp_path / f"a.jsonl{end}"
+    halves = [b"".join(b'{"id": %d, "text": "t"}\n' % i for i in part) for part in RANGES]
+    path.write_bytes(b"".join(packed(half, end) for half in halves))  # both are kept one by one
+    assert [record.id for record in read_records(path)] == list(range(5000))
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    (folder / f"corpus.jsonl{end}").write_bytes(packed(halves[0], end))
+    assert sum(1 for _ in read_records(folder)) == len(RANGES[0])
+
+
 @pytest.mark.parametrize("cut", [15, 60, -6])
-def test_truncated_gzip_names_the_line(tmp_path, cut):
-    whole = gzip.compress(b"".join(b'{"id": %d, "text": "t"}\n' % i for i in range(5000)))
-    path = tmp_path / "a.jsonl.gz"
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_truncated_files_name_the_line(tmp_path, cut, end):
+    whole = packed(b"".join(b'{"id": %d, "text": "t"}\n' % i for i in range(5000)), end)
+    path = tmp_path / f"a.jsonl{end}"
     path.write_bytes(whole[:cut])
-    with pytest.raises(InputError, match=rf"{path}:\d+: the gzip data ends early or is damaged"):
+    with pytest.raises(InputError, match=rf"{path}:\d+: the packed data ends early or is damaged"):
         list(read_records(path))
 
 
@@ -155,7 +176,7 @@ def test_damaged_gzip_names_the_line(tmp_path):
     whole[-8] ^= 255
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(bytes(whole))
-    with pytest.raises(InputError, match="the gzip data ends early or is damaged"):
+    with pytest.raises(InputError, match="the packed data ends early or is damaged"):
         list(read_records(path))
 
 

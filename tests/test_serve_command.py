@@ -19,9 +19,9 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from vdr_db.explain.snippets import snippet  # noqa: E402
 from vdr_db.serve import Limits, listen  # noqa: E402
 from vdr_db.serve.facets import filter_of, find_facets, parse_choices  # noqa: E402
-from vdr_db.serve.service import snippet  # noqa: E402
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
 

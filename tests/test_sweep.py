@@ -11,7 +11,7 @@ from vdr_db import SparseEncoder
 from vdr_db.cli.demo import unpack_sample
 from vdr_db.errors import ConfigError
 from vdr_db.evaluation.quality import MODES, TestCollection, evaluate_model, evaluate_modes
-from vdr_db.evaluation.sweep import sweep_k
+from vdr_db.evaluation.sweep import SweepPoint, sweep_k
 
 MEASURES = ("ndcg_10", "recall_100", "mrr_10", "query_nonzeros", "document_nonzeros", "flops")
 
@@ -141,3 +141,27 @@ def test_wrong_use(sample, tiny_splade):
         sweep_k(sample, tiny_splade, modes=["gamma"])
     with pytest.raises(ConfigError, match="`modes` must be some of"):
         evaluate_modes(sample, tiny_splade, [])
+
+
+def test_nothing_in_a_plot_lies_on_anything_else():
+    """Labels, ticks, titles and legend, of panels beside each other with many curves."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from vdr_db.cli.sweep import sweep_figure
+
+    points = [
+        SweepPoint("full", query_k, k, 0.3, 0.5, 0.4, 8.0, 8.0, flops + i, 1.0)
+        for k in (32, 64, 128, 256, 512, None)
+        for i, (query_k, flops) in enumerate([(8, 0.1), (64, 3.0), (None, 900.0)])
+    ]
+    sweeps = [("cranfield", points, None), ("a-long-name-of-a-collection", points, None)]
+    figure = sweep_figure(sweeps)
+    figure.draw_without_rendering()
+    inside = [figure.legends[0], *figure.texts, figure._supxlabel]
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+        inside += [axis.title, *(label for at, label in ticks if low <= at <= high)]
+    boxes = [one.get_window_extent() for one in dict.fromkeys(inside) if one is not None]
+    assert len(boxes) >= 10
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])

@@ -24,6 +24,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,9 +194,10 @@ class _Interval(Filter, Generic[_Bound]):
 
     def _keeps(self, payload: Mapping[str, Any]) -> bool:
         values = map(self._comparable, _elements(self.key.resolve(payload)))
-        return any(self._holds(value) for value in values if value is not None)
+        return any(self.holds(value) for value in values if value is not None)
 
-    def _holds(self, value: Any) -> bool:
+    def holds(self, value: _Bound) -> bool:
+        """Whether one value lies between the bounds."""
         return (
             (self.gt is None or value > self.gt)
             and (self.gte is None or value >= self.gte)
@@ -205,11 +207,11 @@ class _Interval(Filter, Generic[_Bound]):
 
 
 class Range(_Interval[float]):
-    """The number at `key` lies in the range; bounds are compared in float64."""
+    """The number at `key` lies in the range; integers are compared as such, never rounded."""
 
     @staticmethod
     def _comparable(value: Any) -> float | None:
-        return float(value) if _is_number(value) else None
+        return value if _is_number(value) else None
 
 
 class TimeRange(_Interval[dt.datetime]):
@@ -352,10 +354,8 @@ def _range(key: Key, name: str, bounds: Mapping[str, Any]) -> Filter:
             f"a range takes {', '.join(_BOUNDS)}, got {unknown or 'nothing'} for {name!r}; {hint}."
         )
     values = {bound: _plain(value) for bound, value in bounds.items()}
-    if all(_is_number(value) for value in values.values()):
-        numbers = {bound: float(value) for bound, value in values.items()}
-        if all(math.isfinite(number) for number in numbers.values()):
-            return Range(key, **numbers)
+    if all(_is_number(v) and abs(v) <= sys.float_info.max for v in values.values()):
+        return Range(key, **values)
     times = {bound: _time_bound(value) for bound, value in values.items()}
     if all(time is not None for time in times.values()):
         return TimeRange(key, **times)
@@ -422,4 +422,4 @@ def _equal(found: Any, wanted: Scalar) -> bool:
         return isinstance(found, str) and found == wanted
     if isinstance(wanted, int) and abs(wanted) >= EXACT_INTEGERS:
         return isinstance(found, int) and found == wanted
-    return float(found) == wanted
+    return bool(found == wanted)

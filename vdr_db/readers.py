@@ -1,9 +1,10 @@
 """Texts from files, one record at a time: JSONL, CSV, TSV, plain lines and BEIR folders.
 
-Any file may be gzip-compressed (seen from its first bytes, whatever its name) and `-` is standard
-input. Nothing is held but the current line, and, where ids must be unique, the ids. Every error is
-an `InputError` that names file and line; what is wrong with one record alone can be taken as a
-record with a `fault` instead. Lines may end in LF, CR LF, or CR alone.
+Any file may be packed with gzip, or with zstd where pyarrow is installed (its first bytes tell,
+whatever its name), and `-` is standard input. Nothing is held but the current line, and, where ids
+must be unique, the ids. Every error is an `InputError` that names file and line; what is wrong with
+one record alone can be taken as a record with a `fault` instead. Lines may end in LF, CR LF, or CR
+alone.
 
 What a record is made of, unless the caller names fields:
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.lines import Row, checked_line, lines_of, shown
+from vdr_db.lines import PACKED, Row, checked_line, lines_of, shown, unpacked_name
 from vdr_db.tables import Kind, table_rows
 
 __all__ = [
@@ -216,7 +217,7 @@ class BeirFolder:
             yield replace(record, id=str(record.id))
 
     def _file(self, name: str) -> Path:
-        for candidate in (self.path / name, self.path / f"{name}.gz"):
+        for candidate in (self.path / f"{name}{end}" for end in ("", *PACKED)):
             if candidate.is_file():
                 return candidate
         raise InputError(
@@ -247,12 +248,11 @@ def _format_of(path: str | os.PathLike[str], format: Format | None) -> Format:
         return "jsonl"
     if os.path.isdir(path):
         return "beir"
-    name = Path(path).name.lower().removesuffix(".gz")
-    suffix = os.path.splitext(name)[1]
+    suffix = os.path.splitext(unpacked_name(path))[1]
     if suffix not in _SUFFIXES:
         raise ConfigError(
             f"{os.fspath(path)}: cannot tell the format from the name; "
-            f"expected one of {', '.join(_SUFFIXES)} (and .gz), or pass the format."
+            f"expected one of {', '.join(_SUFFIXES)} (and .gz or .zst), or pass the format."
         )
     return _SUFFIXES[suffix]
 

@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, InputError, ShapeError, require
-from vdr_db.sparse_checks import IdArray, IntArray, WeightArray, checked_arrays, row_pointers
+from vdr_db.sparse_checks import (
+    IdArray,
+    IntArray,
+    WeightArray,
+    checked_arrays,
+    checked_width,
+    row_pointers,
+)
 from vdr_db.sparse_forms import arrays_of_dicts, arrays_of_tensor, read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -207,7 +214,9 @@ class SparseRows:
     @classmethod
     def empty(cls, count: int, width: int) -> SparseRows:
         """`count` rows without entries."""
-        return cls(np.zeros(count + 1, np.int64), np.zeros(0, np.int32), np.zeros(0), width)
+        width = checked_width(width)
+        indptr, nothing = np.zeros(count + 1, np.int64), np.zeros(0, np.float32)
+        return cls._trusted(indptr, nothing.astype(np.int32), nothing, width)
 
     @staticmethod
     def concat(parts: Sequence[SparseRows]) -> SparseRows:
@@ -228,6 +237,8 @@ class SparseRows:
                 f"all parts must have one width, got {widths}; "
                 "rows over different vocabularies cannot be joined."
             )
+        if len(parts) == 1:  # read-only, so it can be shared
+            return parts[0]
         indptr = row_pointers(np.concatenate([part.counts for part in parts]))
         indices = np.concatenate([part.indices for part in parts])
         values = np.concatenate([part.values for part in parts])

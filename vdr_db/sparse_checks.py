@@ -32,7 +32,7 @@ def checked_arrays(
         InputError: An index is out of range, repeated or out of order, or a value is not a finite
             number greater than 0; the message names the row.
     """
-    width = _checked_width(width)
+    width = checked_width(width)
     pointers = _integers(indptr, "indptr", np.int64)
     ids = _integers(indices, "indices", np.int32, width)
     weights = _weights(values)
@@ -61,7 +61,7 @@ def _short(array: npt.NDArray[Any]) -> str:
     return np.array2string(array, threshold=6, edgeitems=3)
 
 
-def _checked_width(width: int) -> int:
+def checked_width(width: int) -> int:
     if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
         raise ShapeError(f"`width` must be an integer, got {width!r}; it is the vocabulary size.")
     if not 1 <= width <= np.iinfo(np.int32).max:

@@ -17,11 +17,13 @@ from vdr_db.connectors.base import Id
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.elasticsearch import VDRElasticsearch
 from vdr_db.connectors.collections.encoding import AnyEncoder
+from vdr_db.connectors.collections.stored import StoredDocuments
 from vdr_db.connectors.collections.vdr_qdrant import QdrantTextOptions, VDRQdrant, choose_place
 from vdr_db.connectors.collections.writing import STOP
 from vdr_db.connectors.renamed import renamed
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, StoreError, require
+from vdr_db.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -32,7 +34,7 @@ __all__ = ["AsyncCollection", "AsyncVDRElasticsearch", "AsyncVDRQdrant"]
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
-_Kind = TypeVar("_Kind", bound=Collection)
+_Kind = TypeVar("_Kind", bound=StoredDocuments)
 
 _THREADS = 8
 _PAGE = 1000
@@ -89,10 +91,19 @@ class AsyncCollection:
         threads = counted("threads", threads)
         self._open = (lambda: collection) if isinstance(collection, Collection) else collection
         self._collection = collection if isinstance(collection, Collection) else None
-        self._opening = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vdr_db-collection")
+        self._threads = threads
+        self._start()
         self._resources = ExitStack()
         self._closed = False
+        renew_after_fork(self)
+
+    def _start(self) -> None:
+        self._opening = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="vdr_db-collection")
+
+    def after_fork(self) -> None:
+        """Threads of its own, as the parent's are not here."""
+        self._start()
 
     def __repr__(self) -> str:
         """The collection and its place, without secrets."""
@@ -102,11 +113,14 @@ class AsyncCollection:
     add_texts = _awaited(Collection.add_texts)
     add_rows = _awaited(Collection.add_rows)
     add_images = _awaited(Collection.add_images)
+    update_payloads = _awaited(Collection.update_payloads)
     delete = _awaited(Collection.delete)
     search = _awaited(Collection.search)
     search_by_image = _awaited(Collection.search_by_image)
     search_batch = _awaited(Collection.search_batch)
     get = _awaited(Collection.get)
+    records_of = _awaited(Collection.records_of)
+    scroll = _awaited(Collection.scroll)
     count = _awaited(Collection.count)
     explain = _awaited(Collection.explain)
     flush = _awaited(Collection.flush)

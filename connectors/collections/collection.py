@@ -8,24 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Store, Term, Written
+from vdr_db.connectors.base import Documents, EmptyRows, Id, Store, Written
 from vdr_db.connectors.collections.encoding import (
     AnyEncoder,
     Encoder,
     Encoding,
     Mode,
-    checked_mode,
     load_encoder,
 )
-from vdr_db.connectors.collections.scores import reranked, shared_terms
+from vdr_db.connectors.collections.reading import Reading
 from vdr_db.connectors.collections.writing import write
-from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import checked_ids
 from vdr_db.connectors.images import image_batches
+from vdr_db.connectors.passages import Passages, checked_passages
 from vdr_db.connectors.texts import text_batches
-from vdr_db.counts import counted
-from vdr_db.errors import ConfigError, InputError, ShapeError
-from vdr_db.images.reading import ImageSource
+from vdr_db.errors import ConfigError
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -33,10 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Collection", "Encoder", "Mode"]
 
-_PAGE = 10_000
 
-
-class Collection:
+class Collection(Reading):
     """Texts in a store, found by what an encoder makes of them.
 
     ```python
@@ -81,7 +76,9 @@ class Collection:
         self.store_text = store_text
         self.text_key = text_key
         self._documents: Documents = documents or store.documents
-        self._encoding = Encoding(encoder, default=self._has_default_model, check=self._check_fit)
+        self._encoding = Encoding(
+            encoder, default=self._has_default_model, check=self._check_fit, store=store
+        )
         self._check_fit()
 
     @property
@@ -108,6 +105,7 @@ class Collection:
         *,
         batch_size: int = 512,
         empty: EmptyRows = "store",
+        passages: bool | Passages | None = None,
     ) -> list[Id]:
         """Encodes and writes texts; a text whose id is there replaces it.
 
@@ -122,6 +120,9 @@ class Collection:
             batch_size: Texts encoded and written together.
             empty: What becomes of texts without any token, such as `""`: `"store"` keeps them,
                 though no search finds them, `"skip"` leaves them out, `"error"` refuses them.
+            passages: Cuts texts into passages, `True` or `Passages(...)`, in a collection that is
+                made by this call. It stays so: later calls need not say it again, and a collection
+                that was made without takes none.
 
         Returns:
             The id of every text in order, skipped ones left out.
@@ -133,18 +134,19 @@ class Collection:
             InputError: An id is unusable or given twice, two payloads fight for one text without an
                 id, or a payload has another value in the field of the text.
             RejectedRows: Some texts could not be stored; all others are written.
+            StoreMismatch: The collection is there with other passages.
         """
         self._encoding.need("add_texts")
         batches = text_batches(
-            lambda batch: self._encoding.documents(batch, self._documents),
+            lambda batch: self._encoding.passages(batch, self._documents, self.store.passages),
             texts,
             ids,
             payloads,
             size=batch_size,
             text_key=self.text_key if self.store_text else None,
         )
-        self._create(self._encoding.width)
-        upsert = self._upsert or self.store.upsert
+        self._create(self._encoding.width, checked_passages(passages))
+        upsert = self._upsert or self._view.upsert
         total = len(texts) if isinstance(texts, Sized) else None
         return write(batches, upsert, empty, total=total)
 
@@ -181,7 +183,7 @@ class Collection:
         checked = checked_ids(ids)
         encoder = self._encoding.named
         self._create(rows.width if encoder is None else encoder.vocabulary.size)
-        upsert = self._upsert or self.store.upsert
+        upsert = self._upsert or self._view.upsert
         left_out = set(upsert(rows, checked, payloads, empty=empty).skipped)
         return [id for id in checked if id not in left_out]
 
@@ -235,154 +237,9 @@ class Collection:
         )
         self._create(self._encoding.width)
         total = len(images) if isinstance(images, (list, tuple)) else None
-        return write(batches, self.store.upsert, empty, total=total, unit="image")
-
-    def delete(self, ids: Sequence[Id] | None = None, *, filter: Any = None) -> int:
-        """Removes documents; returns how many were there.
-
-        Args:
-            ids: Their ids.
-            filter: Removes all documents that it keeps, instead of ids; see `vdr_db.filters`.
-
-        Raises:
-            TypeError: One id or condition came instead of ids, or not exactly one of `ids` and
-                `filter`.
-            ConfigError: The filter is empty, which would remove everything.
-        """
-        if isinstance(ids, (str, bytes, Mapping)) or (ids is None) == (filter is None):
-            raise TypeError(
-                f"`delete` takes a sequence of ids or one condition, got ids={ids!r} and "
-                f"filter={filter!r}; pass delete([id, ...]) or delete(filter={{field: value}})"
-            )
-        if ids is not None:
-            return self.store.delete(ids)
-        if filter == {}:
-            raise ConfigError(
-                "an empty filter keeps every document, so nothing is deleted by it; pass "
-                "delete(list(collection.ids())) to remove all."
-            )
-        found = list(self.store.ids(filter))
-        pages = (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
-        return sum(map(self.store.delete, pages))
-
-    # Reading
-
-    def search(
-        self,
-        query: str | SparseRows,
-        limit: int = 10,
-        filter: Any = None,
-        *,
-        offset: int = 0,
-        mode: Mode | None = None,
-        rerank: int | None = None,
-    ) -> list[Hit]:
-        """The best documents for a query, best first.
-
-        Args:
-            query: A text, or a vector of one row.
-            limit: Hits wanted; fewer come when fewer documents share a token with the query.
-            filter: Conditions on payloads, see `vdr_db.filters`.
-            offset: Hits to leave out at the start.
-            mode: How the query is represented, see `Mode`; by default `"full"`, or `"beta"` in a
-                collection of bags of tokens.
-            rerank: Take this many hits and order them anew by the full score, with documents
-                encoded now from their stored texts. Meant for mode beta.
-
-        Raises:
-            ConfigError: The mode does not fit the collection, or a number is impossible.
-        """
-        row = self._query_rows(query, mode)
-        if rerank is None:
-            return self.store.search(row, limit, filter, offset)
-        rerank = counted("rerank", rerank)
-        if rerank < limit + offset:
-            raise ConfigError(
-                f"`rerank` must be at least limit + offset = {limit + offset}, got {rerank}."
-            )
-        self._encoding.need("rerank")
-        hits = self.store.search(row, rerank, filter)
-        best = reranked(hits, row, self._encoding.documents, self.text_key)
-        return best[offset : offset + limit]
-
-    def search_by_image(
-        self, image: ImageSource, limit: int = 10, filter: Any = None, *, offset: int = 0
-    ) -> list[Hit]:
-        """The best documents for an image, texts and images alike, best first.
-
-        Args:
-            image: A path, the bytes of a file, a PIL image or an array.
-            limit: Hits wanted.
-            filter: Conditions on payloads: `{"modality": "image"}` finds images alone.
-            offset: Hits to leave out at the start.
-
-        Raises:
-            ConfigError: The encoder reads no images.
-            InputError: The image cannot be read.
-        """
-        return self.search(self.encode_query_image(image), limit, filter, offset=offset)
-
-    def encode_query_image(self, image: ImageSource) -> SparseRows:
-        """The vector of an image as a query, one row; errors as in `search_by_image`."""
-        encoded = self._encoding.images("search_by_image")([image])
-        if encoded.refused:
-            raise InputError(f"{encoded.names[0]} cannot be searched for: {encoded.refused[0]}.")
-        return encoded.rows
-
-    def search_batch(
-        self,
-        queries: Sequence[str] | SparseRows,
-        limit: int = 10,
-        filter: Any = None,
-        *,
-        mode: Mode | None = None,
-    ) -> list[list[Hit]]:
-        """`search` for several queries at once, in their order.
-
-        Raises:
-            TypeError: One string came instead of several.
-        """
-        if not isinstance(queries, SparseRows):
-            refuse_string(queries, "queries")
-        return self.store.search_batch(self._query_rows(queries, mode), limit, filter)
-
-    def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
-        """The documents of these ids in this order; unknown ids are left out."""
-        return self.store.get(ids, with_rows)
-
-    def ids(self, filter: Any = None) -> Iterator[Id]:
-        """All ids, of documents the filter keeps when one is given, in the order of the store."""
-        return self.store.ids(filter)
-
-    def count(self, filter: Any = None) -> int:
-        """Number of documents, of those the filter keeps when one is given."""
-        return self.store.count(filter)
-
-    def explain(self, query: str | SparseRows, id: Id, *, mode: Mode | None = None) -> list[Term]:
-        """What every shared token adds to the score of a document, the largest part first.
-
-        The products add up to the score of a search, up to the precision of the store.
-
-        Raises:
-            InputError: There is no document with this id.
-        """
-        row = self._query_rows(query, mode)
-        if len(row) != 1:
-            raise ShapeError(f"`explain` takes one query, got {len(row)} rows.")
-        records = self.store.get([id], with_rows=True)
-        if not records or records[0].row is None:
-            raise InputError(f"there is no document with the id {id!r} in {self.store!r}.")
-        return shared_terms(row, records[0].row, self._encoding.token)
+        return write(batches, self._view.upsert, empty, total=total, unit="image")
 
     # Life
-
-    def flush(self) -> None:
-        """Makes everything written survive a loss of power."""
-        self.store.flush()
-
-    def optimize(self) -> None:
-        """Reorganises the index after much was written; searches are right with and without."""
-        self.store.optimize()
 
     def close(self) -> None:
         """Closes the store; a second call does nothing."""
@@ -399,7 +256,7 @@ class Collection:
         fresh = copy.copy(self)
         if encoder is not None:
             fresh._encoding = Encoding(load_encoder(encoder))
-        width, stamp = fresh._encoding.width, fresh._encoding.stamp()
+        width, stamp = fresh._encoding.width, fresh._encoding.new_stamp()
         with rebuild(width=width, stamp=stamp, **options) as fresh.store:
             yield fresh
         self._encoding = fresh._encoding
@@ -418,13 +275,11 @@ class Collection:
             width = self._encoding.width or self.store.width
             self.store.create(width, self._encoding.stamp(), documents=self._documents)
 
-    def _create(self, width: int | None) -> None:
+    def _create(self, width: int | None, passages: Passages | None = None) -> None:
         with self._encoding.turn:
-            if self.store.width is None:
-                assert width is not None
-                self.store.create(width, self._encoding.stamp(), documents=self._documents)
-
-    def _query_rows(
-        self, queries: str | Sequence[str] | SparseRows, mode: Mode | None
-    ) -> SparseRows:
-        return self._encoding.queries(queries, checked_mode(mode, self._documents))
+            if self.store.width is None or passages is not None:
+                made = width or self.store.width
+                assert made is not None
+                fresh = self.store.width is None
+                stamp = self._encoding.new_stamp() if fresh else self._encoding.stamp()
+                self.store.create(made, stamp, documents=self._documents, passages=passages)

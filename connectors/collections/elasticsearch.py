@@ -13,6 +13,7 @@ from vdr_db.connectors.asking import ask
 from vdr_db.connectors.base import Documents, Hit
 from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions
+from vdr_db.connectors.documents import DocumentView
 from vdr_db.connectors.elasticsearch.opensearch import opensearch_client
 from vdr_db.connectors.elasticsearch.search import Fusion
 from vdr_db.connectors.elasticsearch.store import ElasticsearchStore
@@ -43,8 +44,8 @@ class ElasticsearchOptions(TypedDict, total=False):
     query_top_k: int | None
     text_fields: Sequence[str]
     payload_types: Mapping[str, Mapping[str, Any] | str] | None
-    shards: int
-    replicas: int
+    shards: int | None
+    replicas: int | None
     settings: Mapping[str, Any] | None
     max_docs: int
     max_bytes: int
@@ -196,24 +197,31 @@ class VDRElasticsearch(Collection):
         text_weight: float = 1.0,
         depth: int = 100,
         rank_constant: int = 60,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The best documents by vector and BM25; see `ElasticsearchStore.search_with_text`.
 
         `text_field` is the payload field for BM25, by default that of the text; it must be among
         the `text_fields` that the index was made with. For `mode` see `Mode`.
         """
-        search = self.store.search_with_text
-        return search(
-            self._query_rows([query], mode),
-            query,
-            text_field or self.text_key,
-            limit,
-            filter,
-            fusion=fusion,
-            text_weight=text_weight,
-            depth=depth,
-            rank_constant=rank_constant,
-        )
+        row = self._query_rows([query], mode)
+
+        def search(count: int) -> list[Hit]:
+            return self.store.search_with_text(
+                row,
+                query,
+                text_field or self.text_key,
+                count,
+                filter,
+                fusion=fusion,
+                text_weight=text_weight,
+                depth=depth,
+                rank_constant=rank_constant,
+                highlight=highlight,
+            )
+
+        view = self._view
+        return view.merged(search, limit) if isinstance(view, DocumentView) else search(limit)
 
     search_hybrid = renamed("search_hybrid", search_with_text)
 

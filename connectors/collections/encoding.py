@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, fetch, is_known
-from vdr_db.connectors.base import Documents
+from vdr_db.connectors.base import Documents, Store
 from vdr_db.connectors.encoder import Encoder
 from vdr_db.connectors.images import EncodedImages, EncodeImages
+from vdr_db.connectors.passages import PassageRows, Passages, encode_passages
+from vdr_db.connectors.probes import ProbedSide, check_probes, with_probes
 from vdr_db.errors import ConfigError
+from vdr_db.forks import renew_after_fork
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -57,6 +61,7 @@ class Encoding:
         default: Where `encoder` is `None`, use the model of `$VDR_DB_MODEL`, else the shipped one,
             for what needs a model.
         check: Called when a model was loaded, before it is used.
+        store: Compared with what the encoder makes when a side of it is first used.
 
     Attributes:
         turn: Whoever has it may use the encoder.
@@ -68,7 +73,10 @@ class Encoding:
         *,
         default: bool = False,
         check: Callable[[], None] | None = None,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
+        self._probed: set[ProbedSide] = set()
         self._name: str | None = None
         self._encoder: Encoder | None = None
         self._is_default = encoder is None and default
@@ -81,18 +89,26 @@ class Encoding:
         self._check = check
         self._stamp: EncoderStamp | None = None
         self.turn = threading.RLock()
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "turn": None}  # a lock is of one process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, turn=threading.RLock())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A turn that a thread of the parent had never ends here."""
+        self.turn = threading.RLock()
 
     @property
     def model(self) -> str:
         """Name of the model, for messages."""
-        stamp = self.stamp()
-        return (self._name or "no encoder") if stamp is None else stamp.model
+        if self._encoder is None:
+            return self._name or "no encoder"
+        kept = None if self._stamp is None else self._stamp.model
+        return getattr(self._encoder, "model", None) or kept or type(self._encoder).__name__
 
     @property
     def named(self) -> Encoder | None:
@@ -138,6 +154,15 @@ class Encoding:
             self._stamp = self._encoder.stamp()
         return self._stamp
 
+    def new_stamp(self) -> EncoderStamp | None:
+        """The same with what the encoder makes of a few texts, for a store that is made now."""
+        return with_probes(self._encoder, self.stamp())
+
+    def _probe(self, side: ProbedSide, encoder: Encoder) -> None:
+        if side not in self._probed and self._store is not None:
+            check_probes(encoder, self._store.stamp, side, repr(self._store))
+            self._probed.add(side)
+
     def queries(self, queries: str | Sequence[str] | SparseRows, mode: Mode) -> SparseRows:
         """Queries as rows; rows stay as they are. A query that is neither is a `TypeError`."""
         if isinstance(queries, SparseRows):
@@ -155,14 +180,26 @@ class Encoding:
         with self.turn:
             if mode == "alpha":
                 return encoder.bag_of_tokens(texts, side="query")
+            self._probe("query", encoder)
             return encoder.encode_queries(texts)
 
     def documents(self, texts: Sequence[str], documents: Documents = "encoded") -> SparseRows:
         """Documents as rows."""
         encoder = self.need("add_texts")
-        encode = encoder.bag_of_tokens if documents == "tokens" else encoder.encode_documents
         with self.turn:
-            return encode(texts)
+            if documents == "tokens":
+                return encoder.bag_of_tokens(texts)
+            self._probe("document", encoder)
+            return encoder.encode_documents(texts)
+
+    def passages(
+        self, texts: Sequence[str], documents: Documents, passages: Passages | None
+    ) -> SparseRows | PassageRows:
+        """Documents as rows of their passages; without `passages` as one row each."""
+        if passages is None:
+            return self.documents(texts, documents)
+        encode = partial(self.documents, documents=documents)
+        return encode_passages(encode, self.need("add_texts"), texts, passages)
 
     def images(self, what: str) -> EncodeImages:
         """`encode_images` of the encoder, one call at a time; a `ConfigError` without one."""

@@ -21,6 +21,7 @@ from vdr_db.connectors.collections.collection import Collection
 from vdr_db.connectors.collections.encoding import AnyEncoder, Mode, TextOptions, load_encoder
 from vdr_db.connectors.feed import refuse_string
 from vdr_db.connectors.ids import content_id
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.qdrant.existing import Existing
 from vdr_db.connectors.qdrant.store import QdrantStore
 from vdr_db.connectors.renamed import renamed
@@ -108,7 +109,11 @@ def _speak(server: Server, access: Access | None, options: QdrantOptions) -> Non
     if access is not None:
         options["api_key"] = access.api_key
         if access.is_custom_tls:
-            more["verify"] = access.ca_certs if access.verify_certs else False
+            from vdr_db.connectors.asking import trust
+
+            more["verify"] = trust(access)
+        if access.ca_certs is not None and server.grpc_port is not None:
+            more["grpc_options"] = {"root_certificates": Path(access.ca_certs).read_bytes()}
     if more:
         options["client_options"] = {**more, **(options.get("client_options") or {})}
 
@@ -231,6 +236,7 @@ class VDRQdrant(Collection):
         *,
         batch_size: int = 512,
         empty: EmptyRows = "store",
+        passages: bool | Passages | None = None,
         dense: Mapping[str, Any] | None = None,
     ) -> list[Id]:
         """Encodes and writes texts; see `Collection.add_texts`.
@@ -239,7 +245,11 @@ class VDRQdrant(Collection):
         such.
         """
         if dense is None:
-            return super().add_texts(texts, ids, payloads, batch_size=batch_size, empty=empty)
+            return super().add_texts(
+                texts, ids, payloads, batch_size=batch_size, empty=empty, passages=passages
+            )
+        if passages:
+            raise ConfigError("`dense` vectors are of whole documents; leave `passages` out.")
         refuse_string(texts, "texts")
         texts = list(texts)
         names = [content_id(text) for text in texts] if ids is None else list(ids)
@@ -294,6 +304,7 @@ class VDRQdrant(Collection):
         using: str | None = None,
         depth: int = 100,
         rank_constant: int | None = None,
+        dense_weight: float = 1.0,
     ) -> list[Hit]:
         """The best documents by sparse and dense vector together (RRF), in one request.
 
@@ -311,6 +322,7 @@ class VDRQdrant(Collection):
             using=using,
             depth=depth,
             rank_constant=rank_constant,
+            dense_weight=dense_weight,
         )
 
     search_hybrid = renamed("search_hybrid", search_with_dense)
@@ -332,8 +344,8 @@ class VDRQdrant(Collection):
             fresh.add_texts(texts, ids=ids)
         ```
 
-        Other processes that have the name open read and write the new collection from then on, with
-        the encoder they have: with another encoder, open it again there.
+        Other processes that have the name open read and write the new collection from then on; with
+        another encoder their writes are a `StoreMismatch`, and their searches within 5 seconds.
 
         Args:
             encoder: Makes the new vectors; the one of this collection without.

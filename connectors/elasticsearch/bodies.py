@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import Id, Payload
 from vdr_db.connectors.elasticsearch.filters import FACTS, payload_facts
-from vdr_db.connectors.ids import MAX_ID_BYTES
+from vdr_db.connectors.ids import MAX_ID_BYTES, id_of, sort_key
+from vdr_db.connectors.validation import DOCUMENT_FIELD
 from vdr_db.errors import ConfigError, InputError, require
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ __all__ = [
     "delete_lines",
     "document_id",
     "feature_objects",
+    "highlighting",
     "id_of",
     "index_mapping",
     "index_settings",
     "query_scale",
     "read_features",
+    "read_sort_key",
     "row_query",
     "search_body",
     "sort_key",
@@ -59,7 +62,10 @@ IdArray = npt.NDArray[np.int32]
 LARGEST_QUERY_WEIGHT = 64.0
 # Lucene refuses a term above 32,766 bytes, and with it the document; a letter has at most four.
 LONGEST_KEYWORD = 8191
-RESERVED = frozenset({"order", FACTS, "payload"})
+GROUP = "passage_of"
+"""Field of a passage with the name of its document, by which hits are collapsed."""
+
+RESERVED = frozenset({"order", FACTS, GROUP, "payload"})
 
 _TEXT_PREFIX = "text:"
 _DIGEST_PREFIX = "sha256:"
@@ -102,14 +108,11 @@ def document_id(id: Id) -> str:
     return _DIGEST_PREFIX + hashlib.sha256(encoded).hexdigest()
 
 
-def sort_key(id: Id) -> str:
-    """A text that sorts as `id_order` does, integers first, and holds the whole id."""
-    return f"1{id}" if isinstance(id, str) else f"0{id:020d}"
-
-
-def id_of(key: str) -> Id:
-    """The id that `sort_key` wrote."""
-    return key[1:] if key.startswith("1") else int(key)
+def read_sort_key(text: str) -> str:
+    """What `sort_key` wrote, as it came from outside; anything else is a `ValueError`."""
+    if not re.fullmatch(r"0\d{20}|1.*", text, re.DOTALL):
+        raise ValueError("no sort key")
+    return text
 
 
 # Documents
@@ -154,6 +157,8 @@ def bulk_lines(
     for id, payload, features in zip(ids, payloads, texts, strict=True):
         document: dict[str, Any] = {"order": sort_key(id)}
         if payload:
+            if DOCUMENT_FIELD in payload:
+                document[GROUP] = payload[DOCUMENT_FIELD]
             document[FACTS] = payload_facts(payload)
             document["payload"] = payload
         head = orjson.dumps({action: {"_id": document_id(id)}})
@@ -218,14 +223,16 @@ def search_body(
     limit: int,
     offset: int = 0,
     filter: Mapping[str, Any] | None = None,
+    is_grouped: bool = False,
 ) -> dict[str, Any]:
     """A search whose hits come best first, equal scores by ascending id.
 
-    The filter must be true besides, without a say in the score.
+    The filter must be true besides, without a say in the score. With `is_grouped` each hit is the
+    best passage of another document.
     """
     if filter is not None:
         query = {"bool": {"must": [dict(query)], "filter": [dict(filter)]}}
-    return {
+    body: dict[str, Any] = {
         "query": dict(query),
         "from": offset,
         "size": limit,
@@ -233,6 +240,9 @@ def search_body(
         "_source": ["payload"],
         "track_total_hits": False,
     }
+    if is_grouped:
+        body["collapse"] = {"field": GROUP}
+    return body
 
 
 def text_query(text: str, field: str, *, boost: float = 1.0) -> dict[str, Any]:
@@ -240,22 +250,29 @@ def text_query(text: str, field: str, *, boost: float = 1.0) -> dict[str, Any]:
     return {"match": {f"payload.{field}": {"query": text, "boost": boost}}}
 
 
+def highlighting(query: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The part of a search that marks what a text query finds in a payload field of each hit.
+
+    Texts come back safe for a page: `&`, `<` and `>` of theirs are escaped, the marks are not.
+    """
+    fields: dict[str, Any] = {f"payload.{field}": {}}
+    return {"highlight": {"highlight_query": dict(query), "fields": fields, "encoder": "html"}}
+
+
 # Indices
 
 
 def index_settings(
     *,
-    shards: int,
-    replicas: int,
+    shards: int | None,
+    replicas: int | None,
     kind: FieldKind,
     version: tuple[int, int],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings of a new index, as flat names; those in `extra` win."""
-    settings: dict[str, Any] = {
-        "index.number_of_shards": shards,
-        "index.number_of_replicas": replicas,
-    }
+    """Settings of a new index, as flat names; those in `extra` win, `None` leaves one out."""
+    numbers = {"index.number_of_shards": shards, "index.number_of_replicas": replicas}
+    settings: dict[str, Any] = {n: number for n, number in numbers.items() if number is not None}
     if kind == "sparse_vector" and version >= (9, 2):
         # From 9.2 on vectors of this type are left out of `_source` unless the index says so.
         settings["index.mapping.exclude_source_vectors"] = False
@@ -273,12 +290,13 @@ def index_mapping(
     store_vectors: bool = True,
     text_fields: Mapping[str, str | None] | None = None,
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
+    is_grouped: bool = False,
 ) -> dict[str, Any]:
     """The mapping of an index of ours, which remembers `meta` under `_meta`.
 
     Filters go through `facts`. Payload fields are indexed by themselves only when they are named:
     for text search, or with a type of your own for other programs that read the index. A document
-    whose value does not fit the type is refused.
+    whose value does not fit the type is refused. With `is_grouped` documents are passages.
 
     Raises:
         ConfigError: The field name or a payload type is impossible, or the server is too old.
@@ -317,6 +335,8 @@ def index_mapping(
             field: vector,
         },
     }
+    if is_grouped:
+        mapping["properties"][GROUP] = {"type": "keyword", "index": False}
     if not store_vectors:
         mapping["_source"] = {"excludes": [field]}
     return mapping

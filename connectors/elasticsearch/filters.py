@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -143,7 +144,7 @@ def _scalar_facts(path: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [_equality(path, value)]
     if isinstance(value, (int, float)):
-        facts = [f"{path}=n{_sortable(float(value))}"]
+        facts = [f"{path}=n{_sortable(value)}"]
         if isinstance(value, int) and abs(value) >= EXACT_INTEGERS:
             facts.append(_equality(path, value))
         return facts
@@ -164,7 +165,7 @@ def _equality(path: str, value: str | int | float | bool) -> str:
         return f"{path}=s{value}"
     if isinstance(value, int) and abs(value) >= EXACT_INTEGERS:
         return f"{path}=i{value}"
-    return f"{path}=n{_sortable(float(value))}"
+    return f"{path}=n{_sortable(value)}"
 
 
 def _range(filter: Range | TimeRange) -> dict[str, Any]:
@@ -191,10 +192,17 @@ def _digits(value: float | dt.datetime) -> str:
 
 
 def _sortable(number: float) -> str:
-    """16 hexadecimal digits in the order of the float64 numbers; both zeros alike."""
-    bits = int(struct.unpack(">Q", struct.pack(">d", number + 0.0))[0])
+    """16 hexadecimal digits in the order of the float64 numbers; both zeros alike.
+
+    An integer between two float64 numbers has 4 more, its distance from the lower one.
+    """
+    lower = float(number)
+    if lower > number:
+        lower = math.nextafter(lower, -math.inf)
+    rest = int(number) - int(lower) if isinstance(number, int) else 0
+    bits = int(struct.unpack(">Q", struct.pack(">d", lower + 0.0))[0])
     bits = bits ^ 0xFFFFFFFFFFFFFFFF if bits >> 63 else bits | 1 << 63
-    return f"{bits:016x}"
+    return f"{bits:016x}{rest:04x}" if rest else f"{bits:016x}"
 
 
 def _microseconds(time: dt.datetime) -> str:

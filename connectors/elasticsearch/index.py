@@ -12,6 +12,7 @@ from vdr_db.connectors.base import Documents, check_stamp
 from vdr_db.connectors.elasticsearch import indices
 from vdr_db.connectors.elasticsearch.bodies import FieldKind, index_mapping, index_settings
 from vdr_db.connectors.elasticsearch.transport import Transport
+from vdr_db.connectors.passages import Passages, check_passages
 from vdr_db.errors import ConfigError, StoreError, StoreMismatch
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
@@ -33,8 +34,8 @@ class NewIndex:
     store_vectors: bool = True
     text_fields: Mapping[str, str | None] | None = None
     payload_types: Mapping[str, Mapping[str, Any] | str] | None = None
-    shards: int = 1
-    replicas: int = 1
+    shards: int | None = None
+    replicas: int | None = None
     settings: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -42,7 +43,9 @@ class NewIndex:
             raise ConfigError(
                 f"`kind` must be 'rank_features' or 'sparse_vector', got {self.kind!r}."
             )
-        if self.shards < 1 or self.replicas < 0:
+        least = {"shards": 1, "replicas": 0}
+        given = {name: getattr(self, name) for name in least}
+        if any(number is not None and number < least[name] for name, number in given.items()):
             raise ConfigError(
                 "`shards` must be at least 1 and `replicas` at least 0, got "
                 f"{self.shards} and {self.replicas}."
@@ -65,6 +68,7 @@ class IndexMeta:
         format: Version of this description.
         made_by: Random name of the request that made the index, so that a process whose answer got
             lost recognises its own.
+        passages: How documents are cut, as JSON types; `None` where each one is whole.
     """
 
     width: int
@@ -77,6 +81,12 @@ class IndexMeta:
     before_load: Mapping[str, Any] | None = None
     format: int = _FORMAT
     made_by: str = ""
+    passages: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written; without passages as versions write it that know none."""
+        data = asdict(self)
+        return data if self.passages else {k: v for k, v in data.items() if k != "passages"}
 
     @property
     def encoder(self) -> EncoderStamp | None:
@@ -149,7 +159,13 @@ class VersionedIndex:
             raise StoreError(f"{self.where} holds nothing yet; add documents first.")
         return meta
 
-    def create(self, width: int, stamp: EncoderStamp | None, documents: Documents) -> None:
+    def create(
+        self,
+        width: int,
+        stamp: EncoderStamp | None,
+        documents: Documents,
+        passages: Passages | None,
+    ) -> None:
         """Makes index and alias, or checks what is there; see `Store.create`."""
         SparseRows.empty(0, width)  # checks the width
         if self.meta() is None:
@@ -161,17 +177,19 @@ class VersionedIndex:
                 field=self.new.field,
                 store_vectors=self.new.store_vectors,
                 text_fields=list(self.new.text_fields or ()),
+                passages=None if passages is None else passages.to_dict(),
             )
             # Processes that come at once all ask for the first name, and one of them gets it.
             # Another name is taken only when that index is there without the alias.
             mapping = index_mapping(
-                {indices.META_KEY: asdict(meta)},
+                {indices.META_KEY: meta.to_dict()},
                 field=meta.field,
                 kind=meta.kind,
                 version=self._version(),
                 store_vectors=meta.store_vectors,
                 text_fields=self.new.text_fields,
                 payload_types=self.new.payload_types,
+                is_grouped=passages is not None,
             )
             settings = index_settings(
                 shards=self.new.shards,
@@ -190,6 +208,7 @@ class VersionedIndex:
         check_stamp(
             self.where, (stored.width, stored.encoder, stored.documents), (width, stamp, documents)
         )
+        check_passages(self.where, Passages.from_dict(stored.passages), passages)
 
     def _version(self) -> tuple[int, int]:
         # Only this type's mapping depends on the version; others may use servers that hide theirs.
@@ -201,7 +220,7 @@ class VersionedIndex:
 
     def mapping_of(self, meta: IndexMeta) -> dict[str, Any]:
         """The mapping of another index like the one that is there."""
-        clean = asdict(replace(meta, before_load=None))
+        clean = replace(meta, before_load=None).to_dict()
         return {**self.state().mapping, "_meta": {indices.META_KEY: clean}}
 
     def put_right(self) -> None:

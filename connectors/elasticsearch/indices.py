@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,7 +29,8 @@ _OF_ONE_INDEX = re.compile(
     r"index\.(uuid|creation_date|provided_name|version|blocks|resize|history|routing)\b"
 )
 _COMPARED = 100
-LOAD_SETTINGS = {"index.refresh_interval": "-1", "index.number_of_replicas": "0"}
+REPLICAS = "index.number_of_replicas"
+LOAD_SETTINGS = {"index.refresh_interval": "-1", REPLICAS: "0"}
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,12 @@ def copy_documents(transport: Transport, old: str, new: str) -> None:
 
 
 def merge_segments(transport: Transport, index: str) -> None:
-    """Merges an index to one segment and waits until it is done; searches go on meanwhile."""
-    run_task(transport, f"/{quote(index)}/_forcemerge", None, {"max_num_segments": 1})
+    """Merges an index to one segment and waits until it is done; searches go on meanwhile.
+
+    Nothing is done where the server does it by itself (410, serverless projects).
+    """
+    path = f"/{quote(index)}/_forcemerge"
+    run_task(transport, path, None, {"max_num_segments": 1}, allow=(410,))
 
 
 def run_task(
@@ -271,6 +276,7 @@ def run_task(
     body: Mapping[str, Any] | None,
     params: Mapping[str, Any] | None = None,
     *,
+    allow: Sequence[int] = (),
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
     """Starts long work on the server and asks for its end, so that no request has to be long.
@@ -279,7 +285,7 @@ def run_task(
     """
     params = {**(params or {}), "wait_for_completion": "false"}
     # Not repeated when the answer is lost: two copies of such work would get in each other's way.
-    started = transport.once("POST", path, body, params=params).body
+    started = transport.once("POST", path, body, params=params, allow=allow).body
     if "task" not in started:
         return dict(started)
     pause_s = 0.05
@@ -311,6 +317,8 @@ def changed_settings(
         raise StoreError(f"index {index!r} is gone; run the same again.")
     # Those of work that was never ended come first: its own settings are no ones to come back to.
     current = {**read_settings(transport, index), **undone(state)}
+    if REPLICAS not in current:  # serverless projects have none to set
+        changes = {name: value for name, value in changes.items() if name != REPLICAS}
     work = Work.of_this_process({name: current.get(name) for name in changes})
 
     def tell(what: Work | None) -> None:

@@ -112,6 +112,7 @@ class IndexLifecycle(BaseStore):
             settings = index.settings_of(old.backing)
             indices.create_index(transport, new, alias=alias, mapping=mapping, settings=settings)
         fresh = copy.copy(self)
+        fresh._known = None
         fresh._index = VersionedIndex(transport, alias, index.new)
         if into is None and fresh._index.made().made_by != meta.made_by:
             raise StoreError(f"index {new!r} was made by someone else just now; run this again.")
@@ -134,6 +135,7 @@ class IndexLifecycle(BaseStore):
             raise
         finally:
             index.forget()
+            self._known = None
         if not keep_old:
             indices.delete_index(transport, old.backing)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any, Literal
 
-from vdr_db.connectors.base import Hit, Id, Record, checked_page
+import numpy as np
+
+from vdr_db.connectors.base import Hit, Id, Page, Record, checked_page, page_token
 from vdr_db.connectors.elasticsearch.bodies import (
     document_id,
-    id_of,
+    highlighting,
     query_scale,
     read_features,
+    read_sort_key,
     row_query,
     search_body,
     text_query,
@@ -20,9 +24,10 @@ from vdr_db.connectors.elasticsearch.bodies import (
 from vdr_db.connectors.elasticsearch.filters import filter_query
 from vdr_db.connectors.elasticsearch.lifecycle import IndexLifecycle
 from vdr_db.connectors.elasticsearch.transport import busy, error_reason, refusal
-from vdr_db.connectors.fusion import fused
-from vdr_db.connectors.ids import checked_ids, id_order
+from vdr_db.connectors.fusion import checked_weight, fused
+from vdr_db.connectors.ids import checked_ids, id_of, id_order
 from vdr_db.connectors.renamed import renamed
+from vdr_db.connectors.store import TRUSTED_S
 from vdr_db.connectors.validation import checked_query
 from vdr_db.errors import ConfigError, StoreError, StoreUnavailable, require
 from vdr_db.failure import Failure
@@ -67,6 +72,7 @@ class IndexReader(IndexLifecycle):
         text_weight: float = 1.0,
         depth: int = 100,
         rank_constant: int = 60,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The best documents by vector and BM25 together.
 
@@ -79,15 +85,18 @@ class IndexReader(IndexLifecycle):
             fusion: `"rrf"` joins the two rankings by reciprocal ranks, here rather than on the
                 server, where it needs a licence; `"sum"` adds `text_weight` times BM25 to the score
                 in one query.
-            text_weight: Weight of BM25 in a sum.
+            text_weight: Weight of BM25, or of its ranking, where the vector's is 1.
             depth: Hits of each side that fusion by ranks looks at.
             rank_constant: Larger values give the first ranks less weight.
+            highlight: Ask for `Hit.highlights`, of hits by vector alone too.
 
         Raises:
             ConfigError: The field is not indexed as text, or an option is impossible.
         """
         limit, _ = checked_page(limit, 0)
         row = checked_query(row, self._made_width(), self._where, single=True)
+        self._look_again(TRUSTED_S)
+        text_weight = checked_weight("text_weight", text_weight)
         if fusion not in ("rrf", "sum"):
             raise ConfigError(f"`fusion` must be 'rrf' or 'sum', got {fusion!r}.")
         fields = self._index.made().text_fields
@@ -102,16 +111,21 @@ class IndexReader(IndexLifecycle):
             vector, scale = self._row_query(row)
             sides.append(vector)
         tree = as_query(filter)
+        marks = highlighting(sides[0], text_field) if highlight else {}
         if fusion == "sum":
             sides[0] = text_query(text, text_field, boost=text_weight * scale)
             both = {"bool": {"should": sides, "minimum_should_match": 1}}
-            return self._run([search_body(both, limit=limit, filter=tree)], [scale])[0]
-        bodies = [search_body(side, limit=max(depth, limit), filter=tree) for side in sides]
+            body = search_body(both, limit=limit, filter=tree)
+            return self._run([{**body, **marks}], [scale])[0]
+        most = max(depth, limit)
+        bodies = [{**search_body(side, limit=most, filter=tree), **marks} for side in sides]
         rankings = self._run(bodies, [1.0] * len(bodies))
-        payloads = {hit.id: hit.payload for ranking in rankings for hit in ranking}
+        hits = {hit.id: hit for ranking in rankings for hit in ranking}
         # The constant of the paper counts ranks from 1.
-        scores = fused([[hit.id for hit in one] for one in rankings], rank_constant + 1, id_order)
-        return [Hit(id, scores[id], payloads[id]) for id in islice(scores, limit)]
+        found = [[hit.id for hit in one] for one in rankings]
+        weights = [text_weight, 1.0][: len(found)]
+        scores = fused(found, rank_constant + 1, id_order, weights)
+        return [replace(hits[id], score=scores[id]) for id in islice(scores, limit)]
 
     search_hybrid = renamed("search_hybrid", search_with_text)
 
@@ -147,7 +161,27 @@ class IndexReader(IndexLifecycle):
     def ids(self, filter: Filter | Mapping[str, Any] | None = None) -> Iterator[Id]:
         """All ids, or those the filter keeps, integers first, each kind in ascending order."""
         self._made_width()
-        return self._all_ids(as_query(filter))
+        body = self._in_order(as_query(filter), False)
+        return (id_of(hit["sort"][0]) for hit in self._paged(body, _PAGE))
+
+    def scroll(
+        self,
+        limit: int = 100,
+        filter: Filter | Mapping[str, Any] | None = None,
+        after: str | None = None,
+    ) -> Page:
+        """Documents in the order of `ids`; see `Store.scroll`."""
+        self._made_width()
+        limit, _ = checked_page(limit, 0)
+        body = self._in_order(as_query(filter), ["payload"])
+        if after is not None:
+            body["search_after"] = [page_token(after, read_sort_key, self._where)]
+        hits = list(islice(self._paged(body, limit + 1), limit + 1))
+        records = [
+            Record(id_of(hit["sort"][0]), (hit.get("_source") or {}).get("payload") or {})
+            for hit in hits[:limit]
+        ]
+        return Page(records, hits[limit - 1]["sort"][0] if len(hits) > limit else None)
 
     def count(self, filter: Filter | Mapping[str, Any] | None = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
@@ -163,16 +197,36 @@ class IndexReader(IndexLifecycle):
         bodies = [search_body(q, limit=limit, offset=offset, filter=tree) for q in native]
         return self._run(bodies, scales)
 
-    def _all_ids(self, tree: dict[str, Any] | None) -> Iterator[Id]:
-        """Each page behind the last id of the one before."""
-        query = {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}}
-        body: dict[str, Any] = {
-            "query": query,
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        self._look_again(TRUSTED_S)
+        queries = checked_query(rows, self._made_width(), self._where)
+        asked = np.flatnonzero(queries.counts)
+        if limit > self._window or not asked.size:
+            return None
+        tree = as_query(filter)
+        native, scales = zip(*map(self._row_query, queries[asked]), strict=True)
+        bodies = [search_body(q, limit=limit, filter=tree, is_grouped=True) for q in native]
+        try:
+            answers = self._answers_at_once(bodies)
+        except StoreError as error:
+            self._learn_window(error)
+            return None
+        found: list[list[Hit]] = [[] for _ in range(len(queries))]
+        for i, hits, scale in zip(asked.tolist(), answers, scales, strict=True):
+            found[i] = [_hit(hit, scale) for hit in hits]
+        return found
+
+    def _in_order(self, tree: dict[str, Any] | None, source: Any) -> dict[str, Any]:
+        """A search for all that a query keeps, in the order of their ids."""
+        return {
+            "query": {"match_all": {}} if tree is None else {"bool": {"filter": [tree]}},
             "sort": [{"order": "asc"}],
-            "_source": False,
+            "_source": source,
             "track_total_hits": False,
         }
-        return (id_of(hit["sort"][0]) for hit in self._paged(body, _PAGE))
 
     def _found(self, body: dict[str, Any]) -> list[Any]:
         """The hits of a search, page by page when they lie beyond the server's window."""
@@ -242,24 +296,23 @@ class IndexReader(IndexLifecycle):
         return row_query(ids, weights, field=meta.field, kind=meta.kind, scale=scale), scale
 
     def _run(self, bodies: Sequence[dict[str, Any]], scales: Sequence[float]) -> list[list[Hit]]:
-        answers: list[list[Any]] = []
-        if len(bodies) == 1 or bodies[0]["from"] + bodies[0]["size"] > self._window:
-            answers = list(map(self._found, bodies))
-        else:
-            for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
-                part = self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
-                answers += [answer["hits"]["hits"] for answer in part]
         return [
-            [
-                Hit(
-                    id_of(hit["sort"][1]),
-                    float(hit["_score"]) / scale,
-                    (hit.get("_source") or {}).get("payload") or {},
-                )
-                for hit in hits
-            ]
-            for hits, scale in zip(answers, scales, strict=True)
+            [_hit(hit, scale) for hit in hits]
+            for hits, scale in zip(self._answers(bodies), scales, strict=True)
         ]
+
+    def _answers(self, bodies: Sequence[dict[str, Any]]) -> list[list[Any]]:
+        """The hits of each search as the server gives them."""
+        if len(bodies) == 1 or bodies[0]["from"] + bodies[0]["size"] > self._window:
+            return list(map(self._found, bodies))
+        return self._answers_at_once(bodies)
+
+    def _answers_at_once(self, bodies: Sequence[dict[str, Any]]) -> list[list[Any]]:
+        answers: list[list[Any]] = []
+        for start in range(0, len(bodies), _SEARCHES_AT_ONCE):
+            part = self._run_many(bodies[start : start + _SEARCHES_AT_ONCE])
+            answers += [answer["hits"]["hits"] for answer in part]
+        return answers
 
     def _run_many(self, bodies: Sequence[dict[str, Any]]) -> list[Any]:
         orjson = require("orjson", "elasticsearch")
@@ -285,3 +338,11 @@ class IndexReader(IndexLifecycle):
 
         self.transport.retrier.call(ask)
         return answers
+
+
+def _hit(hit: Any, scale: float) -> Hit:
+    """A hit of a search that is sorted by score and id."""
+    score, key = hit["sort"]
+    payload = (hit.get("_source") or {}).get("payload") or {}
+    marked = tuple(chain.from_iterable(hit.get("highlight", {}).values()))
+    return Hit(id_of(key), float(score) / scale, payload, highlights=marked)

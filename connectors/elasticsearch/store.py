@@ -14,6 +14,7 @@ from vdr_db.connectors.elasticsearch.indices import merge_segments, refresh_inde
 from vdr_db.connectors.elasticsearch.search import IndexReader
 from vdr_db.connectors.elasticsearch.transport import Transport, connect
 from vdr_db.connectors.ids import checked_ids
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.retry import Retrier, RetryPolicy
 from vdr_db.connectors.store import About
 from vdr_db.connectors.validation import prepare
@@ -54,8 +55,9 @@ class ElasticsearchStore(IndexReader):
             wanted.
         payload_types: Elasticsearch types for payload fields of a new index that other programs
             want to query by themselves, `{"year": "long"}`; our filters do not need them.
-        shards: Primary shards of a new index.
-        replicas: Copies of each shard of a new index.
+        shards: Primary shards of a new index; the server's choice without, 1 as a rule.
+        replicas: Copies of each shard of a new index; the server's choice without, 1 as a rule.
+            Serverless projects of Elasticsearch refuse both.
         settings: More index settings of a new index.
         max_docs: Documents in one bulk request at most.
         max_bytes: Bytes in one bulk request at most.
@@ -81,8 +83,8 @@ class ElasticsearchStore(IndexReader):
         query_top_k: int | None = None,
         text_fields: Sequence[str] | Mapping[str, str | None] = (),
         payload_types: Mapping[str, Mapping[str, Any] | str] | None = None,
-        shards: int = 1,
-        replicas: int = 1,
+        shards: int | None = None,
+        replicas: int | None = None,
         settings: Mapping[str, Any] | None = None,
         max_docs: int = 500,
         max_bytes: int = 8 << 20,
@@ -143,8 +145,19 @@ class ElasticsearchStore(IndexReader):
         """The alias, or the name of an index opened by itself."""
         return self._index.name
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each one is whole."""
+        meta = self._index.meta()
+        return None if meta is None else Passages.from_dict(meta.passages)
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes index and alias, or checks what is there; see `Store.create`.
 
@@ -155,7 +168,8 @@ class ElasticsearchStore(IndexReader):
                 not made by this library.
         """
         self._check_open()
-        self._index.create(width, stamp, documents)
+        self._index.create(width, stamp, documents, passages)
+        self._known = self._about()
 
     # Writing
 
@@ -185,6 +199,7 @@ class ElasticsearchStore(IndexReader):
             RejectedRows: Some rows cannot be stored; all others are written.
             StoreUnavailable: The server stayed away; send the same call again.
         """
+        self._look_again()
         meta = self._made()
         ready = prepare(
             rows,
@@ -226,6 +241,7 @@ class ElasticsearchStore(IndexReader):
 
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
+        self._look_again()
         self._made()
         unique = list(dict.fromkeys(checked_ids(ids)))
         report = self._writer.write(
@@ -245,7 +261,8 @@ class ElasticsearchStore(IndexReader):
         """Makes everything written visible, and durable under any translog setting."""
         self._made()
         refresh_index(self.transport, self.name)
-        self.transport.call("POST", f"/{self._index.path}/_flush")
+        # 410: serverless projects keep all they acknowledge, and order their segments themselves.
+        self.transport.call("POST", f"/{self._index.path}/_flush", allow=(410,))
 
     def optimize(self) -> None:
         """Merges the index to one segment, for faster searches; not while writing goes on."""
@@ -258,6 +275,10 @@ class ElasticsearchStore(IndexReader):
         self._check_open()
         meta = self._index.meta()
         return None if meta is None else (meta.width, meta.encoder, meta.documents)
+
+    def _about_now(self) -> About | None:
+        self._index.forget()
+        return self._about()
 
     def _made(self) -> IndexMeta:
         self._check_open()

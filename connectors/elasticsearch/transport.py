@@ -252,11 +252,12 @@ def _check_majors(status: int, answer: Any) -> None:
     # Servers from 8 on know the exception; older ones answer 406 and repeat the header.
     if kind != "media_type_header_exception" and not (status == 406 and "compatible-with" in text):
         return
-    newest = re.search(r"either version (\d+)", text)
-    wanted = newest.group(1) if newest else "<major version of the server>"
+    newest, found = (re.search(rf"{told} (\d+)", text) for told in ("either version", "found"))
+    wanted = newest[1] if newest else "<major version of the server>"
+    is_older = newest and found and int(found[1]) < int(newest[1])
     raise ConfigError(
-        "the elasticsearch client is of a newer major version than the server; run: "
-        f"pip install 'elasticsearch=={wanted}.*' ({error_reason(answer)})"
+        f"the elasticsearch client is of {'an older' if is_older else 'a newer'} major version "
+        f"than the server; run: pip install 'elasticsearch=={wanted}.*' ({error_reason(answer)})"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,32 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, EmptyRows, Hit, Id, Payload, Record, Written
 from vdr_db.connectors.ids import checked_ids, id_order
-from vdr_db.connectors.qdrant.engine import ID_FIELD, Batch, DenseVector, Found, Manifest, Stored
+from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD
+from vdr_db.connectors.qdrant.engine import (
+    ID_FIELD,
+    Batch,
+    DenseVector,
+    Found,
+    Manifest,
+    PointId,
+    Stored,
+)
 from vdr_db.connectors.qdrant.existing import point_of
-from vdr_db.connectors.validation import RESERVED_PREFIX, Prepared, prepare
+from vdr_db.connectors.validation import PASSAGE_FIELDS, RESERVED_PREFIX, Prepared, prepare
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["Upload", "checked_fusion", "checked_nearest", "hits_of", "id_of", "record_of", "shown"]
+__all__ = [
+    "Upload",
+    "checked_fusion",
+    "checked_nearest",
+    "hits_of",
+    "id_of",
+    "point_of_text",
+    "record_of",
+    "shown",
+]
 
 _BYTES_OF_FLOAT = 4
 
@@ -190,7 +209,8 @@ def record_of(stored: Stored, width: int | None) -> Record:
         values = np.asarray(stored.values if stored.values is not None else [], np.float32)
         order = np.argsort(indices)
         row = SparseRows([0, indices.size], indices[order], values[order], width)
-    payload = {name: value for name, value in stored.payload.items() if name != ID_FIELD}
+    own = (ID_FIELD, SUM_FIELD)
+    payload = {name: value for name, value in stored.payload.items() if name not in own}
     return Record(id_of(stored), payload, row)
 
 
@@ -200,6 +220,15 @@ def id_of(one: Found | Stored) -> Id:
     return id
 
 
+def point_of_text(text: str) -> PointId:
+    """The point that a page token names; others are a `ValueError`."""
+    return int(text) if text.isdecimal() else str(uuid.UUID(text))
+
+
 def shown(payload: Payload) -> Payload:
-    """The payload without the fields of the library."""
-    return {name: v for name, v in payload.items() if not name.startswith(RESERVED_PREFIX)}
+    """The payload without the fields of the library, but for what a passage tells of itself."""
+    return {
+        name: v
+        for name, v in payload.items()
+        if not name.startswith(RESERVED_PREFIX) or name in PASSAGE_FIELDS
+    }

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from vdr_db.connectors.base import BatchLimits
+from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.qdrant.edge_config import edge_config
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
+from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums, row_sum
 from vdr_db.connectors.qdrant.engine import (
     ID_FIELD,
     VECTOR_NAME,
@@ -30,6 +33,7 @@ from vdr_db.connectors.qdrant.engine import (
 )
 from vdr_db.connectors.qdrant.filters import EdgeDialect
 from vdr_db.errors import StoreError, StoreUnavailable, require
+from vdr_db.forks import close_files_below, leak, renew_after_fork
 from vdr_db.sparse import SparseRows
 
 __all__ = ["EdgeEngine"]
@@ -44,6 +48,7 @@ _DISK_BYTES_PER_BYTE = 4
 _OPTIMIZE_AFTER_ROWS = 10_000
 
 _QUERIES_AT_ONCE = 256
+_ROWS_READ = 256
 _UNAVAILABLE_SIGNS = (
     "WouldBlock",
     "No space left",
@@ -58,7 +63,8 @@ _UNAVAILABLE_SIGNS = (
 class EdgeEngine:
     """An `Engine` over one `EdgeShard`, in a folder or, with `":memory:"`, a temporary one.
 
-    Writes are refused while less than `reserve_bytes` would remain free on its disk.
+    Writes are refused while less than `reserve_bytes` would remain free on its disk. It belongs to
+    the process that made it: after a fork, every method of the child's copy raises `StoreError`.
     """
 
     limits = BatchLimits(rows=1024, bytes=16 << 20, row_bytes=64 << 20)
@@ -80,6 +86,9 @@ class EdgeEngine:
             path = tempfile.mkdtemp(prefix="vdr_db-")
             self._remove = weakref.finalize(self, _remove_folder, path, os.getpid())
         self._folder = CollectionFolder(Path(path), self._where)
+        self._sums = Sums(self._folder.shard)
+        self._process = os.getpid()
+        renew_after_fork(self)
 
     @property
     def where(self) -> str:
@@ -88,6 +97,7 @@ class EdgeEngine:
 
     def open(self) -> Manifest | None:
         """Opens the folder; `None` when nothing is there yet."""
+        self._check_usable()
         if not self._folder.holds_shard():
             return None
         self._folder.take()
@@ -102,6 +112,7 @@ class EdgeEngine:
 
     def create(self, manifest: Manifest) -> None:
         """Makes the collection."""
+        self._check_usable()
         if self._in_memory:
             self._check_space(0)
             with self._translated("be made"):
@@ -136,10 +147,19 @@ class EdgeEngine:
         for name, column in batch.dense.items():
             for vector, numbers in zip(vectors, column.tolist(), strict=True):
                 vector[name] = numbers
-        points = list(map(edge.Point, batch.points, vectors, batch.payloads))
+        payloads = [*batch.payloads]
+        if not self._in_memory:
+            values = batch.rows.values
+            for i, (point, payload) in enumerate(zip(batch.points, payloads, strict=True)):
+                span = slice(bounds[i], bounds[i + 1])
+                total = row_sum(point, indices[span], values[span], payload)
+                payloads[i] = {**payload, SUM_FIELD: total}
+        points = list(map(edge.Point, batch.points, vectors, payloads))
         with self._translated("be written", batch.points):
             self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
+        if points and not self._in_memory:
+            self._sums.wrote({batch.points[i]: payloads[i][SUM_FIELD] for i in (0, -1)})
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
@@ -199,14 +219,14 @@ class EdgeEngine:
         return [_stored(record, VECTOR_NAME if with_rows else None) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         self._check_usable()
         request = self._edge.ScrollRequest(
             offset=after,
             limit=limit,
-            with_payload=list(fields),
+            with_payload=True if fields is None else list(fields),
             filter=self._dialect.native(filter),
         )
         with self._translated("be read"):
@@ -221,12 +241,32 @@ class EdgeEngine:
         with self._translated("be counted"):
             return int(self._shard.count(request))
 
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there."""
+        self._check_usable()
+        self._check_space(0)
+        make, totals = self._edge.UpdateOperation.set_payload, {}
+        with self._translated("be written", points):
+            if self._in_memory:
+                self._shard.update(make(list(points), payload))
+            for one in () if self._in_memory else self.retrieve(points, True):
+                row = (one.point, one.indices or (), one.values or ())
+                # A damaged row keeps its sum, so that it stays to be found.
+                if one.payload.get(SUM_FIELD) in (None, row_sum(*row, one.payload)):
+                    totals[one.point] = row_sum(*row, {**one.payload, **payload})
+                new = {SUM_FIELD: totals[one.point]} if one.point in totals else {}
+                self._shard.update(make([one.point], {**payload, **new}))
+        if totals:
+            self._sums.wrote(totals)
+
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""
         self._check_usable()
         self._check_space(0)
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
+        if points and not self._in_memory:
+            self._sums.wrote(dict.fromkeys(points, None))
 
     def index(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over what is there."""
@@ -240,15 +280,15 @@ class EdgeEngine:
 
     def flush(self) -> None:
         """Writes everything through to the disk."""
+        self._check_usable()
         if self._shard is not None:
-            self._check_usable()
             with self._translated("be flushed"):
                 self._shard.flush()
 
     def optimize(self) -> None:
         """Rewrites segments that grew or lost many rows; the disk needs room for a second copy."""
+        self._check_usable()
         if self._shard is not None:
-            self._check_usable()
             self._check_space(self._folder.used_bytes() // _DISK_BYTES_PER_BYTE)
             with self._translated("be optimised"):
                 self._shard.optimize()
@@ -256,9 +296,11 @@ class EdgeEngine:
 
     def close(self) -> None:
         """Flushes, optimises after much was written, and lets go of the folder."""
+        count = None
         try:
             if self._shard is not None and self._broken is None and not self._in_memory:
                 self.flush()
+                count = self.count(None)
                 if self._rows_since_optimize >= _OPTIMIZE_AFTER_ROWS:
                     # Optional work: without room for it the collection is right all the same.
                     with contextlib.suppress(StoreUnavailable):
@@ -268,27 +310,16 @@ class EdgeEngine:
             if shard is not None:
                 with contextlib.suppress(Exception):
                     shard.close()
+                with contextlib.suppress(OSError):  # without them the collection is right as well
+                    self._sums.end(count)
             self._folder.release()
             if self._remove is not None:
                 self._remove()
 
     def _new_shard(self, folder: Path, manifest: Manifest) -> Any:
-        edge = self._edge
-        vector = edge.EdgeSparseVectorParams(
-            full_scan_threshold=manifest.full_scan_threshold,
-            datatype=getattr(edge.VectorStorageDatatype, manifest.datatype.capitalize()),
-        )
         # Without its log the engine loses what was not flushed; a temporary folder may.
-        dense = {
-            name: edge.EdgeVectorParams(one.size, getattr(edge.Distance, one.distance.capitalize()))
-            for name, one in manifest.dense.items()
-        }
-        config = edge.EdgeConfig(
-            vectors=dense or None,
-            sparse_vectors={VECTOR_NAME: vector},
-            wal_enabled=not self._in_memory,
-        )
-        shard = edge.EdgeShard.create(str(folder), config)
+        config = edge_config(self._edge, manifest, with_log=not self._in_memory)
+        shard = self._edge.EdgeShard.create(str(folder), config)
         self._make_indexes(shard, manifest.payload_indexes)
         return shard
 
@@ -300,6 +331,7 @@ class EdgeEngine:
 
     def _load(self) -> None:
         told = self._folder.damage()
+        last = self._sums.begin()
         try:
             with self._translated("be opened"):
                 self._shard = self._edge.EdgeShard.load(str(self._folder.shard))
@@ -311,8 +343,55 @@ class EdgeEngine:
                 f"{error}{before} Restore the folder from a backup, or build the collection again."
             ) from error
         self._folder.clear_damage()
+        if any(self._sum_of(point) != total for point, total in last.items()):
+            self._sums.note_lost(self._where)
+        if lost := self._sums.lost():
+            warnings.warn(lost, UserWarning, stacklevel=2)
+
+    def _sum_of(self, point: PointId) -> int | None:
+        """The sum a row carries, `None` for one that is not there."""
+        found = self._shard.retrieve([point], True, False)
+        return found[0].payload.get(SUM_FIELD) if found else None
+
+    def damage(self) -> RowDamage | None:
+        """Reads every row and compares its sum; `None` before the collection is made."""
+        if self._shard is None:
+            return None
+        rows = without = 0
+        damaged: list[PointId] = []
+        after: PointId | None = None
+        while True:
+            request = self._edge.ScrollRequest(
+                offset=after, limit=_ROWS_READ, with_payload=True, with_vector=True
+            )
+            with self._translated("be read"):
+                records, following = self._shard.scroll(request)
+            for record in records:
+                one = _stored(record, VECTOR_NAME)
+                rows += 1
+                known = one.payload.get(SUM_FIELD)
+                without += known is None
+                given = (one.indices or (), one.values or ())
+                if known is not None and known != row_sum(one.point, *given, one.payload):
+                    damaged.append(one.point)
+            if following is None:
+                return RowDamage(rows, without, damaged, self._sums.lost())
+            after = _plain_id(following)
+
+    def after_fork(self) -> None:
+        """Leaves the shard alone for good: it would wait for the parent's threads."""
+        shard, self._shard = self._shard, None
+        leak(shard)
+        self._folder.release()
+        close_files_below(self._folder.path.absolute())
 
     def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"{self._where} was opened in process {self._process}, which this process was "
+                "forked from, and belongs to that one; open it again in this process, or use a "
+                "server."
+            )
         if self._broken is not None:
             raise StoreError(f"{self._where} stopped: {self._broken} Close it and open it again.")
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vdr_db.connectors.base import BatchLimits, Documents, Id, Payload
 from vdr_db.connectors.halving import RefusedBatch
+from vdr_db.connectors.passages import Passages
 from vdr_db.connectors.qdrant.filters import INDEX_KINDS, json_path
 from vdr_db.connectors.store import About
 from vdr_db.connectors.validation import RESERVED_PREFIX
@@ -62,7 +63,7 @@ DenseRows: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
 
 DATATYPES = ("float32", "float16", "uint8")
 DISTANCES = ("cosine", "dot", "euclid", "manhattan")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Manifest:
         dense: Name → dense vector beside the sparse one.
         vector: Name of the sparse vector.
         foreign_points: Whether others chose the points, so that every UUID is one.
+        passages: How documents are cut; `None` where each point is a document.
     """
 
     collection: str
@@ -119,6 +121,7 @@ class Manifest:
     dense: Mapping[str, DenseVector] = field(default_factory=dict)
     vector: str = VECTOR_NAME
     foreign_points: bool = False
+    passages: Passages | None = None
 
     @property
     def about(self) -> About:
@@ -127,10 +130,11 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON types."""
-        data = {"format": _FORMAT, **asdict(self)}
+        # Versions that know no passages would take each for a document.
+        data = {"format": 1 if self.passages is None else _FORMAT, **asdict(self)}
         data["stamp"] = None if self.stamp is None else self.stamp.to_dict()
         # What is as usual is left out, so that older versions of this library read the rest.
-        usual = {"dense": {}, "vector": VECTOR_NAME, "foreign_points": False}
+        usual = {"dense": {}, "vector": VECTOR_NAME, "foreign_points": False, "passages": None}
         return {n: one for n, one in data.items() if n not in usual or usual[n] != one}
 
     @classmethod
@@ -162,8 +166,9 @@ class Manifest:
                     },
                     vector=str(data.get("vector", VECTOR_NAME)),
                     foreign_points=bool(data.get("foreign_points", False)),
+                    passages=Passages.from_dict(data.get("passages")),
                 )
-            except (KeyError, TypeError, ValueError, ConfigError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
                 raise StoreMismatch(
                     f"the description of {where} is damaged ({error!r}); restore it from a backup."
                 ) from error
@@ -332,15 +337,18 @@ class Engine(Protocol):
         """Makes payload indexes over what is there."""
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points from `after` on with these payload fields, and where the next starts.
 
-        The filter, in any of its forms, leaves points out.
+        All fields without any. The filter, in any of its forms, leaves points out.
         """
 
     def count(self, filter: Any) -> int:
         """Number of points the filter keeps."""
+
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there."""
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""

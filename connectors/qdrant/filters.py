@@ -6,12 +6,14 @@ Both packages build filters from classes of their own; a `Dialect` names the pie
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vdr_db.connectors.qdrant.client_filters import from_client, is_of_client
 from vdr_db.filters import (
     EXACT_INTEGERS,
     AllOf,
@@ -94,6 +96,12 @@ class Dialect:
 class EdgeDialect(Dialect):
     """The classes of `qdrant_edge` where they differ from those of `qdrant_client.models`."""
 
+    def native(self, filter: Any) -> Any:
+        """A filter in any of its forms, those of `qdrant_client` too, as the package's own."""
+        if is_of_client(filter):
+            return from_client(filter, self.models)
+        return super().native(filter)
+
     def match(self, path: str, value: str | int | bool) -> Any:
         """The value equals."""
         # A plain True would be taken for the integer 1; NumPy's boolean is not an integer.
@@ -141,7 +149,7 @@ def _condition(filter: Filter, dialect: Dialect) -> Any:
     if isinstance(filter, OneOf):
         return _one_of(filter.key, filter.values, dialect)
     if isinstance(filter, Range):
-        return dialect.numbers(json_path(filter.key), _bounds(filter))
+        return _between(filter, dialect)
     if isinstance(filter, TimeRange):
         return dialect.times(json_path(filter.key), _bounds(filter))
     if isinstance(filter, Negation):
@@ -170,8 +178,51 @@ def _one_of(key: Key, values: Sequence[Any], dialect: Dialect) -> Any:
             conditions.append(dialect.match(path, value))
         elif isinstance(value, float) or (isinstance(value, int) and abs(value) < EXACT_INTEGERS):
             # Qdrant's match tells 2000 from 2000.0, its range does not.
-            conditions.append(dialect.numbers(path, {"gte": float(value), "lte": float(value)}))
+            conditions.append(_between(Range(key, gte=value, lte=value), dialect))
     return conditions[0] if len(conditions) == 1 else _any(conditions, dialect)
+
+
+def _between(condition: Range, dialect: Dialect) -> Any:
+    """Some number lies between bounds, which are compared exactly.
+
+    The engine knows bounds as float64, and compares integers as such where they are indexed, as
+    float64 where not. From 2^53 on many integers are one float64. So there the range begins behind
+    the first float64 F that is in it, and what that leaves out is named: the integers around F, at
+    most some 1,500 of 64 bits, and F itself.
+    """
+    path, bounds = json_path(condition.key), _bounds(condition)
+    wide = {name: float(value) for name, value in bounds.items() if not _is_coarse(value)}
+    near: set[int] = set()
+    edges = set()
+    for name in bounds.keys() - wide.keys():
+        up = 1 if name in ("gt", "gte") else -1
+        first = int(bounds[name]) + (up if name in ("gt", "lt") else 0)
+        edge = float(first)
+        if edge < first if up > 0 else edge > first:
+            edge = math.nextafter(edge, up * math.inf)
+        side, tighter = ("gt", max) if up > 0 else ("lt", min)
+        wide[side] = tighter(wide.get(side, edge), edge)
+        edges.add(edge)
+        half = int(math.ulp(edge)) // 2  # no integer further away is rounded to the edge
+        near |= {*range(first, int(edge), up), *range(int(edge) - half, int(edge) + half + 1)}
+    if not edges:
+        return dialect.numbers(path, wide)
+    conditions = [dialect.numbers(path, wide)]
+    integers = sorted(value for value in near if -(2**63) <= value < 2**63)
+    inside = [value for value in integers if condition.holds(value)]
+    outside = [value for value in integers if not condition.holds(value)]
+    if inside:
+        conditions.append(dialect.match_any(path, inside))
+    for edge in filter(condition.holds, edges):
+        itself = dialect.numbers(path, {"gte": edge, "lte": edge})
+        others = [dialect.match_any(path, outside)] if outside else []
+        conditions.append(dialect.group(must=[itself], must_not=others))
+    return _any(conditions, dialect)
+
+
+def _is_coarse(number: float) -> bool:
+    """Whether some integer of 64 bits beside it is the same float64."""
+    return EXACT_INTEGERS <= abs(number) <= 2**64
 
 
 def _any(conditions: list[Any], dialect: Dialect) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vdr_db.connectors.base import Documents, check_stamp
+from vdr_db.connectors.passages import Passages, check_passages
+from vdr_db.connectors.qdrant.edge_sums import RowDamage
 from vdr_db.connectors.qdrant.engine import (
     VECTOR_NAME,
     Datatype,
@@ -20,10 +22,13 @@ from vdr_db.connectors.qdrant.engine import (
     checked_indexes,
 )
 from vdr_db.connectors.qdrant.errors import NameTaken
+from vdr_db.connectors.qdrant.filters import json_path
 from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.connectors.store import About, BaseStore
+from vdr_db.connectors.validation import DOCUMENT_FIELD
 from vdr_db.connectors.work import Work
 from vdr_db.errors import ConfigError, StoreError
+from vdr_db.filters import Key
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
@@ -56,15 +61,34 @@ class CollectionLifecycle(BaseStore):
         """The dense vectors beside the sparse one; `""` is one without a name."""
         return self._dense if self._manifest is None else dict(self._manifest.dense)
 
+    @property
+    def passages(self) -> Passages | None:
+        """How its documents are cut; `None` where each point is a document."""
+        return None if self._manifest is None else self._manifest.passages
+
     def create(
-        self, width: int, stamp: EncoderStamp | None = None, *, documents: Documents = "encoded"
+        self,
+        width: int,
+        stamp: EncoderStamp | None = None,
+        *,
+        documents: Documents = "encoded",
+        passages: Passages | None = None,
     ) -> None:
         """Makes the collection, or checks the one that is there; see `Store.create`."""
         self._check_open()
         if self._manifest is not None:
             check_stamp(self._where, self._manifest.about, (width, stamp, documents))
+            check_passages(self._where, self._manifest.passages, passages)
             return
         SparseRows.empty(0, width)  # checks the width
+        indexes = dict(self._payload_indexes)
+        if passages is not None and self._dense:
+            raise ConfigError(
+                "dense vectors are of whole documents; make the collection without `dense`, or "
+                "without `passages`."
+            )
+        if passages is not None:
+            indexes.setdefault(json_path(Key.parse(DOCUMENT_FIELD)), "keyword")
         manifest = Manifest(
             collection=self.name,
             width=width,
@@ -72,9 +96,10 @@ class CollectionLifecycle(BaseStore):
             documents=documents,
             datatype=self.datatype,
             full_scan_threshold=self._full_scan_threshold,
-            payload_indexes=self._payload_indexes,
+            payload_indexes=indexes,
             dense=self._dense,
             vector=self._vector_name or VECTOR_NAME,
+            passages=passages,
         )
         try:
             self._engine.create(manifest)
@@ -86,7 +111,7 @@ class CollectionLifecycle(BaseStore):
             self._manifest.check_options(
                 self._where, self._datatype, self._payload_indexes, self._dense
             )
-            self.create(width, stamp, documents=documents)
+            self.create(width, stamp, documents=documents, passages=passages)
             return
         self._manifest = manifest
 
@@ -162,6 +187,7 @@ class CollectionLifecycle(BaseStore):
             versions.note(name, work)
         target = copy.copy(self)
         target.name, target._engine, target._manifest = name, beside, manifest
+        target._known = None
         try:
             yield target
             count = versions.count(name)
@@ -184,7 +210,7 @@ class CollectionLifecycle(BaseStore):
         # From here on the new collection is never deleted: it may be in use already.
         versions.move_alias(self.name, name)
         versions.note(name, None)
-        self._manifest = manifest
+        self._manifest, self._known = manifest, None
         if not keep_old:
             versions.drop(old, unless_named=True)
 
@@ -245,6 +271,16 @@ class CollectionLifecycle(BaseStore):
     def _drop(self, name: str) -> None:
         self._server().versions.drop(name, unless_named=True)
 
+    def damage(self) -> RowDamage | None:
+        """What reading every row of an embedded collection shows; `None` on a server.
+
+        Raises:
+            StoreError: The rows cannot be read.
+        """
+        self._check_open()
+        read: Callable[[], RowDamage | None] | None = getattr(self._engine, "damage", None)
+        return None if read is None else read()
+
     def _server(self) -> ServerEngine:
         if not isinstance(self._engine, ServerEngine):
             raise ConfigError(
@@ -255,6 +291,12 @@ class CollectionLifecycle(BaseStore):
 
     def _about(self) -> About | None:
         return None if self._manifest is None else self._manifest.about
+
+    def _about_now(self) -> About | None:
+        if not isinstance(self._engine, ServerEngine):
+            return self._about()
+        current = self._engine.current()
+        return None if current is None else current.about
 
     def _made(self) -> Manifest:
         self._made_width()

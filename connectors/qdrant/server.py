@@ -174,6 +174,21 @@ class ServerEngine(ServerCalls):
         )
         return manifest
 
+    def current(self) -> Manifest | None:
+        """What is behind the name by now, `None` when it is gone."""
+        about = self._retrier.call(self._look)
+        if about is None:
+            return None
+        data = (getattr(about.config, "metadata", None) or {}).get(METADATA_KEY)
+        return read_manifest(
+            about,
+            self._sidecar_manifest() if data is None else data,
+            self._collection,
+            self._where,
+            vector=self._vector_name,
+            existing=self._existing,
+        )
+
     def _look(self) -> Any:
         """What the server tells about the collection, `None` when it has no such one."""
         with self._translated("be opened"):

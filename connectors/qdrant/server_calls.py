@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from vdr_db.connectors.base import Payload
 from vdr_db.connectors.qdrant.engine import Batch, Found, HybridQuery, PointId, Stored
 from vdr_db.connectors.qdrant.errors import LimitExceeded, translated
 from vdr_db.connectors.qdrant.requests import QUERIES_AT_ONCE, Requests
@@ -90,13 +91,13 @@ class ServerCalls:
         return [Stored.of(record, record.id, vector) for record in records]
 
     def scroll(
-        self, after: PointId | None, limit: int, fields: Sequence[str], filter: Any = None
+        self, after: PointId | None, limit: int, fields: Sequence[str] | None, filter: Any = None
     ) -> tuple[list[Stored], PointId | None]:
         """A page of points; see `Engine.scroll`."""
         asked: dict[str, Any] = {
             "scroll_filter": self._requests.dialect.native(filter),
             "offset": after,
-            "with_payload": list(fields),
+            "with_payload": True if fields is None else list(fields),
         }
         try:
             records, following = self._asked(
@@ -112,6 +113,17 @@ class ServerCalls:
         native = self._requests.dialect.native(filter)
         answer = self._asked("be counted", self._client.count, count_filter=native, exact=True)
         return int(answer.count)
+
+    def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
+        """Sets these fields of the payloads of points that are there, and waits until they are."""
+        self._asked(
+            "be written",
+            self._client.set_payload,
+            self._write_options,
+            payload=payload,
+            points=list(points),
+            wait=True,
+        )
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points and waits until they are gone."""

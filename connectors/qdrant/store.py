@@ -6,13 +6,25 @@ embedded engine and a server is behind `Engine`.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.connectors.base import Documents, EmptyRows, Hit, Id, Record, Written, checked_page
-from vdr_db.connectors.fusion import paged
+from vdr_db.connectors.base import (
+    Documents,
+    EmptyRows,
+    Hit,
+    Id,
+    Page,
+    Payload,
+    Record,
+    Written,
+    checked_page,
+    page_token,
+)
+from vdr_db.connectors.fusion import checked_weight, paged
 from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_ids, id_order
 from vdr_db.connectors.qdrant.documents import (
@@ -21,6 +33,7 @@ from vdr_db.connectors.qdrant.documents import (
     checked_nearest,
     hits_of,
     id_of,
+    point_of_text,
     record_of,
     shown,
 )
@@ -40,8 +53,10 @@ from vdr_db.connectors.qdrant.engine import (
 )
 from vdr_db.connectors.qdrant.existing import Existing, point_of
 from vdr_db.connectors.qdrant.lifecycle import CollectionLifecycle
+from vdr_db.connectors.qdrant.server import ServerEngine
 from vdr_db.connectors.renamed import renamed
-from vdr_db.connectors.validation import checked_query
+from vdr_db.connectors.store import TRUSTED_S
+from vdr_db.connectors.validation import DOCUMENT_FIELD, checked_query
 from vdr_db.errors import ConfigError, RejectedRows
 from vdr_db.sparse import SparseRows
 
@@ -125,6 +140,7 @@ class QdrantStore(CollectionLifecycle):
         read_options: Mapping[str, Any] | None = None,
         write_options: Mapping[str, Any] | None = None,
     ) -> None:
+        self._given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if not isinstance(collection, str) or not collection:
             raise ConfigError(f"`collection` must be a name, got {collection!r}.")
         if sum(place is not None for place in (path, url, client)) != 1:
@@ -219,6 +235,19 @@ class QdrantStore(CollectionLifecycle):
         state = ", closed" if self._is_closed else ""
         return f"QdrantStore({self._where}{state})"
 
+    def __reduce__(self) -> tuple[Callable[..., QdrantStore], tuple[type, dict[str, Any]]]:
+        """Pickles how it was opened, the key included; unpickled it is opened again.
+
+        Raises:
+            TypeError: It is in memory, or has a client of the caller's.
+        """
+        if str(self._given["path"]) == ":memory:" or self._given["client"] is not None:
+            raise TypeError(
+                f"{self._where} is of this process alone and cannot be pickled; open it by the "
+                "path of a folder or the `url` of a server."
+            )
+        return _opened_again, (type(self), self._given)
+
     def upsert(
         self,
         rows: SparseRows,
@@ -238,6 +267,7 @@ class QdrantStore(CollectionLifecycle):
             dense: Name → `[N, size]` dense vectors of the same documents. A document is replaced as
                 a whole: without them, those it had are gone.
         """
+        self._look_again()
         upload = Upload(
             rows,
             ids,
@@ -269,6 +299,7 @@ class QdrantStore(CollectionLifecycle):
         using: str | None = None,
         depth: int = 100,
         rank_constant: int | None = None,
+        dense_weight: float = 1.0,
     ) -> list[Hit]:
         """The best documents by sparse and dense vector together: reciprocal rank fusion (RRF).
 
@@ -281,6 +312,7 @@ class QdrantStore(CollectionLifecycle):
             using: Name of the dense vector; needed when there are several.
             depth: Hits of each side that the fusion looks at; those below follow after them.
             rank_constant: Larger values give the first ranks less weight; `None` is Qdrant's, 2.
+            dense_weight: Weight of the dense ranking, where the sparse one has 1.
 
         Raises:
             ConfigError: There is no such dense vector, or a number is impossible.
@@ -289,9 +321,11 @@ class QdrantStore(CollectionLifecycle):
         limit, offset = checked_page(limit, offset)
         depth, rank_constant = checked_fusion(depth, rank_constant)
         made = self._made()
+        self._look_again(TRUSTED_S)
         query = checked_query(row, made.width, self._where, single=True)
         using, numbers = checked_nearest(vector, using, made.dense, self._where)
         asked = HybridQuery(query, using, numbers, filter)
+        weights = [1.0, checked_weight("dense_weight", dense_weight)]
 
         def rankings(count: int) -> list[list[tuple[tuple[Id, PointId], float]]]:
             answers = self._engine.rankings(asked, count)
@@ -304,6 +338,7 @@ class QdrantStore(CollectionLifecycle):
             depth=depth,
             limit=limit,
             offset=offset,
+            weights=weights if query.nnz else weights[1:],
         )
         records = self._engine.retrieve([point for (_, point), _ in page], False)
         payloads = {one.point: shown(one.payload) for one in records}
@@ -335,6 +370,19 @@ class QdrantStore(CollectionLifecycle):
             return []
         found = engine.groups(query, group_by, limit, size, filter)
         return [(value, hits_of(points)) for value, points in found]
+
+    def search_documents(
+        self, rows: SparseRows, limit: int, filter: Any = None
+    ) -> list[list[Hit]] | None:
+        """The best passages of the best documents; see `Store.search_documents`."""
+        if not isinstance(self._engine, ServerEngine):
+            return None
+        self._look_again(TRUSTED_S)
+        queries = checked_query(rows, self._made_width(), self._where)
+        return [
+            [hits[0] for _, hits in self.search_groups(row, DOCUMENT_FIELD, limit, 1, filter)]
+            for row in queries
+        ]
 
     def index_payloads(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over documents that are there already; see `payload_indexes`."""
@@ -373,14 +421,42 @@ class QdrantStore(CollectionLifecycle):
             if after is None:
                 return
 
+    def scroll(self, limit: int = 100, filter: Any = None, after: str | None = None) -> Page:
+        """Documents in the order of the points; see `Store.scroll`."""
+        self._made()
+        limit, _ = checked_page(limit, 0)
+        start = None if after is None else page_token(after, point_of_text, self._where)
+        stored, following = self._engine.scroll(start, limit, None, filter)
+        records = [record_of(one, None) for one in stored]
+        return Page(records, None if following is None else str(following))
+
     def count(self, filter: Any = None) -> int:
         """Number of documents, of those the filter keeps when one is given."""
         self._check_open()
         return 0 if self._manifest is None else self._engine.count(filter)
 
+    def update_payloads(self, ids: Sequence[Id], payloads: Sequence[Mapping[str, Any]]) -> int:
+        """Sets fields of payloads; see `Store.update_payloads`. Equal ones go in one request."""
+        made, changes = self._made(), self._checked_changes(ids, payloads)
+        self._look_again()
+        groups: dict[str, tuple[Payload, list[PointId]]] = {}
+        for id, payload in changes.items():
+            point = point_of(made, id)
+            groups.setdefault(json.dumps(payload, sort_keys=True), (payload, []))[1].append(point)
+        updated = 0
+        for payload, wanted in groups.values():
+            for start in range(0, len(wanted), _PAGE):
+                part = wanted[start : start + _PAGE]
+                there = [s.point for s in self._engine.retrieve(part, False, with_payload=False)]
+                if there and payload:
+                    self._engine.set_payload(payload, there)
+                updated += len(there)
+        return updated
+
     def delete(self, ids: Sequence[Id]) -> int:
         """Removes documents; returns how many were there."""
         made = self._made()
+        self._look_again()
         wanted = list(dict.fromkeys(point_of(made, id) for id in checked_ids(ids)))
         removed = 0
         for start in range(0, len(wanted), _PAGE):
@@ -403,3 +479,7 @@ class QdrantStore(CollectionLifecycle):
 
     def _hits(self, queries: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Hit]]:
         return list(map(hits_of, self._engine.search(queries, limit, offset, filter)))
+
+
+def _opened_again(kind: type[QdrantStore], given: dict[str, Any]) -> QdrantStore:
+    return kind(**given)

@@ -25,10 +25,16 @@ from torch import Tensor
 from vdr_db.kernels.arguments import argmax_dtype, document_bounds
 from vdr_db.kernels.cpu.gradient import backward, backward_sparse
 from vdr_db.kernels.cpu.selection import select_topk
-from vdr_db.kernels.cpu.tiles import Tile, padded_rows, rows_are_independent, tile_for
+from vdr_db.kernels.cpu.tiles import (
+    COLUMNS_TRIED,
+    Tile,
+    padded_rows,
+    rows_are_independent,
+    tile_for,
+)
 from vdr_db.kernels.reference import compute_dtype
 
-__all__ = ["backward", "backward_sparse", "forward", "select_topk"]
+__all__ = ["backward", "backward_sparse", "forward", "pool_columns", "select_topk"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,43 @@ def forward(
         logits += bias
     logits += 0.0  # -0.0 becomes +0.0: which of two equal zeros a max returns is left open
     return logits, argmax
+
+
+@torch.no_grad()
+def pool_columns(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor) -> Tensor:
+    """Pooled logits of one document in some columns, with the bits that `forward` gives them.
+
+    Rows of the matrix are multiplied `COLUMNS_TRIED` at a time, the last ones filled up, because
+    `columns_are_independent` has tried that one number.
+
+    Args:
+        hidden: `[T, H]`, the tokens of the document, T of at least 1.
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        columns: `[S]` int64, places in `weight`.
+
+    Returns:
+        `[S]` float32.
+    """
+    T, H = hidden.shape
+    dtype = compute_dtype(hidden, weight)
+    blocks = list(plan_blocks([0, T], tile_for(H, weight.shape[0], dtype), packed=True))
+    copy = torch.empty((max(block.rows for block in blocks), H), dtype=dtype)
+    logits = torch.full((columns.shape[0],), -torch.inf, dtype=dtype)
+    rows = torch.zeros((COLUMNS_TRIED, H), dtype=dtype)
+    for block in blocks:
+        tokens = block_rows(hidden, block, copy).T
+        for first in range(0, columns.shape[0], COLUMNS_TRIED):
+            chosen = columns[first : first + COLUMNS_TRIED]
+            count = chosen.shape[0]
+            rows[:count] = weight.index_select(0, chosen)
+            best = torch.mm(rows, tokens)[:count, : block.tokens].amax(1)
+            part = logits[first : first + count]
+            torch.maximum(part, best, out=part)
+    if bias is not None:
+        logits += bias[columns]
+    logits += 0.0
+    return logits
 
 
 def pool_span(products: Tensor, span: Span, logits: Tensor, argmax: Tensor | None) -> None:

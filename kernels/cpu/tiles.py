@@ -8,7 +8,14 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["Tile", "padded_rows", "rows_are_independent", "tile_for"]
+__all__ = [
+    "COLUMNS_TRIED",
+    "Tile",
+    "columns_are_independent",
+    "padded_rows",
+    "rows_are_independent",
+    "tile_for",
+]
 
 # Measured on one and two AVX2 cores with 32 MB of shared L3, H of 128, 384 and 768: from 768 to
 # 4,096 columns and from 256 to 768 tokens rates differ by less than runs do; with 128 tokens they
@@ -19,6 +26,8 @@ TILE_TOKENS = 512
 TILE_COLUMNS = 2048
 SMALLEST_COLUMNS = 256
 CHUNK_SHARE_OF_CACHE = 0.25
+COLUMNS_TRIED = 256
+"""Columns multiplied at once where only some are wanted."""
 USUAL_CACHE_BYTES = 32 << 20
 
 
@@ -97,5 +106,31 @@ def _try_rows(columns: int, tokens: int, H: int, dtype: torch.dtype, threads: in
     # The last rows of the block become the first of a smaller one: another size, another place.
     return all(
         torch.equal(torch.mm(chunk, rows[-size:].T), products[:, -size:])
+        for size in block_sizes(tokens)
+    )
+
+
+def columns_are_independent(H: int, V: int, dtype: torch.dtype) -> bool:
+    """True if a column's products have the same bits among few chosen columns as in a whole chunk.
+
+    Tried once for each model size and thread count, like `rows_are_independent`, which it asks too.
+    """
+    tile = tile_for(H, V, dtype)
+    threads = torch.get_num_threads()
+    shapes = {tile.columns, V % tile.columns or tile.columns}
+    return rows_are_independent(tile, H, V, dtype) and all(
+        _try_columns(columns, tile.tokens, H, dtype, threads) for columns in shapes
+    )
+
+
+@lru_cache(maxsize=64)
+def _try_columns(columns: int, tokens: int, H: int, dtype: torch.dtype, threads: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    chunk = torch.randn((columns, H), generator=generator, dtype=dtype)
+    rows = torch.randn((tokens, H), generator=generator, dtype=dtype)
+    chosen = torch.randint(columns, (COLUMNS_TRIED,), generator=generator)
+    products = torch.mm(chunk, rows.T)[chosen]
+    return all(
+        torch.equal(torch.mm(chunk[chosen], rows[:size].T), products[:, :size])
         for size in block_sizes(tokens)
     )

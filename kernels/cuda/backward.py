@@ -10,9 +10,9 @@ grad_bias[v]   = sum over b of g[b, v]
 
 `backward` takes g for all entries [B, V]. Long texts gather rows: 2·B·V·H FLOP, about B·V·H
 elements read per gradient, two lists of B·V int32 and (V / chunk)·T int32 besides. Short texts
-multiply one-hot tiles on the matrix unit: 2·T·V·H FLOP, one list; g is rounded to the input dtype
-there, as eager autograd does. `backward_sparse` takes g for nnz kept entries only: B·k instead of
-B·V rows.
+multiply one-hot tiles on the matrix unit: 2·T·V·H FLOP, with each text's tokens filled up to whole
+blocks; g is rounded to the input dtype there, as eager autograd does. `backward_sparse` takes g for
+nnz kept entries only: B·k instead of B·V rows.
 
 Each row of an output has one owner and one order of addition: results repeat bit for bit. Texts
 without tokens get and give nothing. Outputs have the dtype of what they are gradients of (bias:
@@ -108,14 +108,16 @@ def backward(
     use_onehot = method == "onehot" or (method is None and tiles.onehot_length >= T / B)
     with on_device(hidden):
         tokens = _tokens(cu_seqlens[:-1, None], argmax)
-        texts = text_of(cu_seqlens, T, out_int32=True)
+        if use_onehot:
+            blocks = token_blocks(cu_seqlens, T, tiles.onehot_k)
         if grad_weight is not None and use_onehot:
-            multiply_onehot(grad, tokens, texts, cu_seqlens, hidden, grad_weight, tiles, False)
+            multiply_onehot(grad, tokens, blocks, hidden, grad_weight, tiles, False)
         elif grad_weight is not None:
             gather_weight(grad, tokens, hidden, grad_weight, tiles)
         if grad_hidden is not None and use_onehot:
-            multiply_onehot(grad, tokens, texts, cu_seqlens, weight, grad_hidden, tiles, True)
+            multiply_onehot(grad, tokens, blocks, weight, grad_hidden, tiles, True)
         elif grad_hidden is not None:
+            texts = text_of(cu_seqlens, T, out_int32=True)
             bounds = torch.arange(0, B * V + 1, V, device=tokens.device)
             lists = lists_of(tokens, T, bounds, texts, V, tiles, within_text=True)
             sum_split_lists(grad, None, weight, texts, lists, grad_hidden, tiles)
@@ -206,20 +208,39 @@ def gather_weight(
     )
 
 
+def token_blocks(cu_seqlens: Tensor, T: int, size: int) -> Tensor:
+    """Blocks of up to `size` tokens of one text: `[n, 3]` int32 of text, first token, and stop.
+
+    Tokens behind the last text B are blocks of text B. How many blocks there are is not looked up
+    on the device: those that are too many are empty.
+    """
+    B = cu_seqlens.shape[0] - 1
+    bounds = torch.cat([cu_seqlens, cu_seqlens.new_full((1,), T)])
+    ends = ((bounds.diff() + (size - 1)) // size).cumsum(0)
+    begins = torch.nn.functional.pad(ends, (1, 0))
+    n = B + 1 + T // size
+    texts = text_of(begins, n)
+    numbers = torch.arange(n, device=texts.device)
+    first = torch.nn.functional.pad(bounds, (0, 1), value=T)[texts]
+    first = (first + (numbers - begins[texts]) * size).clamp(max=T)
+    stop = torch.minimum(first + size, bounds[(texts + 1).clamp(max=B + 1)])
+    return torch.stack([texts, first, stop], 1).int()
+
+
 def multiply_onehot(
     grad: Tensor,
     tokens: Tensor,
-    texts: Tensor,
-    cu_seqlens: Tensor,
+    blocks: Tensor,
     matrix: Tensor,
     output: Tensor,
     tiles: BackwardTiles,
     of_tokens: bool,
 ) -> None:
     """Gradient of tokens or of weight rows on the matrix unit; few tokens split V."""
-    (B, V), T, (n, H) = grad.shape, texts.shape[0], output.shape
-    grid = triton.cdiv(n, tiles.onehot_m), triton.cdiv(H, tiles.onehot_h)
-    split, parts = T, output[None]
+    (B, V), (n, H), n_blocks = grad.shape, output.shape, blocks.shape[0]
+    n_own = n_blocks * tiles.onehot_k if of_tokens else V
+    grid = triton.cdiv(n_own, tiles.onehot_m), triton.cdiv(H, tiles.onehot_h)
+    split, parts = n_blocks, output[None]
     if of_tokens:
         steps = triton.cdiv(V, tiles.onehot_k)
         n_splits = min(triton.cdiv(FILL_PROGRAMS, grid[0] * grid[1]), steps, 32)
@@ -228,7 +249,7 @@ def multiply_onehot(
         if n_splits > 1:
             parts = torch.empty((n_splits, n, H), dtype=torch.float32, device=output.device)
     onehot_kernel[(grid[0], grid[1], parts.shape[0])](
-        *(grad, tokens, texts, cu_seqlens, matrix, parts, B, T, V, split),
+        *(grad, tokens, blocks, matrix, parts, B, V, n_blocks, split),
         *(*matrix.stride(), *parts.stride()),
         H=H,
         OF_TOKENS=of_tokens,
@@ -265,6 +286,7 @@ def sum_lists(
         ROWS=4,
         SPLIT=0,
         num_warps=tiles.gather_warps,
+        maxnreg=tiles.list_registers,
         enable_fp_fusion=True,
     )
 
@@ -295,6 +317,7 @@ def sum_split_lists(
         *(grad, rows, matrix, texts, *lists, *slots, output, None, T, matrix.shape[0]),
         *(*matrix.stride(), *output.stride()),
         ROWS=tiles.rows,
+        maxnreg=tiles.list_registers,
         enable_fp_fusion=True,
         **shared,
     )

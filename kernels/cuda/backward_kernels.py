@@ -86,13 +86,12 @@ def bias_kernel(grad_ptr, token_ptr, output_ptr, B, V, BLOCK_V: tl.constexpr):
 def onehot_kernel(
     grad_ptr,
     token_ptr,
-    text_ptr,
-    cu_seqlens_ptr,
+    blocks_ptr,
     matrix_ptr,
     output_ptr,
     B,
-    T,
     V,
+    n_blocks,
     split,
     stride_matrix_row,
     stride_matrix_h,
@@ -109,44 +108,63 @@ def onehot_kernel(
 ):
     """Gradient of all entries by products with one-hot tiles, in order.
 
-    Tokens own rows and sum over (one split of) the vocabulary, or the other way round.
+    Blocks hold up to BLOCK_K tokens of one text, so that its gradients and maxima are read once for
+    all of them. Weight rows sum over all blocks; tokens, BLOCK_M of several blocks, over (one split
+    of) the vocabulary.
     """
-    own = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    slot = tl.arange(0, BLOCK_K)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    # tokens behind the last text may hold anything, also NaN: they are not read
-    n_owned, n_summed = V, tl.load(cu_seqlens_ptr + B).to(tl.int32)
+    own = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_owned = own < V
+    n_summed, step = n_blocks, 1
     if OF_TOKENS:
-        n_owned, n_summed = T, V
-    first = tl.program_id(2) * split
+        block = tl.program_id(0) * (BLOCK_M // BLOCK_K) + tl.arange(0, BLOCK_M // BLOCK_K)
+        text = tl.load(blocks_ptr + 3 * block, mask=block < n_blocks, other=B)
+        first = tl.load(blocks_ptr + 3 * block + 1, mask=block < n_blocks, other=0)
+        stop = tl.load(blocks_ptr + 3 * block + 2, mask=block < n_blocks, other=0)
+        tokens = first[:, None] + slot[None, :]
+        own = tl.reshape(tokens, (BLOCK_M,))
+        is_owned = tl.reshape(tokens < stop[:, None], (BLOCK_M,))
+        n_summed, step = V, BLOCK_K
+    begin = tl.program_id(2) * split
     # transposed, so that the one-hot tile is the operand that must lie in shared memory: with the
     # tile in registers the assembler serialises the matrix instructions
     total = tl.zeros((BLOCK_H, BLOCK_M), tl.float32)
-    for item in tl.range(first, tl.minimum(first + split, n_summed), BLOCK_K):
-        summed = item + tl.arange(0, BLOCK_K)
-        offs_t, offs_v = summed[:, None], own[None, :]
+    for item in tl.range(begin, tl.minimum(begin + split, n_summed), step):
         if OF_TOKENS:
-            offs_t, offs_v = own[None, :], summed[:, None]
-        text = tl.load(text_ptr + offs_t, mask=offs_t < T, other=B)
-        offset = text.to(tl.int64) * V + offs_v
-        inside = (text < B) & (offs_v < V)
-        token = tl.load(token_ptr + offset, mask=inside, other=-1)
-        grad = tl.load(grad_ptr + offset, mask=inside, other=0.0)
+            summed = item + slot
+            is_summed = summed < V
+            offset = text.to(tl.int64)[None, :] * V + summed[:, None]
+            inside = (text < B)[None, :] & is_summed[:, None]
+            place = tl.load(token_ptr + offset, mask=inside, other=-1) - first[None, :]
+            grad = tl.load(grad_ptr + offset, mask=inside, other=0.0)
+            onehot = tl.where(place[:, :, None] == slot[None, None, :], grad[:, :, None], 0.0)
+            onehot = tl.reshape(onehot, (BLOCK_K, BLOCK_M))
+        else:
+            text = tl.load(blocks_ptr + 3 * item)
+            first = tl.load(blocks_ptr + 3 * item + 1)
+            summed = first + slot
+            # tokens behind the last text may hold anything, also NaN: they are not read
+            is_summed = (summed < tl.load(blocks_ptr + 3 * item + 2)) & (text < B)
+            offset = text.to(tl.int64) * V + own
+            inside = (text < B) & is_owned
+            place = tl.load(token_ptr + offset, mask=inside, other=-1) - first
+            grad = tl.load(grad_ptr + offset, mask=inside, other=0.0)
+            onehot = tl.where(place[None, :] == slot[:, None], grad[None, :], 0.0)
         rows = tl.load(
             matrix_ptr
             + summed.to(tl.int64)[None, :] * stride_matrix_row
             + offs_h[:, None] * stride_matrix_h,
-            mask=(summed < n_summed)[None, :] & (offs_h < H)[:, None],
+            mask=is_summed[None, :] & (offs_h < H)[:, None],
             other=0.0,
         )
-        onehot = tl.where(token == offs_t, grad, 0.0).to(rows.dtype)
+        onehot = onehot.to(rows.dtype)
         if UPCAST:
             onehot = onehot.to(tl.float32)
             rows = rows.to(tl.float32)
         total = tl.dot(rows, onehot, total, input_precision=PRECISION)
     output_ptr += tl.program_id(2).to(tl.int64) * stride_output_split
-    store_rows(
-        output_ptr, total.T, own, own < n_owned, offs_h, H, stride_output_row, stride_output_h
-    )
+    store_rows(output_ptr, total.T, own, is_owned, offs_h, H, stride_output_row, stride_output_h)
 
 
 @triton.jit(do_not_specialize=SIZES)

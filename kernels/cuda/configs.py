@@ -9,7 +9,8 @@ pasted here.
 Why the numbers are what they are (H200, bfloat16): the vocabulary lies on the M axis of the matrix
 instruction, so the maximum over tokens stays inside a thread; 256 x 128 accumulators use 8 warps
 without spilling, and read 1/85 byte of L2 per FLOP. With token positions kept, a packed tile holds
-64 tokens: 128 would spill.
+64 tokens: 128 would spill. Steps of 32 bit inputs are half as deep, and of 16 bit ones without TMA
+too: deeper ones spill with some version of Triton.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "ANY",
     "BACKWARD_TILES",
+    "PERSISTENT",
     "POOL_TILES",
     "SELECT_TILES",
     "BackwardTiles",
@@ -40,7 +43,8 @@ class PoolTile:
     """One way to run the forward kernel.
 
     Attributes:
-        layout: `"aligned"` gives each text blocks of its own; in `"packed"` blocks cross texts.
+        layout: `"aligned"` gives each text blocks of its own; in `"packed"` blocks cross texts;
+            `"persistent"` is `"aligned"` with one program a multiprocessor.
         block_v: Weight rows per program.
         block_t: Tokens per block.
         block_k: Hidden dimensions per step.
@@ -51,7 +55,7 @@ class PoolTile:
         registers: Most registers of a thread; None leaves them to the assembler.
     """
 
-    layout: Literal["aligned", "packed"]
+    layout: Literal["aligned", "packed", "persistent"]
     block_v: int
     block_t: int
     block_k: int
@@ -73,7 +77,7 @@ class PoolRow:
 
     Attributes:
         sm: Least compute capability, for example 90.
-        bits: 16 (bfloat16, float16) or 32.
+        bits: 16 (bfloat16, float16) or 32; 8 for the scan.
         hidden_max: Largest hidden size.
         vocabulary_max: Largest number of weight rows.
         length_max: Largest mean number of tokens of a text.
@@ -90,19 +94,27 @@ class PoolRow:
 
 # sm, bits, hidden, vocabulary and mean length up to;  layout, V, T, K, group, warps, stages, TMA
 POOL_TILES: tuple[PoolRow, ...] = (
+    PoolRow(100, 8, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
+    PoolRow(90, 8, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 128, 8, 8, 3, True)),
+    PoolRow(80, 8, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
     PoolRow(120, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(120, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 168)),
-    PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True)),
+    PoolRow(100, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 16, 8, 8, 4, True)),
+    PoolRow(100, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 64, 16, 8, 8, 4, True)),
+    PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
-    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
-    PoolRow(90, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 32, 8, 8, 3, True)),
-    PoolRow(90, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 32, 8, 8, 3, True)),
+    PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False, 200)),
+    PoolRow(90, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 16, 8, 8, 4, True)),
+    PoolRow(90, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 16, 8, 8, 4, True)),
     PoolRow(80, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 4, 3, False)),
-    PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False)),
+    PoolRow(80, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 32, 8, 8, 4, False, 200)),
     PoolRow(80, 32, ANY, ANY, 96, PoolTile("packed", 64, 64, 16, 8, 8, 2, False)),
     PoolRow(80, 32, ANY, ANY, ANY, PoolTile("aligned", 64, 64, 16, 8, 8, 2, False, 168)),
 )
+
+PERSISTENT = PoolTile("persistent", 256, 128, 64, 8, 8, 4, True)
+"""Tile of the warp-specialised forward for 16-bit inputs on sm_90: for `forward(tile=)` alone."""
 
 
 def pool_tile(
@@ -119,7 +131,7 @@ def pool_tile(
 
     Args:
         sm: Compute capability of the device, for example 90; below 80 the rows of 80 are used.
-        bits: Width of the input dtype, 16 or 32.
+        bits: Width of the input dtype, 16 or 32, or 8 for the integers of the scan.
         hidden: Hidden size H.
         vocabulary: Number of weight rows V.
         mean_length: Mean tokens per text, T / B.
@@ -158,10 +170,12 @@ class BackwardTiles:
         place_warps: Warps of that program: one entry a thread keeps the way through the sort short.
         onehot_m: Owned rows (weight rows or tokens) per matrix-unit program.
         onehot_h: Hidden dimensions per matrix-unit program.
-        onehot_k: Summed entries per matrix-unit step.
+        onehot_k: Summed entries per matrix-unit step, and most tokens of a block.
         gather_warps: Warps of the gathering kernels.
         onehot_warps: Warps of the matrix-unit kernels.
         onehot_stages: Load pipeline of the matrix-unit kernels.
+        list_registers: Most registers of a thread that sums lists: left to itself the assembler
+            aims at more programs on sm_100, and spills.
     """
 
     onehot_length: int
@@ -177,14 +191,16 @@ class BackwardTiles:
     gather_warps: int = 4
     onehot_warps: int = 8
     onehot_stages: int = 2
+    list_registers: int = 80
 
 
-# The crossover is where L * 2H FLOP on the matrix unit cost as much as one gathered row of H.
+# One-hot tiles win while most texts fit a block of 32 tokens: to gather takes 1.3 to 1.9 times as
+# many instructions as one block, and reads more (`benchmarks/count_backward.py`).
 BACKWARD_TILES: dict[tuple[int, int], BackwardTiles] = {
-    (100, 16): BackwardTiles(onehot_length=128, rows=8),
-    (90, 16): BackwardTiles(onehot_length=128),
+    (100, 16): BackwardTiles(onehot_length=32, rows=8),
+    (90, 16): BackwardTiles(onehot_length=32),
     (90, 32): BackwardTiles(onehot_length=24, onehot_m=64, onehot_h=64),
-    (80, 16): BackwardTiles(onehot_length=96),
+    (80, 16): BackwardTiles(onehot_length=32),
     (80, 32): BackwardTiles(onehot_length=16, weight_v=8, onehot_m=64, onehot_h=64),
 }
 

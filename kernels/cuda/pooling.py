@@ -48,13 +48,13 @@ from vdr_db.kernels.cuda.primitives import (
 from vdr_db.kernels.cuda.topk import select_topk
 from vdr_db.kernels.reference import text_of
 
-__all__ = ["backward", "backward_sparse", "forward", "select_topk"]
+__all__ = ["backward", "backward_sparse", "forward", "select_topk", "takes_persistent"]
 
 FINISH_BLOCK = 1024
 """Logits per program of the pass that turns keys into logits: enough for full-width accesses."""
 
-SEARCH_BLOCK, SEARCH_STEP = 128, 32
-"""Columns and hidden dimensions at a time of the pass that finds infinite maxima."""
+SEARCH_BLOCK, SEARCH_STEP, SEARCH_REGISTERS = 128, 32, 128
+"""Columns and hidden dimensions at a time, and registers, of the search for infinite maxima."""
 
 
 def forward(
@@ -86,7 +86,7 @@ def forward(
 
     Raises:
         ShapeError: Sizes or dtypes disagree.
-        ConfigError: `precision` is unknown.
+        ConfigError: `precision` is unknown, or a persistent tile cannot run here.
     """
     check_pool(hidden, cu_seqlens, weight, bias)
     _check(hidden, weight)
@@ -119,7 +119,12 @@ def forward(
     }
     outputs = {"bias_ptr": bias, "logits_ptr": logits, "argmax_ptr": argmax}
     with on_device(hidden):
-        if tile.layout == "aligned":
+        if tile.layout == "persistent":
+            _check_persistent(hidden, weight)
+            from vdr_db.kernels.cuda import persistent  # Gluon, which changes between versions
+
+            persistent.launch(hidden, weight, bias, cu_seqlens, logits, argmax, tile)
+        elif tile.layout == "aligned":
             pool_aligned_kernel[(B * triton.cdiv(V, tile.block_v),)](**outputs, **shared)
         else:
             n_tiles = triton.cdiv(T, tile.block_t)
@@ -142,6 +147,7 @@ def forward(
                 H=hidden.shape[1],
                 BLOCK_V=SEARCH_BLOCK,
                 BLOCK_K=SEARCH_STEP,
+                maxnreg=SEARCH_REGISTERS,
                 enable_fp_fusion=True,
             )
     return logits, argmax
@@ -158,6 +164,29 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
     if hidden.shape[0] >= 2**31:
         raise ShapeError(
             f"`hidden` must have fewer than 2**31 tokens, got {hidden.shape[0]}; split the batch."
+        )
+
+
+def takes_persistent(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether the persistent forward knows the inputs, their device, and this version of Triton."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return (
+        not is_interpreted(pool_aligned_kernel)
+        and version >= (3, 7)
+        and compute_capability(hidden) == 90
+        and hidden.element_size() == 2
+        and fits_descriptor(hidden)
+        and fits_descriptor(weight)
+    )
+
+
+def _check_persistent(hidden: Tensor, weight: Tensor) -> None:
+    """Refuses what `takes_persistent` does not take."""
+    if not takes_persistent(hidden, weight):
+        raise ConfigError(
+            "a persistent tile needs Triton 3.7 or newer, a device of sm_90, and 16-bit inputs "
+            f"with rows at multiples of 16 bytes, got Triton {triton.__version__}, "
+            f"sm_{compute_capability(hidden)} and {hidden.dtype}; leave `tile` to the table."
         )
 
 

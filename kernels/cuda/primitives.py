@@ -37,8 +37,8 @@ __all__ = [
 FIRST_KEY = -(2**63)
 """Start value of a 64-bit (logit, token) key: below the key of every logit, -inf included."""
 
-SIZES = ["B", "T", "V", "k", "n", "nnz", "n_chunks", "n_kept", "n_owners", "n_parts", "n_words",
-         "split"]  # fmt: skip
+SIZES = ["B", "T", "V", "k", "n", "nnz", "n_blocks", "n_chunks", "n_kept", "n_owners", "n_parts",
+         "n_words", "split"]  # fmt: skip
 """Arguments that change from batch to batch; kernels are not compiled anew for special values."""
 
 

@@ -2,14 +2,16 @@
 
 Passes over `logits` [B, V] float32, none of which sorts:
 
-1. the k-th largest key of each row, bit by bit from the top, with the row in registers; rows longer
-   than one block keep the k + 1 largest keys of each part first, and search among those;
+1. the k-th largest key of each row, by secants on counts and then by halves, with the row in
+   registers; rows longer than one block keep the k + 1 largest keys of each part first, and search
+   among those;
 2. kept columns counted by chunk; a running sum gives every chunk its place;
 3. columns and logits written in ascending order, and then activated.
 
 Exact: ties go to the smallest columns (`limits` holds the last column taken among ties). Lexical
 columns are one bit per (text, dimension). Bytes: 3·4·B·V read (mostly from L2), 8·nnz written.
-Deterministic. For long rows and large k, pass 1 reads the row up to 32 times.
+Deterministic. For long rows and large k, pass 1 reads the row 7 times or so, at
+most 42.
 """
 
 from __future__ import annotations

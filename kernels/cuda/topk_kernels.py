@@ -13,7 +13,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vdr_db.kernels.cuda.primitives import SIZES, activated, largest_of_zero, ordered_key
+from vdr_db.kernels.cuda.primitives import (
+    SIZES,
+    activated,
+    largest_of_zero,
+    ordered_key,
+    value_of_key,
+)
 
 
 @triton.jit
@@ -37,18 +43,63 @@ def load_part_keys(part_ptr, first, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def tail_height(count, n):
+    """Square root of the binary logarithm of 2n / count: about linear in a normal logit."""
+    return tl.sqrt(tl.log2(2.0 * n / tl.maximum(count.to(tl.float32), 0.5)))
+
+
+@triton.jit
+def moments(keys):
+    """(NaNs, sum, sum of squares) of keys, as vectors; only finite logits are summed."""
+    is_finite = (keys > -0x7F800001) & (keys < 0x7F800000)
+    value = tl.where(is_finite, value_of_key(keys), 0.0)
+    return (keys == 0x7FFFFFFF).to(tl.int32), value, value * value
+
+
+@triton.jit
 def kth_largest(
     keys, row_ptr, n, k, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr, KEYS: tl.constexpr
 ):
-    """A key with at least k keys as large, found bit by bit, and how many there are.
+    """A key with at least k keys as large, how many there are, and the turns that it took.
 
     It is the k-th largest key, unless the search met a smaller number that exactly k keys reach.
+    Secants through the counts of two numbers guess the next one, from mean and deviation on. Where
+    they leave the bounds, and from the ninth turn on (ties, far outliers), bounds are halved.
     """
-    threshold = tl.full((), -0x80000000, tl.int32)
-    reached = tl.full((), 0x7FFFFFFF, tl.int32)
-    bit = 31
-    while bit >= 0:
-        candidate = threshold ^ (tl.full((), 1, tl.int32) << bit)
+    if ONE_BLOCK:
+        nans, value, square = moments(keys)
+    else:
+        nans = tl.zeros((BLOCK,), tl.int32)
+        value = tl.zeros((BLOCK,), tl.float32)
+        square = tl.zeros((BLOCK,), tl.float32)
+        for first in tl.range(0, n, BLOCK):
+            more_nans, more, more_square = moments(load_keys(row_ptr, first, n, BLOCK, KEYS))
+            nans += more_nans
+            value += more
+            square += more_square
+    size = n.to(tl.float32)
+    before = tl.sum(value, 0) / size
+    spread = tl.sqrt(tl.maximum(tl.sum(square, 0) / size - before * before, 0.0))
+    # of a normal number 1/2 lie above the mean, 0.0228 above two deviations
+    height_before = tl.full((), 1.4142135, tl.float32)
+    point = before + 2.0 * spread
+    height = tl.full((), 2.5413, tl.float32)
+    wanted = tail_height(k, size)
+
+    threshold = tl.full((), -0x7F800001, tl.int32)  # -inf, which every logit reaches
+    limit = tl.full((), 0x7FFFFFFF, tl.int32)  # a key that fewer than k reach
+    reached = tl.sum(nans, 0)
+    if reached >= k:
+        threshold = limit
+    else:
+        reached = n
+    turns = tl.full((), 0, tl.int32)
+    while threshold < limit - 1:
+        rise = height - height_before
+        slope = (point - before) / tl.where(rise == 0.0, 1e-30, rise)
+        candidate = ordered_key(point + (wanted - height) * slope)
+        if (candidate <= threshold) | (candidate >= limit) | (turns >= 8):
+            candidate = (threshold & limit) + ((threshold ^ limit) >> 1)
         if ONE_BLOCK:
             count = tl.sum((keys >= candidate).to(tl.int32), 0)
         else:
@@ -59,11 +110,16 @@ def kth_largest(
         if count >= k:
             threshold = candidate
             reached = count
-        if count == k:
-            bit = -1
         else:
-            bit -= 1
-    return threshold, reached
+            limit = candidate
+        if count == k:
+            limit = candidate
+        before = point
+        height_before = height
+        point = value_of_key(candidate)
+        height = tail_height(count, size)
+        turns += 1
+    return threshold, reached, turns
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -85,7 +141,7 @@ def row_threshold_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = source_ptr + row * stride_source
     keys = load_keys(row_ptr, 0, n, BLOCK, KEYS)
-    threshold, reached = kth_largest(keys, row_ptr, n, k, BLOCK, ONE_BLOCK, KEYS)
+    threshold, reached, _ = kth_largest(keys, row_ptr, n, k, BLOCK, ONE_BLOCK, KEYS)
     cut = tl.full((), 0x7FFFFFFF, tl.int32)
     # too many reach it: the smallest columns win. Ties of -inf need no cut, they are never kept
     if (reached > k) & (threshold > -0x7F800001):
@@ -129,9 +185,9 @@ def part_candidates_kernel(
     first = tl.program_id(0) % n_parts * BLOCK
     # offsets from the part on are constants of a thread; from the row on each takes registers
     part_ptr = logits_ptr + (row * stride_logits + first)
-    n = V - first
+    n = tl.minimum(V - first, BLOCK)
     keys = load_part_keys(part_ptr, 0, n, BLOCK)
-    threshold, _ = kth_largest(keys, part_ptr, n, n_kept, BLOCK, True, False)
+    threshold, _, _ = kth_largest(keys, part_ptr, n, n_kept, BLOCK, True, False)
     above = tl.sum((keys > threshold).to(tl.int32), 0)
     output_ptr = candidates_ptr + tl.program_id(0).to(tl.int64) * n_kept
     next_above = tl.full((), 0, tl.int32)

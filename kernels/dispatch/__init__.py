@@ -235,10 +235,11 @@ def choose_backend(
         raise ConfigError(f"`backend` must be one of {BACKENDS}, got {backend!r}.")
     if backend == "reference":
         return "reference"
-    if backend == "cpu":
+    if backend in ("cpu", "cpu-int8"):  # all scores, or a whole selection: nothing to scan for
         if device != "cpu":
             raise ConfigError(
-                f'`backend="cpu"` needs tensors on the CPU, got {device}; move them, or use "auto".'
+                f'`backend="{backend}"` needs tensors on the CPU, got {device}; move them, or use '
+                '"auto".'
             )
         return "cpu"
     if backend == "auto" and device != "cuda":

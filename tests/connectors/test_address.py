@@ -208,6 +208,29 @@ def test_a_qdrant_is_no_elasticsearch(qdrant):
         qdrant.api_key = None
 
 
+def test_a_client_of_another_major_version_is_told_at_opening(noida_server):
+    body = {"type": "media_type_header_exception", "reason": "Invalid media-type value"}
+    told = {"type": "status_exception", "reason": "must be either version 8 or 7, but found 9."}
+    refusal = json.dumps({"error": {**body, "caused_by": told}, "status": 400}).encode()
+
+    def of_version_8(request):
+        header = (("X-Elastic-Product", "Elasticsearch"),)
+        speaks_9 = "compatible-with=9" in request.headers.get("accept", "")
+        return Answer(400, header, refusal) if speaks_9 else None
+
+    with running_proxy(noida_server.proxy.url) as proxy:
+        proxy.decide = of_version_8
+        with pytest.raises(ConfigError, match=r"run: pip install 'elasticsearch==8\.\*'"):
+            VDRElasticsearch("articles", WordEncoder(), url=proxy.url)
+    pytest.importorskip("qdrant_client")
+    told = r"is Qdrant 2\.0\.1 over REST and .* pip install 'qdrant-client==2\.\*'"
+    with (
+        answering(200, QDRANT.replace(b"1.18.3", b"2.0.1")) as url,
+        pytest.raises(ConfigError, match=told),
+    ):
+        VDRQdrant("articles", WordEncoder(), url=url)
+
+
 @pytest.mark.parametrize("kind", ["elasticsearch", "opensearch"])
 def test_elasticsearch_and_opensearch_are_told_apart(kind, noida_server, tmp_path):
     pytest.importorskip("opensearchpy")

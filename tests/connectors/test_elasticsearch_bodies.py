@@ -267,6 +267,7 @@ def test_settings():
     assert index_settings(
         shards=3, replicas=0, kind="rank_features", version=(9, 5), extra={"index.codec": "x"}
     ) == {"index.number_of_shards": 3, "index.number_of_replicas": 0, "index.codec": "x"}
+    assert index_settings(shards=None, replicas=None, kind="rank_features", version=(9, 4)) == {}
     vectors = index_settings(shards=1, replicas=1, kind="sparse_vector", version=(9, 2), extra={})
     assert vectors["index.mapping.exclude_source_vectors"] is False
     older = index_settings(shards=1, replicas=1, kind="sparse_vector", version=(9, 1))

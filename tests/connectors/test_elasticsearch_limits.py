@@ -6,6 +6,7 @@ them, kills it, and starts it again on the same data.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import threading
@@ -199,6 +200,27 @@ def test_words_are_analysed_as_the_field_says(made, server):
     empty = SparseRows.empty(1, WIDTH)
     assert [hit.id for hit in store.search_with_text(empty, "dog", "body")] == [1]
     assert store.search_with_text(empty, "dog", "plain") == []
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "sum"])
+def test_words_of_the_query_are_marked_in_the_text(open_store, server, fusion):
+    if not server.is_real:
+        pytest.skip("the stand-in does not mark words")
+    store = open_store(text_fields=["body"])
+    store.create(WIDTH)
+    texts = ["a red apple & <b>an apple</b> tree", "pears alone", "one apple more"]
+    store.upsert(ROWS[:3], [1, 2, 3], [{"body": text} for text in texts])
+    found = store.search_with_text(ROWS[1], "apple", "body", fusion=fusion, highlight=True)
+    marked = {hit.id: hit.highlights for hit in found}
+    assert set(marked) == {1, 2, 3}
+    marks = "a red <em>apple</em> &amp; &lt;b&gt;an <em>apple</em>&lt;/b&gt; tree"
+    assert [html.unescape(text) for text in marked[1]] == [html.unescape(marks)]
+    assert "<b>" not in marked[1][0]
+    assert marked[2] == ()
+    assert marked[3] == ("one <em>apple</em> more",)
+    plain = store.search_with_text(ROWS[1], "apple", "body", fusion=fusion)
+    assert [(hit.id, hit.score) for hit in plain] == [(hit.id, hit.score) for hit in found]
+    assert all(hit.highlights == () for hit in plain)
 
 
 # A server with low limits of its own

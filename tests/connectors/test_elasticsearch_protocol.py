@@ -330,9 +330,16 @@ def test_wrong_calls_are_told_apart(made, open_store):
         store.count()
 
 
-def test_a_lost_index_is_not_made_anew_with_guessed_types(made):
+def test_a_lost_index_is_not_made_anew_with_guessed_types(made, monkeypatch):
     store = made()
     remove_indices(store)
+    with pytest.raises(StoreError, match="is gone: it was deleted"):
+        store.upsert(ROWS[:1], [1])
+    # Gone between the look and the write.
+    store = made()
+    store.upsert(ROWS[:1], [1])
+    remove_indices(store)
+    monkeypatch.setattr(store, "_look_again", lambda *_: None)
     with pytest.raises(StoreError, match="cannot write there"):
         store.upsert(ROWS[:1], [1])
     reply = store.transport.call("GET", f"/{store.name}", allow=(404,))

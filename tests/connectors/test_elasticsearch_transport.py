@@ -248,6 +248,15 @@ def test_a_client_newer_than_the_server_names_the_one_to_install(allow):
     assert len(client.calls) == 1
 
 
+def test_a_client_older_than_the_server_is_told_so():
+    reason = MAJORS["error"]["caused_by"]["reason"]
+    reason = reason.replace("8 or 7", "11 or 10")
+    caused = {"type": "status_exception", "reason": reason}
+    made, _, _ = transport(refused(400, body={"error": {**MAJORS["error"], "caused_by": caused}}))
+    with pytest.raises(ConfigError, match=r"an older major .* 'elasticsearch==11\.\*'"):
+        made.call("GET", "/x")
+
+
 def test_a_server_older_than_the_exception_is_recognised():
     header = "Content-Type header [application/vnd.elasticsearch+json; compatible-with=8]"
     made, _, _ = transport(

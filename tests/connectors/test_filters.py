@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime as dt
+import operator
 import re
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import pytest
 import services
 from search_servers import note_real_server, remove_indices
 
-from vdr_db.connectors import ElasticsearchStore
+from vdr_db.connectors import ElasticsearchStore, QdrantStore
 from vdr_db.errors import InputError
 from vdr_db.filters import AllOf, Equals, Key, Range, parse_filter
 from vdr_db.sparse import SparseRows
 
 UTC = dt.timezone.utc
 ROW = SparseRows.from_dicts([{1: 1.0}], 10)
+NANOSECONDS = 1768907445451174112
 
 
 CASES = pytest.mark.parametrize(
@@ -37,6 +39,15 @@ CASES = pytest.mark.parametrize(
         ({"a": 2**53 + 1}, {"a": 2**53}, False),
         ({"a": 2**53 + 1}, {"a": 2**53 + 1}, True),
         ({"a": 2**53}, {"a": float(2**53)}, False),
+        ({"a": {"gte": NANOSECONDS + 1}}, {"a": NANOSECONDS}, False),
+        ({"a": {"gte": NANOSECONDS + 1}}, {"a": NANOSECONDS + 1}, True),
+        ({"a": {"gt": NANOSECONDS + 1}}, {"a": NANOSECONDS + 2}, True),
+        ({"a": {"lte": NANOSECONDS + 1}}, {"a": NANOSECONDS + 2}, False),
+        ({"a": {"lt": -NANOSECONDS}}, {"a": -NANOSECONDS - 1}, True),
+        ({"a": {"gte": 1e18, "lt": 10**18 + 1}}, {"a": 10**18}, True),
+        ({"a": {"gt": 1e18, "lt": 10**18 + 1}}, {"a": [10**18, 10**18 + 1]}, False),
+        ({"a": 1e18}, {"a": 10**18 + 1}, False),
+        ({"a": {"lt": 10**30}}, {"a": 2**63 - 1}, True),
         ({"a": None}, {}, True),
         ({"a": None}, {"a": None}, True),
         ({"a": None}, {"a": []}, True),
@@ -84,6 +95,21 @@ CASES = pytest.mark.parametrize(
 @CASES
 def test_what_is_kept(condition, payload, kept):
     assert parse_filter(condition).matches(payload) is kept
+
+
+@pytest.mark.parametrize("indexes", [{}, {"t": "integer"}], ids=["no index", "index"])
+def test_large_integers_are_never_rounded(tmp_path, indexes):
+    values = [base + step for base in (2**53, NANOSECONDS, -NANOSECONDS) for step in range(-2, 4)]
+    rows = SparseRows.from_dicts([{1: 1.0}] * len(values), 10)
+    with QdrantStore("times", path=tmp_path / "times", payload_indexes=indexes) as store:
+        store.create(10)
+        store.upsert(rows, list(range(len(values))), [{"t": value} for value in values])
+        for bound in (*values, float(2**53), 1e18):
+            for name in ("gt", "gte", "lt", "lte"):
+                condition = {"t": {name: bound}}
+                holds = getattr(operator, {"gte": "ge", "lte": "le"}.get(name, name))
+                expected = {i for i, value in enumerate(values) if holds(value, bound)}
+                assert set(store.ids(condition)) == expected, condition
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +216,8 @@ def rows_of_the_page(heading):
 def test_the_page_tells_the_truth():
     operators = [ast.literal_eval(one[0]) for one, _ in rows_of_the_page("Operators")]
     assert len(operators) == 11
-    for operator in operators:
-        parse_filter(operator)
+    for condition in operators:
+        parse_filter(condition)
     refused = list(rows_of_the_page("What is refused"))
     assert len(refused) == 11
     for given, (right,) in refused:

@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from store_samples import WordEncoder
 
-from vdr_db.connectors import Collection, MemoryStore, VDRQdrant
+from vdr_db.connectors import Collection, MemoryStore, QdrantStore, VDRQdrant
 from vdr_db.errors import ConfigError, InputError, RejectedRows, ShapeError, StoreMismatch
 
 
@@ -301,8 +302,13 @@ def test_with_a_cross_modal_encoder(tmp_path, model, image_files):
         alone = collection.search("sea", filter={"modality": "image"}, mode="alpha")
         assert isinstance(alone, list), "a bag of tokens needs no model at query time"
     text_side = SparseEncoder.from_pretrained(model, device="cpu")
-    with pytest.raises(StoreMismatch, match=r"head 'vdr\+image' .store. against 'vdr'"):
-        VDRQdrant("images", text_side, path=tmp_path / "store")
+    with VDRQdrant("images", text_side, path=tmp_path / "store") as collection:
+        again = collection.search("green sea", filter={"modality": "image"})
+        assert [hit.id for hit in again] == [hit.id for hit in hits]
+    other = replace(encoder.stamp(), image=replace(encoder.image.stamp(), weights="0" * 64))
+    mismatch = pytest.raises(StoreMismatch, match="images: weights digest")
+    with QdrantStore("images", path=tmp_path / "store") as store, mismatch:
+        store.create(encoder.vocabulary.size, other)
 
 
 @pytest.mark.parametrize("kind", STORES)

@@ -18,11 +18,13 @@ import threading
 import time
 from pathlib import Path
 
+import opensearch_node
 import pytest
 import services
 from faults import FaultPlan
 from hashing_encoder import HashingEncoder
 from ingest_worker import make_store
+from opensearch_node import OpenSearchNode
 from qdrant_contract_server import QdrantContractServer
 from search_servers import note_real_server, remove_indices
 
@@ -134,16 +136,29 @@ def check_end(place, encoder, every=1):
 
 
 def ingest_with_kills(
-    tmp_path, corpus, place, kills, seed, *, batch=128, writers=1, every=1, checkpoint=1500
+    tmp_path,
+    corpus,
+    place,
+    kills,
+    seed,
+    *,
+    batch=128,
+    writers=1,
+    every=1,
+    checkpoint=1500,
+    outages=(),
+    outage=None,
 ):
+    """Kills an ingest again and again, and the server meanwhile: `outage` in those rounds."""
     chance = random.Random(seed)
     ledger = tmp_path / "run.ledger"
+    patience = {"tries": 10_000, "deadline_s": 200} if outages else {"deadline_s": 30}
     job = {
         "files": [str(corpus)],
         "ledger": str(ledger),
         "place": place,
         "encoder": {"nonzeros": 16},
-        "retry": {"base_s": 0.02, "cap_s": 0.5, "deadline_s": 30},
+        "retry": {"base_s": 0.02, "cap_s": 0.5, **patience},
         "options": {
             "batch_documents": batch,
             "writers": writers,
@@ -154,16 +169,19 @@ def ingest_with_kills(
     acknowledged: set[str] = set()
     checked: set[str] = set()
     done = 0
-    for _ in range(kills):
+    for turn in range(kills):
         worker = Worker(job, tmp_path)
         # Nearly all moments lie between two acknowledgements; some before the first one, where
         # files are made and opened.
-        is_early = chance.random() < 0.2
+        is_early = chance.random() < 0.2 and turn not in outages
         worker.wait_for(
             10**9 if is_early else chance.randrange(1, max(2, 2 * COUNT // (kills + 1))),
             chance.uniform(0.2, 0.8) if is_early else 30,
         )
         time.sleep(chance.uniform(0, 0.01))
+        if turn in outages:
+            outage()
+            worker.wait_for(len(worker.acknowledged) + 1, 60)
         code, said = worker.end(signal.SIGKILL)
         assert code == -signal.SIGKILL or (code == 0 and worker.report), said
         acknowledged.update(worker.acknowledged)
@@ -206,16 +224,43 @@ def test_killed_while_writing_to_a_server(tmp_path, corpus, protocol, kills):
     assert report["totals"]["resumed"] > 0
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_while_writing_to_opensearch(tmp_path, corpus, kills, opensearch_url, request):
+ON_A_NODE = {"batch": 256, "writers": 2, "every": 2, "checkpoint": 300}  # its flush takes a while
+
+
+def test_killed_while_writing_to_opensearch(tmp_path, corpus, opensearch_url, request):
     """The same on a real node."""
     pytest.importorskip("opensearchpy")
-    note_real_server(request, "OpenSearch")
+    note_real_server(request, services.version_of(opensearch_url))
     place = {"opensearch": opensearch_url, "name": services.unique_name()}
-    more = {"batch": 256, "writers": 2, "every": 2, "checkpoint": 300}  # its flush takes a while
-    done, report = ingest_with_kills(tmp_path, corpus, place, kills, seed=200 + kills, **more)
+    done, report = ingest_with_kills(tmp_path, corpus, place, 3, seed=203, **ON_A_NODE)
     with make_store(place) as store:
         remove_indices(store)
+    assert done >= 1
+    assert report["totals"]["resumed"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_both_killed_while_writing_to_opensearch(tmp_path, corpus, request):
+    """Ingest and node, which comes back with the same data; the long way takes minutes."""
+    kills, outages = (20, (4, 9, 15)) if os.environ.get("VDR_TEST_LONG") == "1" else (4, (1,))
+    reason = opensearch_node.why_missing()
+    if reason is not None:
+        services.skip(reason)
+    nodes = [OpenSearchNode(tmp_path / "node", os.getpid())]
+    note_real_server(request, services.version_of(nodes[0].url))
+
+    def outage():
+        nodes[-1].kill()
+        nodes.append(OpenSearchNode(tmp_path / "node", os.getpid(), port=nodes[0].port))
+
+    try:
+        place = {"opensearch": nodes[0].url, "name": services.unique_name()}
+        more = {**ON_A_NODE, "outages": outages, "outage": outage}
+        done, report = ingest_with_kills(tmp_path, corpus, place, kills, seed=220, **more)
+    finally:
+        nodes[-1].stop()
+    assert len(nodes) == 1 + len(outages)
     assert done >= kills // 2
     assert report["totals"]["resumed"] > 0
 

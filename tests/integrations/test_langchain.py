@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 import uuid
 from contextlib import closing
 
@@ -241,3 +242,17 @@ def test_word_pieces_become_words_again(tiny_splade):
     words = best.metadata["matched_words"]
     assert not any(word.startswith("##") for word in list(words)[:1])
     assert "giraffes" in words or "giraffe" in words
+
+
+def test_a_pickled_retriever_opens_its_collection_again(tmp_path, encoder):
+    with VDRQdrant("notes", encoder, path=tmp_path / "notes") as notes:
+        notes.add_texts(["chess is a game", "light travels fast"], ids=["a", "b"])
+        sent = pickle.dumps(VDRRetriever(collection=notes, limit=1))
+    again = pickle.loads(sent)
+    with again.collection:
+        assert [document.id for document in again.invoke("chess")] == ["a"]
+    with (
+        VDRQdrant("notes", encoder, path=":memory:") as notes,
+        pytest.raises(TypeError, match="is of this process alone and cannot be pickled"),
+    ):
+        pickle.dumps(VDRRetriever(collection=notes))

@@ -72,6 +72,51 @@ def test_the_stored_table_holds_the_limits(sm, shared_limit):
         assert int(row["shared_bytes"]) <= shared_limit, row
 
 
+def test_placement_and_onehot_tiles_take_few_instructions():
+    with (ROOT / "benchmarks" / "results" / "backward_sm90.csv").open(newline="") as file:
+        assert "a model, never measured" in file.readline()
+        rows = list(csv.DictReader(file))
+    placed = [row for row in rows if row["kernel"] == "place_entries_kernel"]
+    here = [row for row in placed if row["source"] == "here"]
+    before = [row for row in placed if row["source"] == "558bc49"]
+    assert len(here) == len(before) == 2
+    for row in here:
+        assert row["entries"] == "512"
+        assert int(row["instructions"]) <= 800
+        assert all(
+            float(row["cycles_per_entry"]) < float(old["cycles_per_entry"]) / 5 for old in before
+        )
+    cycles = {
+        (row["kernel"], row["label"]): float(row["cycles_per_entry"])
+        for row in rows
+        if row["source"] == "here"
+    }
+    assert cycles["onehot_kernel", "bf16 128x128x32 tokens=0"] < cycles[
+        "weight_gather_kernel", "bf16"]  # fmt: skip
+    assert cycles["onehot_kernel", "bf16 128x128x32 tokens=1"] < cycles[
+        "sum_lists_kernel", "bf16 tokens kept=0"]  # fmt: skip
+
+
+def test_loops_and_all_instructions_are_counted(gate):
+    count_backward = importlib.import_module("count_backward")
+    assert count_backward.instructions_of(LOOP) == (12, 10)
+    assert count_backward.instructions_of("/*0000*/ EXIT ;") == (1, 0)
+
+
+def test_a_verdict_sums_up_and_takes_the_place_of_the_one_before(gate, monkeypatch, tmp_path):
+    monkeypatch.setattr(gate, "MATRIX", tmp_path / "matrix.csv")
+    made = [gate.resources({"source": "", **row}) for row in gate.read_table(90)[1]]
+    worse = dataclasses.replace(made[-1], registers=255, spills=3, stack_bytes=8)
+    for rows, n_faults in ((made, 0), ([*made, worse], 1)):
+        gate.write_matrix(gate.verdict(90, rows, n_faults))
+    gate.write_matrix(gate.verdict(80, made, 0))
+    eighty, ninety = gate.read_matrix()
+    assert (eighty["sm"], eighty["faults"]) == ("80", "0")
+    assert (ninety["faults"], ninety["spills"], ninety["stack_bytes"]) == ("1", "3", "8")
+    assert (ninety["registers"], int(ninety["configurations"])) == ("255", len(made) + 1)
+    assert int(ninety["forward_registers"]) == 200
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

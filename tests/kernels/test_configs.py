@@ -14,7 +14,7 @@ CARDS = [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 9
 
 
 @pytest.mark.parametrize(("sm", "kilobytes"), CARDS)
-@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("mean_length", [8.0, 500.0])
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_a_tile_fits_the_card(sm, kilobytes, bits, mean_length, descriptors):
@@ -29,7 +29,8 @@ def test_a_tile_fits_the_card(sm, kilobytes, bits, mean_length, descriptors):
         tile.shared_bytes(bits)
     )
     assert not (tile.descriptors and sm < 90)
-    assert backward_tiles(sm, bits).onehot_length > 0
+    if bits > 8:
+        assert backward_tiles(sm, bits).onehot_length > 0
 
 
 def test_two_cards_of_one_generation_may_get_two_tiles():
@@ -48,7 +49,7 @@ def test_every_row_of_the_table_is_chosen_for_some_card():
             sm, bits, 768, 30522, length, descriptors=wide, shared_memory=kilobytes * KILOBYTE
         )
         for sm, kilobytes in CARDS[1:]
-        for bits in (16, 32)
+        for bits in (8, 16, 32)
         for length in (8.0, 500.0)
         for wide in (True, False)
     }

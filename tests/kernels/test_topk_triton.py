@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
 from triton_runs import (  # noqa: F401 - fixtures
     DEVICE,
     MARKS,
@@ -18,6 +20,7 @@ from triton_runs import (  # noqa: F401 - fixtures
 
 from vdr_db.errors import ConfigError, ShapeError
 from vdr_db.kernels import reference
+from vdr_db.kernels.cuda import topk_kernels
 from vdr_db.kernels.cuda.configs import SELECT_TILES, SelectTiles
 from vdr_db.kernels.cuda.topk import select_topk
 
@@ -119,6 +122,33 @@ def test_bounded_buffers_need_no_wait():
     assert len(got.columns) == len(got.weights) == 3 * 10 + 2
     assert torch.equal(got.indptr, expected.indptr)
     assert torch.equal(got.columns[:nnz], expected.columns)
+
+
+def test_numbers_whose_squares_overflow():
+    for V in (100, 507):
+        assert_same(random(0, 2, V) * 1e38, 20)
+        assert_same(random(0, 2, V) * 1e-44, 20)
+
+
+@triton.jit
+def turns_kernel(logits_ptr, turns_ptr, n, k, BLOCK: tl.constexpr):
+    """Turns of the search for the k-th largest of each row."""
+    row = tl.program_id(0)
+    keys = topk_kernels.load_keys(logits_ptr + row * n, 0, n, BLOCK, False)
+    _, _, turns = topk_kernels.kth_largest(keys, logits_ptr, n, k, BLOCK, True, False)
+    tl.store(turns_ptr + row, turns)
+
+
+@pytest.mark.parametrize("k", [1, 64, 256, 768])
+def test_few_turns_find_the_threshold(k):
+    """Bit by bit it took 18 for numbers as these, pooled over 32 tokens; ties take many more."""
+    rows, V = 16, 30522
+    logits = torch.stack([random(seed, 32, V).amax(0) for seed in range(rows)])
+    turns = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    turns_kernel[(rows,)](logits, turns, V, k, BLOCK=32768)
+    assert turns.double().mean() <= 8
+    turns_kernel[(rows,)](logits.round(), turns, V, k, BLOCK=32768)
+    assert turns.max() <= 8 + 32
 
 
 def test_strided_rows_and_no_rows():

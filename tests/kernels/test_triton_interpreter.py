@@ -18,6 +18,7 @@ FILES = (
     "test_pooling_triton.py",
     "test_backward_triton.py",
     "test_topk_triton.py",
+    "test_scan_triton.py",
     "test_arguments.py",
     "test_ops_triton.py",
     "test_query_graphs_triton.py",

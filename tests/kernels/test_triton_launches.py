@@ -7,6 +7,8 @@ are compiled.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,8 +19,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from vdr_db.errors import ConfigError
 from vdr_db.kernels.cuda import backward as pooling_backward
-from vdr_db.kernels.cuda import pooling, primitives
+from vdr_db.kernels.cuda import pooling, primitives, scan
+from vdr_db.kernels.cuda.configs import PERSISTENT
 from vdr_db.kernels.cuda.forward_kernels import pool_aligned_kernel
 from vdr_db.kernels.cuda.topk import select_topk
 
@@ -62,7 +66,7 @@ def compiled(request, monkeypatch):
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(primitives, "compute_capability", lambda tensor: request.param)
-    for module in (pooling, pooling_backward):
+    for module in (pooling, pooling_backward, scan):
         monkeypatch.setattr(module, "compute_capability", lambda tensor: request.param)
     monkeypatch.setattr(driver, "_active", Target(request.param))
     return names
@@ -97,6 +101,26 @@ def test_forward(compiled, lengths, V, H, dtype):
     assert compiled == [*layout, *layout, "search_kernel"]
 
 
+@pytest.mark.parametrize("need_argmax", [False, True])
+def test_persistent_forward(compiled, monkeypatch, need_argmax):
+    device = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_: device)
+    inputs = batch([200, 150], 300, 64, torch.bfloat16)
+    arguments = (*inputs, torch.zeros(300), need_argmax)
+    if pooling.compute_capability(inputs[0]) != 90:
+        with pytest.raises(ConfigError, match="sm_90"):
+            pooling.forward(*arguments, tile=PERSISTENT)
+        return
+    pooling.forward(*arguments, tile=PERSISTENT)
+    assert compiled == ["pool_persistent_kernel"] + ["search_kernel"] * need_argmax
+    for hidden, weight in (
+        (inputs[0].float(), inputs[2].float()),
+        (inputs[0][:, 1:], inputs[2][:, 1:]),
+    ):
+        with pytest.raises(ConfigError, match="16-bit inputs"):
+            pooling.forward(hidden, inputs[1], weight, tile=PERSISTENT)
+
+
 def test_columns_that_lie_far_apart_are_copied():
     """Their offsets would not fit 32 bits: 3,000,000 tokens of 768 dimensions, transposed."""
     far = torch.empty((768, 3_000_000), dtype=torch.bfloat16, device="meta").T
@@ -129,6 +153,20 @@ def test_backward_of_kept_entries(compiled):
     assert compiled == [
         *(*LISTS, "sum_lists_kernel"),
         *(*LISTS, "sum_lists_kernel", "merge_splits_kernel"),
+    ]
+
+
+def test_scan(compiled):
+    hidden, cu_seqlens, weight = batch([20, 130], 300, 64, torch.bfloat16)
+    codes = scan.encoded(weight, torch.zeros(300))
+    scan.scan(
+        codes, hidden, cu_seqlens, weight, torch.zeros(300, dtype=torch.bfloat16), k=7,
+        activation="elu1p",
+    )  # fmt: skip
+    assert compiled == [
+        *("encode_states_kernel", "scan_kernel"),
+        *("row_threshold_kernel", "keep_kernel", "keep_kernel", "rescore_kernel"),
+        *("keep_kernel", "keep_kernel", "rescore_kernel"),
     ]
 
 

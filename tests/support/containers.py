@@ -20,7 +20,9 @@ from pathlib import Path
 import opensearch_node
 import services
 
-_BASE = "localhost/vdr-db-java:17"
+_JAVA = ("localhost/vdr-db-java:17", "openjdk-17-jre-headless,ca-certificates")
+_PYTHON = ("localhost/vdr-db-python:bookworm", "python3,python3-pip,python-is-python3")
+_PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT")
 # The machine may be a container itself: no systemd, and few file descriptors by default.
 _PODMAN = """
 [containers]
@@ -45,39 +47,68 @@ class Containers:
 
     def run(self, *arguments: str, check: bool = True) -> bool:
         """Runs the engine's command; whether it succeeded."""
-        done = subprocess.run(
+        done = self._done(arguments)
+        assert done.returncode == 0 or not check, f"{self.tool} {arguments}: {done.stderr[-2000:]}"
+        return done.returncode == 0
+
+    def output(self, *arguments: str) -> str:
+        """What the engine's command writes when it succeeds."""
+        done = self._done(arguments)
+        assert done.returncode == 0, f"{self.tool} {arguments}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    def _done(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [self.tool, *arguments],
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1800,
         )
-        assert done.returncode == 0 or not check, f"{self.tool} {arguments}: {done.stderr[-2000:]}"
-        return done.returncode == 0
 
     def opensearch_image(self) -> str:
         """The image of a node, built if it is not there."""
         context = opensearch_node.program()
         image = f"localhost/vdr-db-{context.name}:{opensearch_node.VERSION}"
         if not self.run("image", "inspect", image, check=False):
-            base = [] if self.tool == "docker" else [f"--build-arg=BASE={self._base()}"]
+            base = [] if self.tool == "docker" else [f"--build-arg=BASE={self._base(*_JAVA)}"]
             dockerfile = str(opensearch_node.SOURCES / "Dockerfile")
             self.run("build", *base, "--tag", image, "--file", dockerfile, str(context))
         return image
 
-    def _base(self) -> str:
-        if not self.run("image", "inspect", _BASE, check=False):
+    def library_image(self, image: str, *arguments: str) -> str:
+        """Builds `docker/Dockerfile` under that name; returns the image that it is based on.
+
+        Settings of pip come from the environment. `arguments` are more build arguments.
+        """
+        base = "python:3.12-slim-bookworm" if self.tool == "docker" else self._base(*_PYTHON)
+        given = {name: os.environ[name] for name in _PIP if os.environ.get(name)}
+        options = [f"--build-arg={one}" for one in (f"BASE={base}", *arguments)]
+        options += [f"--build-arg={name}={value}" for name, value in given.items()]
+        if "PIP_CERT" in given and self.tool == "podman":
+            options.append(f"--volume={given['PIP_CERT']}:{given['PIP_CERT']}:ro")
+        root = opensearch_node.SOURCES.parents[1]
+        dockerfile = str(root / "docker" / "Dockerfile")
+        self.run("build", "--network=host", *options, "--tag", image, "-f", dockerfile, str(root))
+        return base
+
+    def image_bytes(self, image: str) -> int:
+        """Size of all layers of an image."""
+        return int(self.output("image", "inspect", "--format", "{{.Size}}", image))
+
+    def _base(self, image: str, packages: str) -> str:
+        if not self.run("image", "inspect", image, check=False):
             if shutil.which("debootstrap") is None:
                 services.skip("no base image for podman: debootstrap is not installed")
             with tempfile.TemporaryDirectory() as folder:
                 root, archive = Path(folder) / "root", Path(folder) / "root.tar"
                 mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-                packages = "--include=openjdk-17-jre-headless,ca-certificates"
-                make = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root), mirror]
+                include = f"--include={packages}"
+                make = ["debootstrap", "--variant=minbase", include, "bookworm", str(root), mirror]
                 subprocess.run(make, check=True, timeout=900, stdout=subprocess.DEVNULL)
                 subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
-                self.run("import", str(archive), _BASE)
-        return _BASE
+                self.run("import", str(archive), image)
+        return image
 
 
 @contextmanager

@@ -101,12 +101,15 @@ class OpenSearchNode:
 
     Args:
         home: Keeps data and log; a second node there recovers what the first one wrote.
-        settings: Settings of OpenSearch, as `http.max_content_length="1mb"`.
         owner: Id of a process.
+        port: Where it answers; a free one without.
+        settings: Settings of OpenSearch, as `http.max_content_length="1mb"`.
     """
 
-    def __init__(self, home: Path, owner: int, **settings: object) -> None:
-        self.port = free_port()
+    def __init__(
+        self, home: Path, owner: int, *, port: int | None = None, **settings: object
+    ) -> None:
+        self.port = free_port() if port is None else port
         folder = program()
         given = {
             "network.host": "127.0.0.1",

@@ -106,6 +106,8 @@ some_ids = st.one_of(
     st.integers(0, 2**64 - 1), st.text(min_size=1, max_size=20), st.uuids().map(str)
 )
 
+# Neighbours that are one float64.
+BIG = (2**53, 2**53 + 1, -(2**53) - 1, 2**60 + 1, 2**60 + 2, 2**60 + 130)
 _times = st.sampled_from(
     ["2020-01-01", "2020-01-01T10:00:00Z", "2020-01-01 12:00:00+02:00", "2021-05-05T00:00:00.25Z"]
 )
@@ -113,7 +115,7 @@ _scalars = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 3),
-    st.sampled_from([0.5, 1.0, -2.0, 2**53, 2**53 + 1, float(2**53)]),
+    st.sampled_from([0.5, 1.0, -2.0, *BIG, float(2**53)]),
     st.sampled_from(["a", "b", "1", ""]),
     _times,
 )
@@ -134,7 +136,7 @@ _wanted = _scalars.filter(lambda value: value is not None)
 _ranges = st.one_of(
     st.dictionaries(
         st.sampled_from(["gt", "gte", "lt", "lte"]),
-        st.one_of(st.integers(-3, 3), st.just(0.5)),
+        st.one_of(st.integers(-3, 3), st.sampled_from([0.5, *BIG, float(2**53)])),
         min_size=1,
         max_size=2,
     ),

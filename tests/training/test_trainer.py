@@ -145,6 +145,19 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path, gone, message):
         train(settings(tmp_path), tmp_path / "out")
 
 
+def test_a_finished_run_is_lengthened(tmp_path):
+    run = {"steps": 2, "checkpoint_every": 1, "log_every": 1}
+    optimiser = {"schedule": "constant"}
+    train(settings(tmp_path, run=run, optimiser=optimiser), tmp_path / "out")
+    longer = settings(tmp_path, run={**run, "steps": 4}, optimiser=optimiser)
+    assert train(longer, tmp_path / "out").steps == 4
+    train(longer, tmp_path / "whole")
+    out, whole = (read_log(tmp_path / name / "log.jsonl") for name in ("out", "whole"))
+    assert [row["loss"] for row in out] == [row["loss"] for row in whole]
+    with pytest.raises(ConfigError, match="has 4 steps behind it, and 2 were asked for"):
+        train(settings(tmp_path, run=run, optimiser=optimiser), tmp_path / "out")
+
+
 def test_nobody_to_imitate_is_said(tmp_path):
     for teachers in ([], [{"kind": "bm25"}]):
         configuration = settings(tmp_path, loss={"imitation": 1.0}, teachers=teachers)

@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vdr_db.errors import ConfigError, VdrError
+from vdr_db.border import foreign
+from vdr_db.errors import ConfigError
 
 __all__ = ["settings_of", "understood", "written_folder"]
 
@@ -33,22 +34,13 @@ def settings_of(file: Path) -> dict[str, Any]:
     return loaded
 
 
-@contextmanager
-def understood(folder: Path) -> Iterator[None]:
+def understood(folder: Path) -> AbstractContextManager[None]:
     """Names the folder where a file of it holds something of a kind that nobody expected.
 
     Raises:
-        ConfigError: Instead of the errors that Python raises for values of the wrong kind.
+        ConfigError: Instead of the errors of Python and other libraries for such values and sizes.
     """
-    try:
-        yield
-    except (VdrError, ImportError):
-        raise
-    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"a file in {folder} holds a value of another kind than it should: "
-            f"{type(error).__name__}: {error}; fetch the model again."
-        ) from error
+    return foreign(f"a file in {folder}", ConfigError, "fetch the model again")
 
 
 @contextmanager

@@ -32,10 +32,10 @@ from vdr_db.towers.stored import StoredTensor, header_digest
 __all__ = [
     "Runtime",
     "add_graphs",
-    "as_range",
     "chosen_runtime",
     "folder_obstacles",
     "graph_settings",
+    "has_stored_towers",
     "matrix_rows",
     "open_text_towers",
     "runtime_of",
@@ -165,12 +165,6 @@ def matrix_rows(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
     return vocabulary.column_to_id.astype(np.int64)
 
 
-def as_range(rows: npt.NDArray[np.int64]) -> slice | list[int]:
-    """Ascending rows as graphs take them: a range where they are one."""
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == rows.size else rows.tolist()
-
-
 def _sides(plan: Plan) -> dict[str, TowerPlan]:
     """Sides of a plan that have a tower of their own."""
     sides = {"document": plan.document, "query": plan.query}
@@ -212,6 +206,16 @@ def runtime_of(
     if asked == "auto" and obstacles and isinstance(plan.query, StaticPlan):
         return "torch"  # without torch, queries work all the same, and documents say what they need
     return chosen_runtime(asked, obstacles, device=device, folder=plan.folder)
+
+
+def has_stored_towers(plan: Plan) -> bool:
+    """Whether `open_text_towers` finds all weights of a plan where they lie, graphs or not."""
+    return plan.head in ("vdr", "mlm") and all(
+        where.family is not None
+        and not plan.fresh
+        and (_place(plan, where) / SAFETENSORS).is_file()
+        for where in _sides(plan).values()
+    )
 
 
 def open_text_towers(
@@ -270,7 +274,6 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
             f"{plan.layout}; export it to a folder of its own."
         )
     vocabulary = Vocabulary.from_tokenizer(read_tokenizer(plan.folder), plan.vocabulary)
-    rows = as_range(matrix_rows(vocabulary))
     files = []
     for where in _sides(plan).values():
         if where.family is None or plan.head not in HEADS:
@@ -283,7 +286,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         checkpoint = Checkpoint(place)
         weights = stored_weights(checkpoint, weight_names(plan, where, checkpoint)[0])
         config = where.family.body_config(where.config)
-        graph = text_graph(weights, place, config, plan.head, rows)
+        graph = text_graph(weights, place, config, plan.head)
         _graph_file(place, where).write_bytes(graph.SerializeToString(deterministic=True))
         files.append(place / SAFETENSORS)
     known = graph_settings(list(dict.fromkeys(files)), vocabulary.kind)

@@ -9,9 +9,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vdr_db.checkpoints.folders import settings_of, written_folder
+from vdr_db.checkpoints.digests import DIGESTS, check_digests, weight_digests
+from vdr_db.checkpoints.folders import settings_of, understood, written_folder
 from vdr_db.checkpoints.graphs import chosen_runtime, folder_obstacles, trainable
 from vdr_db.checkpoints.image_graph import open_image_tower, weight_files, write_image_graph
 from vdr_db.checkpoints.image_plan import IMAGE_FORMAT, PROJECTION, read_image_plan
@@ -71,14 +72,24 @@ def load_image(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> 
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
     folder, revision = locate_model(name_or_folder, options.revision)
+    with understood(folder):
+        return _load_image(folder, os.fspath(name_or_folder), revision, options)
+
+
+def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -> ImageParts:
     plan = read_image_plan(folder)
+    if (plan.folder / IMAGE_FILE).is_file():
+        check_digests(plan.folder / IMAGE_FILE)
     tokenizer = find_tokenizer((plan.folder, folder), options.tokenizer, hub_id=plan.tokenizer_id)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
     obstacles = {
         **options.obstacles(),
         **folder_obstacles(plan.graphs, weight_files(plan), vocabulary.kind),
     }
-    runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
+    is_stored = options.is_described and (plan.folder / SAFETENSORS).is_file()
+    runtime: Literal["onnx", "torch"] = "onnx"
+    if not (is_stored and plan.body_kind in ("vit", "hybrid")):
+        runtime = chosen_runtime(options.runtime, obstacles, device=options.device, folder=folder)
     tower: ImageTower | OnnxImageTower
     known = ""
     if runtime == "onnx":
@@ -95,7 +106,7 @@ def load_image(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> 
         activation=plan.activation,  # type: ignore[arg-type] # checked by the encoder
         k=plan.k if options.k == "checkpoint" else options.k,
         norm=plan.norm,
-        model=os.fspath(name_or_folder),
+        model=model,
         revision=revision,
         digest=known,
     )
@@ -130,6 +141,7 @@ def save_image(parts: ImageParts, folder: str | os.PathLike[str], *, is_tied: bo
     with written_folder(folder, IMAGE_FILE) as fresh:
         save_weights(weights, fresh / SAFETENSORS)
         parts.tokenizer.save(fresh)
+        settings[DIGESTS] = weight_digests(fresh)
         content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (fresh / IMAGE_FILE).write_text(content, "utf-8")
 
@@ -146,7 +158,5 @@ def add_image_graph(folder: str | os.PathLike[str]) -> None:
     """
     plan = read_image_plan(Path(folder))
     file = plan.folder / IMAGE_FILE
-    tokenizer = find_tokenizer((plan.folder,), None)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    settings = {**settings_of(file), GRAPHS: write_image_graph(plan, vocabulary)}
+    settings = {**settings_of(file), GRAPHS: write_image_graph(plan)}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

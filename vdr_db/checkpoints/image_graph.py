@@ -7,13 +7,14 @@ only to files below its own: then it lies in the folder of the `CrossModalEncode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.checkpoints.graphs import as_range, graph_settings, matrix_rows, stored_weights
+from vdr_db.checkpoints.graphs import graph_settings, matrix_rows, stored_weights
 from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
@@ -50,7 +51,7 @@ def open_image_tower(
     """
     weights, config = _weights(plan), _config(plan)
     width = config.output_size if isinstance(config, HybridConfig) else config.hidden_size
-    return OnnxImageTower(
+    tower = OnnxImageTower(
         _graph_file(plan),
         weights,
         BodySizes(config.image_size, config.patches, width),
@@ -59,14 +60,15 @@ def open_image_tower(
         column_to_row=_rows(plan, weights, vocabulary),
         threads=threads,
     )
+    tower.constants = asdict(config)
+    return tower
 
 
-def write_image_graph(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, Any]:
+def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
     """Writes the graph.
 
     Args:
         plan: Of a folder whose weights are one safetensors file.
-        vocabulary: Of the columns.
 
     Returns:
         What the settings file must say about it, under `GRAPHS`.
@@ -78,8 +80,7 @@ def write_image_graph(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, Any]
     from vdr_db.towers.onnx_image_graphs import image_graph
 
     file, weights = _graph_file(plan), _weights(plan)
-    rows = _rows(plan, weights, vocabulary)
-    graph = image_graph(weights, file.parent, _config(plan), as_range(rows))
+    graph = image_graph(weights, file.parent, _config(plan))
     file.write_bytes(graph.SerializeToString(deterministic=True))
     return graph_settings(weight_files(plan), plan.vocabulary)
 

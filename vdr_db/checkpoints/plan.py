@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -63,7 +64,8 @@ class Compatibility:
                 "`compatibility` must be None, 'longest', 'max_length' or a `Compatibility` of "
                 f"these, got {self.padded_to!r}."
             )
-        if not _is_int(self.batch_size) or self.batch_size < 1:
+        size = _index(self.batch_size)
+        if size is None or size < 1:
             raise ConfigError(
                 f"`batch_size` of a `Compatibility` must be at least 1, got {self.batch_size!r}."
             )
@@ -134,22 +136,30 @@ class Entry:
         Raises:
             ConfigError: `k` or the maximal length is impossible for this model.
         """
-        if self.k is not None and not (_is_int(self.k) and 1 <= self.k <= columns):
+        if not isinstance(self.prompt, str):
+            raise ConfigError(f"`prompt` must be a text, got {self.prompt!r}.")
+        k, length = _index(self.k), _index(self.max_length)
+        if self.k is not None and not (k is not None and 1 <= k <= columns):
             raise ConfigError(
                 f"`k` must be None or an integer in [1, {columns}], got {self.k!r}; "
                 "the model computes that many dimensions."
             )
-        length = positions if self.max_length is None else self.max_length
-        if not (_is_int(length) and special < length <= positions):
+        given = self.max_length
+        length = positions if given is None else length
+        if length is None or not special < length <= positions:
             raise ConfigError(
-                f"`max_length` must be an integer in [{special + 1}, {positions}], got {length!r}; "
+                f"`max_length` must be an integer in [{special + 1}, {positions}], got {given!r}; "
                 f"the model has {positions} positions, and {special} go to special tokens."
             )
-        return replace(self, max_length=length)
+        return replace(self, max_length=length, k=k)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _index(value: Any) -> int | None:
+    """An integer of any kind as an `int`; `None` for everything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdr_db.checkpoints.digests import DIGESTS, weight_digests
 from vdr_db.checkpoints.export import Card, opens_elsewhere, part_folders, write_json, write_modules
 from vdr_db.checkpoints.folders import written_folder
 from vdr_db.checkpoints.layouts import OWN_FILE, OWN_FORMAT, OWN_WEIGHTS_FORMAT
@@ -82,7 +83,7 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
                 "own_weights": parts.own_weights.numbers(),
             }
         write_modules(fresh, parts, card)
-        write_json(fresh / OWN_FILE, settings)
+        write_json(fresh / OWN_FILE, {**settings, DIGESTS: weight_digests(fresh)})
 
 
 def _is_one_body(parts: TextParts) -> bool:

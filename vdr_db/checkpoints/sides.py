@@ -89,11 +89,12 @@ class AbsentTower:
 
     @cached_property
     def _weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        from vdr_db.checkpoints.weights import Checkpoint
+        from vdr_db.checkpoints.weights import Checkpoint, check_layers
 
         where, plan = self._plan.document, self._plan
         assert where.family is not None
         checkpoint = Checkpoint(where.folder or plan.folder)
+        check_layers(self.config.layers, checkpoint)
         present = set(checkpoint.names)
         names = tower_names(
             where.family, self.config.layers, plan.head, where.body_prefix, where.head_prefix

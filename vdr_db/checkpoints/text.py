@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vdr_db.checkpoints.graphs import Runtime, runtime_of
-from vdr_db.checkpoints.layouts import read_plan
+from vdr_db.checkpoints.digests import check_digests
+from vdr_db.checkpoints.folders import understood
+from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
+from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
 from vdr_db.checkpoints.sides import TextTower, load_sides
@@ -54,6 +57,18 @@ class LoadOptions:
     runtime: Runtime = "auto"
     threads: int | None = None
     needs_torch: Mapping[str, bool] = field(default_factory=dict)
+    is_described: bool = False
+    """Whether nothing is computed: weights stay in their file where that can be, without graphs."""
+
+    def asked(self) -> tuple[str, ...]:
+        """Settings among `vdr_db.stamp.ADJUSTABLE` that are given, not the folder's."""
+        given = {
+            "document_entry.k": self.k != "checkpoint",
+            "query_entry.k": self.query_k != "checkpoint" or self.k != "checkpoint",
+            "document_entry.max_length": self.max_length is not None,
+            "query_entry.max_length": (self.query_max_length or self.max_length) is not None,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
 
     def obstacles(self) -> dict[str, str]:
         """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
@@ -115,7 +130,15 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         MissingExtraError: A hub id needs `huggingface_hub`.
     """
     folder, revision = locate_model(name_or_folder, options.revision)
+    with understood(folder):
+        return _load_text(folder, os.fspath(name_or_folder), revision, options)
+
+
+def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) -> TextParts:
     plan = _with_options(read_plan(folder), options)
+    for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
+        if own.is_file():
+            check_digests(own)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
@@ -123,7 +146,10 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         lower_case=plan.lower_case,
     )
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
-    runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
+    if options.is_described and has_stored_towers(plan):
+        runtime: Literal["onnx", "torch"] = "onnx"
+    else:
+        runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
     sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
     for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
         if options.special_tokens_as_text is not None and words is not None:
@@ -146,7 +172,7 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
         query_tokenizer=sides.query_tokenizer,
         query_activation=plan.query_activation,  # type: ignore[arg-type]
         query_gate=sides.query_gate,
-        model=os.fspath(name_or_folder),
+        model=model,
         revision=revision,
         digest=sides.digest,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vdr_db.checkpoints.plan import Plan, TowerPlan, tower_names
-from vdr_db.checkpoints.weights import Checkpoint
+from vdr_db.checkpoints.weights import Checkpoint, check_layers
 from vdr_db.towers.families import WeightNames
 
 __all__ = ["DECODER", "WORDS", "weight_names"]
@@ -28,6 +28,7 @@ def weight_names(plan: Plan, where: TowerPlan, checkpoint: Checkpoint) -> tuple[
     """
     assert where.family is not None  # bodies of transformers name their weights themselves
     layers = where.family.body_config(where.config).layers
+    check_layers(layers, checkpoint)
     prefix = where.body_prefix
     if plan.fresh and not any(name.startswith(prefix) for name in checkpoint.names):
         prefix = ""  # the body alone, without the prefix of a masked language model

@@ -14,6 +14,7 @@ from vdr_db.checkpoints.tower_plans import SPARSE_LINEAR
 from vdr_db.checkpoints.weights import (
     Checkpoint,
     assign,
+    check_layers,
     checked_device,
     checked_dtype,
     digest,
@@ -122,6 +123,7 @@ def _build_weigher(
 ) -> WeigherTower:
     """A tower that weighs a text's own tokens: the body, and one linear layer of one column."""
     config = family.body_config(where.config)
+    check_layers(config.layers, checkpoint)
     prefix = where.body_prefix
     if not any(name.startswith(prefix) for name in checkpoint.names):
         prefix = ""

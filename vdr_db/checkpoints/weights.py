@@ -33,6 +33,7 @@ __all__ = [
     "Weight",
     "Weighted",
     "assign",
+    "check_layers",
     "checked_device",
     "checked_dtype",
     "digest",
@@ -114,8 +115,22 @@ class Checkpoint:
         stored = self._stored.get(name)
         if stored is not None:
             return stored.read()
-        values: npt.NDArray[np.float32] = self.tensor(name).float().numpy()
+        values: npt.NDArray[np.float32] = self.floats(name).numpy()
         return values
+
+    def floats(self, name: str) -> Tensor:
+        """The same as a tensor.
+
+        Raises:
+            ConfigError: The file changed or is damaged, or the weight is of whole numbers.
+        """
+        found = self.tensor(name)
+        if not found.is_floating_point():
+            raise ConfigError(
+                f"weight `{name}` in {self.folder} must be of floats, got {found.dtype}; quantised "
+                "weights are not read: fetch the model in float32, float16 or bfloat16."
+            )
+        return found.float()
 
     def _add(
         self,
@@ -258,9 +273,22 @@ def assign(
         )
     state = dict(others or {})
     for ours, theirs in chosen.items():
-        state[ours] = checkpoint.tensor(theirs).float()
+        state[ours] = checkpoint.floats(theirs)
     module.load_state_dict(state, strict=True, assign=True)
     return {name for options in names.values() for name in options} & present
+
+
+def check_layers(layers: object, checkpoint: Checkpoint) -> None:
+    """Refuses a number of layers that the weights cannot have, before any layer is built.
+
+    Raises:
+        ConfigError: There are more layers than weights.
+    """
+    if isinstance(layers, int) and layers > len(checkpoint.names):
+        raise ConfigError(
+            f"the config of {checkpoint.folder} says {layers:,} layers, and its files hold "
+            f"{len(checkpoint.names)} weights; fetch the model again."
+        )
 
 
 def refuse_unexpected(checkpoint: Checkpoint, used: set[str], ignored: Iterable[str] = ()) -> None:
@@ -343,10 +371,14 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for; CUDA or else the CPU for None.
 
     Raises:
-        ConfigError: This machine or this torch does not have it.
+        ConfigError: This machine or this torch does not have it, or torch cannot compute in this
+            process.
     """
     import torch
 
+    from vdr_db.towers.torch_tower import check_process
+
+    check_process()
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "DONE",
     "EXTRA_MISSING",
+    "FAULT_OF_OURS",
     "INTERRUPTED",
     "NOTHING_FOUND",
     "OUTPUT_CLOSED",
@@ -13,4 +14,4 @@ __all__ = [
 ]
 
 DONE, NOTHING_FOUND, WRONG_INPUT, STORE_FAILED, EXTRA_MISSING = range(5)
-INTERRUPTED, OUTPUT_CLOSED = 130, 141
+FAULT_OF_OURS, INTERRUPTED, OUTPUT_CLOSED = 70, 130, 141

@@ -70,6 +70,7 @@ def run_command(arguments: argparse.Namespace) -> int:
                 "name": arguments.collection,
                 "server": str(collection.server) if collection.server else None,
                 "texts": collection.count(),
+                "passages": passages.to_dict() if (passages := collection.store.passages) else None,
                 "made with": stamp.to_dict() if stamp else None,
             }
             if stamp is not None:

@@ -21,8 +21,10 @@ from vdr_db.cli.options import (
     add_field_options,
     add_image_options,
     add_model_options,
+    add_passage_options,
     add_run_options,
     add_store_options,
+    passages_of,
 )
 from vdr_db.cli.outcome import exit_code_of
 from vdr_db.cli.show import progress, say, say_truncated, show_json
@@ -106,8 +108,8 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="JSONL, CSV, TSV, text (.gz too) or Parquet file, folder of such, BEIR folder, or - "
-        "for standard input",
+        help="JSONL, CSV, TSV, text (.gz and .zst too) or Parquet file, folder of such, BEIR "
+        "folder, or - for standard input",
     )
     add_image_options(parser)
     add_store_options(parser)
@@ -119,6 +121,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the tokens of each text without running the model (search mode beta)",
     )
+    add_passage_options(parser)
 
 
 def _add_writing_options(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +152,9 @@ def run_index(arguments: argparse.Namespace) -> int:
     source, encoder = open_source(arguments, arguments.sources, unique=True)
     what = "texts" if arguments.images is None else "images"
     # There is no ledger to take up again, so nothing that is wrong with single rows ends the run.
-    options = IngestOptions(is_verified=False, max_errors=sys.maxsize)
+    options = IngestOptions(
+        is_verified=False, max_errors=sys.maxsize, passages=passages_of(arguments)
+    )
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory(prefix="vdr-db-index-") as scratch,
@@ -274,6 +279,7 @@ def _options_of(arguments: argparse.Namespace) -> IngestOptions:
 
     skip = "existing" if arguments.skip_existing else None
     return IngestOptions(
+        passages=passages_of(arguments),
         skip="unchanged" if arguments.skip_unchanged else skip,  # type: ignore[arg-type]
         empty=getattr(arguments, "empty", "store"),
         writers=arguments.writers,

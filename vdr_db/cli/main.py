@@ -1,10 +1,10 @@
-"""`vdr-db`: encode, index, ingest, load, search, explain, serve, evaluate, export, info, demo.
+"""`vdr-db`: texts to vectors to a store, asked, explained and checked; `COMMANDS` lists them.
 
 Results go to stdout (`--json`: one JSON object a line), progress and remarks to stderr.
 
 Exit codes: 0 done; 1 nothing was found; 2 wrong use, input or model; 3 the store failed or refused
-something; 4 an optional package is missing; 130 stopped by Ctrl-C; 141 the reader of the output has
-gone. `--debug` shows the traceback of an error.
+something; 4 an optional package is missing; 70 a fault of ours; 130 stopped by Ctrl-C; 141 the
+reader of the output has gone. `--debug` shows the traceback of an error.
 """
 
 from __future__ import annotations
@@ -13,12 +13,32 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vdr_db.cli import demo, encode, evaluate, explain, export, info, ingest, search, serve, train
-from vdr_db.cli.exits import EXTRA_MISSING, INTERRUPTED, OUTPUT_CLOSED, STORE_FAILED, WRONG_INPUT
+from vdr_db.cli import (
+    check,
+    demo,
+    encode,
+    evaluate,
+    explain,
+    export,
+    info,
+    ingest,
+    search,
+    serve,
+    train,
+)
+from vdr_db.cli.exits import (
+    EXTRA_MISSING,
+    FAULT_OF_OURS,
+    INTERRUPTED,
+    OUTPUT_CLOSED,
+    STORE_FAILED,
+    WRONG_INPUT,
+)
 from vdr_db.cli.show import say, show_log
 from vdr_db.errors import MissingExtraError, StoreError, VdrError
 from vdr_db.version import __version__
@@ -77,6 +97,11 @@ COMMANDS = {
     "export": Command(
         "a model folder that runs without torch", export.add_arguments, export.run_command
     ),
+    "check": Command(
+        "whether a store or a spool still holds what was put in",
+        check.add_arguments,
+        check.run_command,
+    ),
     "info": Command(
         "versions, device, and what a model or a collection is",
         info.add_arguments,
@@ -125,6 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, MissingExtraError):
             return EXTRA_MISSING
         return STORE_FAILED if isinstance(error, StoreError) else WRONG_INPUT
+    except Exception as error:
+        if debug:
+            raise
+        told = "".join(traceback.format_exception(error)).rstrip()
+        say(
+            f"{told}\nvdr-db: this is a fault of vdr-db {__version__}, not of yours: please report "
+            "it with the lines above and the command."
+        )
+        return FAULT_OF_OURS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -133,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="vdr-db",
         description="Learned sparse retrieval: text to weighted words to an index that says why.",
         epilog="Exit codes: 0 done, 1 nothing found, 2 wrong use or input, 3 store, "
-        "4 missing package, 130 stopped.",
+        "4 missing package, 70 a fault of vdr-db, 130 stopped.",
     )
     parser.add_argument("--version", action="version", version=f"vdr-db {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

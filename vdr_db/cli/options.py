@@ -6,10 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, get_args
 
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, SHIPPED
+from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields, Kind
 
 if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Mode
+    from vdr_db.connectors.passages import Passages
 
 __all__ = [
     "DEFAULT_COLLECTION",
@@ -17,13 +19,16 @@ __all__ = [
     "DEFAULT_MODEL",
     "MODES",
     "THUMBNAIL_PX",
+    "add_collection_options",
     "add_field_options",
     "add_image_options",
     "add_model_options",
+    "add_passage_options",
     "add_run_options",
     "add_store_options",
     "add_thumbnail_option",
     "fields_of",
+    "passages_of",
 ]
 
 DEFAULT_COLLECTION = "texts"
@@ -70,6 +75,11 @@ def add_store_options(
         "elasticsearch+http(s)://HOST:PORT or opensearch+http(s)://HOST:PORT"
         + (f" (default: {otherwise})" if otherwise else ""),
     )
+    add_collection_options(parser)
+
+
+def add_collection_options(parser: argparse.ArgumentParser) -> None:
+    """`--collection` and `--api-key-env`."""
     parser.add_argument(
         "--collection",
         metavar="NAME",
@@ -153,6 +163,44 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         help=f"keep a small copy of each image ({THUMBNAIL_PX} pixels, about 1.7 KB) beside its "
         "vector, for result pages and terminals where the file is not there",
     )
+
+
+def add_passage_options(parser: argparse._ActionsContainer) -> None:
+    """`--passages` and how they are cut."""
+    parser.add_argument(
+        "--passages",
+        action="store_true",
+        help="cut texts into passages, in a collection that is new; the parts of one text are "
+        "found, shown and counted as one document",
+    )
+    parser.add_argument(
+        "--passage-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a passage at most (default: 128)",
+    )
+    parser.add_argument(
+        "--passage-overlap",
+        type=int,
+        metavar="N",
+        help="tokens that neighbours share at most (default: 16)",
+    )
+
+
+def passages_of(arguments: argparse.Namespace) -> Passages | None:
+    """The passages that `add_passage_options` read; without options those of the collection."""
+    given = {
+        "tokens": getattr(arguments, "passage_tokens", None),
+        "overlap": getattr(arguments, "passage_overlap", None),
+    }
+    numbers = {name: number for name, number in given.items() if number is not None}
+    if not getattr(arguments, "passages", False):
+        if numbers:
+            raise ConfigError("--passage-tokens and --passage-overlap go with --passages.")
+        return None
+    from vdr_db.connectors.passages import Passages
+
+    return Passages(**numbers)
 
 
 def add_thumbnail_option(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="JSON", help="""on the payload, such as '{"section": "games"}'"""
     )
+    parser.add_argument("--min-score", type=float, metavar="S", help="leave out weaker hits")
     add_thumbnail_option(parser)
     parser.add_argument(
         "--mode",
@@ -63,11 +65,18 @@ def run_command(arguments: argparse.Namespace) -> int:
                 limit=arguments.limit,
                 filter=keep,
                 mode=arguments.mode if isinstance(query, str) else None,
+                min_score=arguments.min_score,
             )
             any_found = any_found or bool(hits)
             if arguments.json:
                 found = [
-                    {"id": hit.id, "score": hit.score, "words": hit.words, "payload": hit.payload}
+                    {
+                        "id": hit.id,
+                        "score": hit.score,
+                        "words": hit.words,
+                        "payload": hit.payload,
+                        **({} if hit.passage is None else {"passage": asdict(hit.passage)}),
+                    }
                     for hit in hits
                 ]
                 show_json({"query": str(query), "hits": found})

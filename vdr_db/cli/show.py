@@ -147,15 +147,16 @@ def show_hits(
     for rank, hit in enumerate(hits, start=1):
         id = _line(hit.id)
         title = _line(hit.title)
-        text = _line(hit.text).removeprefix(title).strip()
         heading = Text(title or id, style="bold", no_wrap=True, overflow="ellipsis")
         if title:
             heading = Text(id, style="bold cyan").append("  ").append(title, style="bold")
             heading.no_wrap, heading.overflow = True, "ellipsis"
+        if hit.passage is not None:
+            heading.append(f"  {hit.passage.number + 1} of {hit.passage.count}", style="dim")
         document = Table.grid()
         document.add_row(heading)
         taken = (42 if has_bars else 12) + (wide + 2 if wide else 0)
-        document.add_row(_first_lines(text, min(out.width, 120) - taken, SHOWN_WORDS - 1))
+        document.add_row(_marked_lines(hit, min(out.width, 120) - taken, SHOWN_WORDS - 1))
         cells: list[str | Text | Table] = [images[rank - 1] or ""] if wide else []
         cells += [str(rank), f"{hit.score:.{decimals}f}", document]
         if has_bars:
@@ -319,14 +320,20 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else _line(value)
 
 
-def _first_lines(text: str, width: int, count: int) -> Text:
+def _marked_lines(hit: HitView, width: int, count: int) -> Text:
+    """The part of a text that matches best, with what matched in bold."""
     from rich.text import Text
 
-    # textwrap looks at the whole text; what cannot be shown is cut off first.
-    lines = textwrap.wrap(
-        text[: 2 * max(width, 20) * count], max(width, 20), max_lines=count, placeholder=" …"
-    )
-    return Text("\n".join(lines), style="dim")
+    from vdr_db.explain.snippets import snippet
+
+    # What cannot be shown keeps its place, so that marks stay where they are.
+    plain = _CONTROL.sub(lambda found: " " * len(found[0]), hit.snippet)
+    shown, found = snippet(plain, hit.marks, length=max(width, 20) * count - 8)
+    text = Text(shown, style="dim")
+    for mark in found:
+        text.stylize("bold not dim", mark.start, mark.stop)
+    lines = text.wrap(console(), max(width, 20))
+    return Text("\n").join(lines[:count])
 
 
 def _bars(words: Sequence[tuple[str, float]], most: float) -> Table:

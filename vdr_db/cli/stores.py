@@ -124,7 +124,7 @@ def open_with_model(
             "SparseEncoder", TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
         )
         return opened(arguments, queries), queries
-    if stamp is not None and stamp.head.endswith("+image"):
+    if stamp is not None and stamp.reads_images:
         both = load_cross_modal(arguments, name=made_with)
         return opened(arguments, both), both.text
     encoder = load_model(arguments, name=made_with)
@@ -164,7 +164,7 @@ def open_source(
         unique=unique,
     )
     stamp = stamp_of(arguments) if getattr(arguments, "store", None) else None
-    if stamp is not None and stamp.head.endswith("+image"):
+    if stamp is not None and stamp.reads_images:
         return files, load_cross_modal(arguments, name=stamp.model)
     return files, load_model(arguments, name=DEFAULT_MODEL)
 

@@ -11,10 +11,13 @@ from vdr_db.cli.show import show_comparison, show_text
 from vdr_db.errors import require
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
     from vdr_db.evaluation.quality import Quality, TestCollection
     from vdr_db.evaluation.sweep import SweepPoint
 
-__all__ = ["ks_of", "plot_sweeps", "show_sweep"]
+__all__ = ["ks_of", "plot_sweeps", "show_sweep", "sweep_figure"]
 
 TOKENS = "tokens"
 """What a bag of tokens is called where a k stands otherwise."""
@@ -86,12 +89,19 @@ def plot_sweeps(
     A sweep is the name of a collection, its points, and BM25 on it or None; the ending of `path`
     says the kind of drawing. Needs matplotlib.
     """
+    sweep_figure(sweeps).savefig(path)
+
+
+def sweep_figure(sweeps: Sequence[tuple[str, Sequence[SweepPoint], Quality | None]]) -> Figure:
+    """The drawing of `plot_sweeps`."""
     require("matplotlib", "train")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     width, height = PANEL_INCHES
     figure = Figure((width * len(sweeps), height), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(1, len(sweeps), squeeze=False)[0]
+    labelled: dict[str, Artist] = {}
     for axis, (name, points, bm25) in zip(panels, sweeps, strict=True):
         for document_k in dict.fromkeys(point.document_k for point in points):
             own = [point for point in points if point.document_k == document_k]
@@ -108,13 +118,21 @@ def plot_sweeps(
         if bm25 is not None:
             axis.axhline(bm25.ndcg_10, color="grey", linestyle=":", label="BM25")
         axis.set_xscale("log")
-        axis.set_title(name)
-        axis.set_xlabel("multiplications for one query and document; points: query k")
-        axis.set_ylabel("nDCG@10")
-        if axis.get_legend_handles_labels()[0]:
-            # Below the panel: inside, it would lie on the curves.
-            axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    figure.savefig(path)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(name, wrap=True)
+        handles, labels = axis.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    panels[0].set_ylabel("nDCG@10")
+    # One label and one legend for all panels, outside: inside they would lie on each other.
+    figure.supxlabel("multiplications for a query and a document; points: query k", fontsize=9)
+    if labelled:
+        columns = 2 * len(sweeps)
+        figure.legend(
+            labelled.values(), labelled, fontsize=8, ncols=columns, loc="outside upper center"
+        )
+    return figure
 
 
 def _name(k: int | None) -> str:

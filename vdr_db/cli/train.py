@@ -10,7 +10,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     from vdr_db.training.watch import LOG_FILE, read_log
 
     config = load_config(arguments.config, _overrides(arguments.set))
+    if find_spec("matplotlib") is None:
+        say("vdr-db: no plot will be drawn: matplotlib is missing, pip install 'vdr-db[train]'")
     device = torch.device(arguments.device) if arguments.device else None
     trainer: Trainer[Example, TokenBatch] | Trainer[ImageExample, ImageBatch]
     with _told("steps") as tell:
@@ -82,10 +85,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             return DONE
         outcome = trainer.run(lambda *step: tell("train", *step))
     model = arguments.out / MODEL_FOLDER
-    try:
+    with suppress(MissingExtraError):  # told at the start
         plot_run(read_log(arguments.out / LOG_FILE), arguments.out / "run.png")
-    except MissingExtraError as error:
-        say(f"vdr-db: no plot was drawn: {error}")
     write_model_card(model, config, outcome, command=shlex.join(["vdr-db", *sys.argv[1:]]))
     _report(outcome, model, as_json=arguments.json)
     return DONE

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from vdr_db.checkpoints.graphs import trainable
+from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.weights import Weight, digest
 from vdr_db.counts import counted
-from vdr_db.errors import ConfigError, require
+from vdr_db.errors import ConfigError, MissingExtraError, require
 from vdr_db.kernels import ACTIVATIONS, BACKENDS, Activation, Backend
 from vdr_db.stamp import EncoderStamp
 from vdr_db.text.tokenization import TextTokenizer
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
     AnyTower = TorchTower | OnnxTower[Any, Any]
 
-__all__ = ["Encoder", "positive", "progress"]
+__all__ = ["Bar", "Encoder", "positive", "progress"]
 
 Parts = TypeVar("Parts", "TextParts", "ImageParts")
 
@@ -47,7 +50,10 @@ class Encoder(ABC):
         backend: Of the kernels.
         model: Name or folder it came from.
         revision: Revision on the hub.
+        asked: Settings that the caller of `from_pretrained` chose, see `EncoderStamp.asked`.
     """
+
+    asked: Sequence[str] = ()
 
     def __init__(
         self,
@@ -169,7 +175,18 @@ class Encoder(ABC):
             activation=self.activation,
             k=self._stored_k,
             library_version=__version__,
+            settings=self.settings(),
+            asked=self.asked,
         )
+
+    @abstractmethod
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+
+    def _settings(self, kind: type, **others: object) -> dict[str, str]:
+        """Those of the parts of a kind, with others by name or in their place."""
+        names = [part.name for part in fields(kind) if part.name not in (*others, "digest")]
+        return settings_of_parts({**{name: getattr(self, name) for name in names}, **others})
 
     def remember_weights(self) -> str:
         """Digest of the weights, computed anew only after one of them was written in place.
@@ -196,7 +213,11 @@ class Encoder(ABC):
     def _described(self, *parts: str) -> str:
         k = "all" if self._stored_k is None else self._stored_k
         said = [repr(self.model), *parts, f"{self.vocabulary.columns} columns", f"k={k}"]
-        return f"{type(self).__name__}({', '.join(said)}, {self.dtype} on {self.device})"
+        try:
+            said.append(f"{self.dtype} on {self.device}")
+        except MissingExtraError:  # of a side that cannot run here
+            said.append("without torch")
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def _version(weights: dict[str, Weight]) -> object:
@@ -217,8 +238,25 @@ def positive(name: str, value: int) -> int:
     return counted(name, value)
 
 
-def progress(total: int | None, unit: str, *, shown: bool) -> tqdm[Any]:
+class Bar(Protocol):
+    """Counts what is done."""
+
+    def update(self, n: float | None = 1, /) -> object:
+        """Counts n more."""
+
+
+class _Unseen:
+    """A progress bar that draws nothing; making one of `tqdm` takes longer than a query's rest."""
+
+    def update(self, n: float | None = 1, /) -> None:
+        """Does nothing."""
+
+
+def progress(total: int | None, unit: str, *, shown: bool) -> AbstractContextManager[Bar]:
     """A progress bar on stderr, or one that draws nothing."""
+    if not shown:
+        return nullcontext(_Unseen())
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, disable=not shown, desc="encode")
+    bar: tqdm[Any] = tqdm(total=total, unit=unit, desc="encode")
+    return bar

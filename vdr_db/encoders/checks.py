@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 
 from vdr_db.errors import InputError
 from vdr_db.images.files import has_image_suffix
+from vdr_db.warning import warn_caller
 
 __all__ = ["checked_texts"]
 
@@ -32,11 +32,12 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
                 f"every text must be a str, got {type(text).__name__} at index {i}; "
                 "leave missing texts out or pass an empty one, and give images to an image encoder."
             )
-        if has_image_suffix(text) and _is_file(text):
-            warnings.warn(
-                f"text {i} is the path of an image ({text!r}); a text encoder reads the name, not "
-                "the image: use ImageEncoder or CrossModalEncoder.encode_images for that.",
-                stacklevel=2,
+        if has_image_suffix(text) and (_is_address(text) or _is_file(text)):
+            what = "address" if _is_address(text) else "path"
+            warn_caller(
+                f"text {i} is the {what} of an image ({text!r}); a text encoder reads the name, "
+                "not the image: use ImageEncoder or CrossModalEncoder.encode_images for that, and "
+                "`search_by_image` of a collection, with the file."
             )
         if not text.isascii():
             try:
@@ -48,6 +49,10 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
                     "as UTF-8 or drop the half with text.encode('utf-8', 'ignore').decode()."
                 ) from error
     return checked
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://", "file://")) and not any(map(str.isspace, text))
 
 
 def _is_file(name: str) -> bool:

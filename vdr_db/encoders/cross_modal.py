@@ -6,10 +6,9 @@ one collection, by the words they share.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
+from vdr_db.text.passages import Span
 from vdr_db.text.tokenization import AnyTokenizer
 from vdr_db.text.vocabulary import Vocabulary
 
@@ -192,14 +192,7 @@ class CrossModalEncoder:
     def stamp(self) -> EncoderStamp:
         """Identity of both encoders together, for stores."""
         text, image = self.text.stamp(), self.image.stamp()
-        both = hashlib.sha256(f"{text.weights} {image.weights}".encode()).hexdigest()
-        return replace(
-            text,
-            model=self.model,
-            revision=self.revision,
-            weights=both,
-            head=f"{text.head}+{image.head}",
-        )
+        return replace(text, model=self.model, revision=self.revision, image=image)
 
     def __repr__(self) -> str:
         """Both encoders."""
@@ -216,6 +209,10 @@ class CrossModalEncoder:
     def bag_of_tokens(self, texts: Iterable[str], side: Side = "document") -> SparseRows:
         """Tokens of each text, see `SparseEncoder.bag_of_tokens`; the model is not run."""
         return self.text.bag_of_tokens(texts, side)
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where texts are cut into passages, see `SparseEncoder.cut_passages`."""
+        return self.text.cut_passages(texts, tokens=tokens, overlap=overlap)
 
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
 from vdr_db.checkpoints.tokenizers import tokenizer_of
@@ -181,9 +183,12 @@ class ImageEncoder(Encoder):
             revision=revision,
             runtime=runtime,
             threads=threads,
-            needs_torch={"`backend`": backend != "auto"},
+            needs_torch={"`backend`": backend not in ("auto", "cpu", "cpu-int8")},
         )
-        return cls(**vars(load_image(name_or_folder, options)), backend=backend)
+        with understood(Path(name_or_folder)):
+            encoder = cls(**vars(load_image(name_or_folder, options)), backend=backend)
+        encoder.asked = ("k",) if k != "checkpoint" else ()
+        return encoder
 
     @classmethod
     def from_vision_model(
@@ -284,6 +289,12 @@ class ImageEncoder(Encoder):
     @tower.setter
     def tower(self, tower: ImageTower | OnnxImageTower) -> None:
         self._tower = tower
+
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+        from vdr_db.checkpoints.image import ImageParts
+
+        return self._settings(ImageParts, tower=self._tower)
 
     @property
     def _main_tower(self) -> ImageTower | OnnxImageTower:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ from vdr_db.encoders.batching import Frame, PackedBatch
 from vdr_db.sparse import SparseRows
 from vdr_db.text.tokenization import TextTokenizer, TokenizedTexts
 from vdr_db.towers.static import StaticTower
+from vdr_db.warning import warn_caller
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
+    from vdr_db.encoders.base import Bar
     from vdr_db.kernels import Activation
 
 __all__ = ["TextSide", "gated_rows", "in_order", "static_rows", "warn_of_cuts"]
@@ -68,8 +67,12 @@ class TextSide:
         return self.entry.checked(columns=columns, positions=most, special=self.extra_length)
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Own tokens of each text; special tokens in it are text to static weights."""
-        return self.tokenizer.encode(texts, special_as_text=True if self.static else None)
+        """Own tokens of each text, of long ones at least those kept and one more.
+
+        Special tokens in a text are text to static weights.
+        """
+        as_text = True if self.static else None
+        return self.tokenizer.encode(texts, special_as_text=as_text, most=self.frame().own)
 
     def frame(self) -> Frame:
         """What stands around a text, and its length."""
@@ -85,13 +88,12 @@ class TextSide:
         )
 
 
-def warn_of_cuts(count: int, max_length: int, *, stacklevel: int) -> None:
-    """Says that texts were cut, as seen from a caller some levels up."""
-    warnings.warn(
+def warn_of_cuts(count: int, max_length: int) -> None:
+    """Says that texts were cut."""
+    warn_caller(
         f"{count} texts are longer than {max_length} tokens and were cut; this is said once, "
-        "`encoder.truncated` keeps the count. Split long texts, or raise `max_length` if the "
-        "model allows.",
-        stacklevel=stacklevel,
+        "`encoder.truncated` keeps the count. Add long texts with passages=True, or raise "
+        "`max_length` if the model allows."
     )
 
 
@@ -123,7 +125,7 @@ def in_order(
     found: Iterable[tuple[PackedBatch, SparseRows]],
     empty: npt.NDArray[np.int64],
     width: int,
-    bar: tqdm[Any],
+    bar: Bar,
 ) -> SparseRows:
     """Rows of batches in the order of their texts.
 
@@ -139,7 +141,9 @@ def in_order(
         parts.append(rows)
         order.append(batch.texts)
         bar.update(len(batch.texts))
-    return SparseRows.concat(parts)[np.argsort(np.concatenate(order))]
+    texts = np.concatenate(order)
+    joined = SparseRows.concat([part for part in parts if len(part)] or parts)
+    return joined if texts.size <= 1 else joined[np.argsort(texts)]
 
 
 def gated_rows(way: TextSide, rows: SparseRows, tokens: TokenizedTexts) -> SparseRows:

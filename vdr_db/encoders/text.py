@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import (
     Compatibility,
@@ -21,9 +23,11 @@ from vdr_db.checkpoints.plan import (
 )
 from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
+from vdr_db.encoders.scanning import head_choices
 from vdr_db.encoders.sides import TextSide
 from vdr_db.encoders.text_encoding import Side, TextEncoding
 from vdr_db.errors import ConfigError
+from vdr_db.forks import renew_after_fork
 from vdr_db.kernels import Activation, Backend
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
@@ -137,15 +141,22 @@ class SparseEncoder(TextEncoding):
         self.truncated = 0
         self.query_graphs = False
         self._graphs: QueryGraphs | None = None
+        self._choices = head_choices()
         self._lock = threading.Lock()
+        renew_after_fork(self)
         self._know_weights(digest)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A lock and captured graphs are of one process and one device.
-        return {**self.__dict__, "_lock": None, "_graphs": None}
+        # A lock, captured graphs and measured times are of one process and one machine.
+        return {**self.__dict__, "_lock": None, "_graphs": None, "_choices": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _choices=head_choices())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock that a thread of the parent held is held for ever here."""
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -207,7 +218,10 @@ class SparseEncoder(TextEncoding):
                 length, as for the published results; `"longest"` to the longest of each 128 texts
                 in the given order, as later versions do; `Compatibility("longest", n)` of
                 `vdr_db.checkpoints.plan` to the longest of each n.
-            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
+            backend: Of the kernels: `"auto"`, `"reference"`, `"cpu"`, `"cpu-int8"` or `"triton"`.
+                On the CPU, `"auto"` finds the columns that can be kept by a scan in 8 bit integers
+                where that is faster, and computes those in fp32: the vectors are the same, bit for
+                bit. `"cpu"` never scans, `"cpu-int8"` always.
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             special_tokens_as_text: Whether `[MASK]` and the like in a text are text to a model too,
                 as they are to static sides and to bags of tokens. None means as the folder says,
@@ -247,11 +261,14 @@ class SparseEncoder(TextEncoding):
             threads=threads,
             needs_torch={
                 "`compatibility`": padding is not None,
-                "`backend`": backend != "auto",
+                "`backend`": backend not in ("auto", "cpu", "cpu-int8"),
             },
         )
         parts = load_text(name_or_folder, options)
-        return cls(**vars(parts), compatibility=padding, backend=backend)
+        with understood(Path(name_or_folder)):  # of the settings that parts are checked by
+            encoder = cls(**vars(parts), compatibility=padding, backend=backend)
+        encoder.asked = options.asked()
+        return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: Card | None = None) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads; all of it or nothing.
@@ -329,6 +346,13 @@ class SparseEncoder(TextEncoding):
     @property
     def _stored_k(self) -> int | None:
         return self.document_entry.k
+
+    def settings(self) -> dict[str, str]:
+        """All but the weights that changes a vector, see `EncoderStamp.settings`."""
+        from vdr_db.checkpoints.text import TextParts
+
+        towers = {f"{side}_tower": tower for side, tower in self._towers.items()}
+        return self._settings(TextParts, compatibility=self.compatibility, **towers)
 
     def named_weights(self) -> dict[str, Weight]:
         """All weights by our names; those of a shared tower once."""

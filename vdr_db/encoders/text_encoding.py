@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -28,10 +28,12 @@ from vdr_db.encoders.batching import (
     plan_texts,
 )
 from vdr_db.encoders.checks import checked_texts
+from vdr_db.encoders.scanning import HeadChoice
 from vdr_db.encoders.sides import TextSide, gated_rows, in_order, static_rows, warn_of_cuts
 from vdr_db.encoders.text_onnx import OnnxScoring
 from vdr_db.sparse import SparseRows
 from vdr_db.text.own_weights import OwnWeights, joined
+from vdr_db.text.passages import Span, passage_spans
 from vdr_db.text.tokenization import TokenizedTexts
 from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.packing import TextItem
@@ -62,6 +64,7 @@ class TextEncoding(Encoder):
     truncated: int
     query_graphs: bool
     _graphs: QueryGraphs | None
+    _choices: dict[str, HeadChoice]
     _lock: threading.Lock
 
     @abstractmethod
@@ -118,9 +121,9 @@ class TextEncoding(Encoder):
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True)
         frame = self.frame("document")
-        self._count_truncated(tokens.lengths, frame, stacklevel=3)
+        tokens = self.tokenizer.encode(checked_texts(texts), special_as_text=True, most=frame.own)
+        self._count_truncated(tokens.lengths, frame)
         cut = self._cut(tokens, frame)
         if self.own_weights is not None:
             return self.own_weights.rows(side, cut)
@@ -129,6 +132,34 @@ class TextEncoding(Encoder):
     def token_ids(self, text: str) -> list[int]:
         """Own token ids of one text, uncut and without special tokens."""
         return [int(i) for i in self.tokenizer.encode(checked_texts([text])).input_ids]
+
+    def cut_passages(self, texts: Sequence[str], *, tokens: int, overlap: int) -> list[list[Span]]:
+        """Where each text is cut into passages that the model reads as a whole.
+
+        Args:
+            texts: Documents.
+            tokens: Most tokens of a passage; fewer where the model reads fewer.
+            overlap: Most tokens that neighbours share; see `vdr_db.text.passages`.
+
+        Returns:
+            Spans of each text, which cover it.
+        """
+        way, raw = self.side("document"), checked_texts(texts)
+        prompt = way.encode([way.entry.prompt]).input_ids.size if way.entry.prompt else 0
+        readable = max(1, way.frame().own - prompt)
+        found = []
+        for text, offsets in zip(raw, way.tokenizer.offsets(raw), strict=True):
+            most = min(tokens, readable)
+            while True:
+                spans = passage_spans(text, offsets, tokens=most, overlap=min(overlap, most // 2))
+                # A part of a word can have more tokens by itself than it had in its text.
+                parts = [text[start:stop] for start, stop in spans] if len(spans) > 1 else []
+                longest = int(way.encode(parts).lengths.max(initial=0))
+                if longest <= readable or most == 1:
+                    break
+                most = max(1, most - (longest - readable))
+            found.append(spans)
+        return found
 
     def own_tokens(self, text: str, side: Side = "document") -> TokenizedTexts:
         """Own tokens of one text as a side reads it: cut, without prompt and special tokens."""
@@ -160,7 +191,7 @@ class TextEncoding(Encoder):
         tokens = own = way.encode(raw)
         if way.entry.prompt:
             tokens = way.encode([way.entry.prompt + text for text in raw])
-        self._count_truncated(tokens.lengths, frame, stacklevel=4)
+        self._count_truncated(tokens.lengths, frame)
         is_empty = own.lengths == 0
         added = self._own_rows(side, own, frame)
         if way.static is not None:
@@ -192,11 +223,12 @@ class TextEncoding(Encoder):
         k = None if way.gate else way.entry.k
         kept = (self.vocabulary, k, way.activation, self.norm)
         if isinstance(way.tower, OnnxTextTower):
-            return OnnxScoring(way.tower, *kept, lexical)
+            return OnnxScoring(way.tower, *kept, self.backend, lexical, self._choices[side])
         from vdr_db.encoders.text_torch import TextScoring
 
         graphs = self._graphs_of(way) if side == "query" else None
-        return TextScoring(way.tower, *kept, self.backend, lexical, graphs)
+        choice = self._choices[side]
+        return TextScoring(way.tower, *kept, self.backend, lexical, graphs, choice)
 
     def _graphs_of(self, way: TextSide) -> QueryGraphs | None:
         from vdr_db.encoders.text_cuda import QueryGraphs
@@ -252,9 +284,7 @@ class TextEncoding(Encoder):
             always = self._own_tokens(tokens, batch, way.frame())
             yield batch, joined(rows, added[batch.texts], way.entry.k, always)
 
-    def _count_truncated(
-        self, lengths: npt.NDArray[np.int64], frame: Frame, *, stacklevel: int
-    ) -> None:
+    def _count_truncated(self, lengths: npt.NDArray[np.int64], frame: Frame) -> None:
         count = int((lengths > frame.own).sum())
         if not count:
             return
@@ -262,4 +292,4 @@ class TextEncoding(Encoder):
             is_first = self.truncated == 0
             self.truncated += count
         if is_first:
-            warn_of_cuts(count, frame.max_length, stacklevel=stacklevel + 1)
+            warn_of_cuts(count, frame.max_length)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.encoders.batching import PackedBatch
 from vdr_db.encoders.rows import lexical_columns, row_of
-from vdr_db.kernels import Activation
+from vdr_db.encoders.scanning import HeadChoice, codes_of
+from vdr_db.kernels import Activation, Backend
+from vdr_db.kernels.cpu.products import exact_levels, rows_are_independent
+from vdr_db.kernels.cpu.scan import Codes, scan
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import FloatArray
 from vdr_db.towers.onnx import OnnxTextTower
 
 __all__ = ["OnnxScoring"]
+
+OwnColumns: TypeAlias = "npt.NDArray[np.int32] | None"
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,10 @@ class OnnxScoring:
         k: Columns kept of each row, or None for all with a weight.
         activation: Turns scores into weights.
         norm: Whether rows have L2 norm 1 before selection.
+        backend: `"cpu"` computes all scores in fp32, `"cpu-int8"` scans first; the vectors are
+            the same.
         lexical: The own tokens of a batch, kept in any case; None where there are none.
+        choice: Remembers whether a scan is faster.
     """
 
     tower: OnnxTextTower
@@ -35,7 +47,9 @@ class OnnxScoring:
     k: int | None
     activation: Activation
     norm: bool
+    backend: Backend
     lexical: Callable[[PackedBatch], SparseRows | None]
+    choice: HeadChoice
 
     def rows_of(self, batches: Iterable[PackedBatch]) -> Iterator[tuple[PackedBatch, SparseRows]]:
         """Batches with their rows, in order.
@@ -44,20 +58,67 @@ class OnnxScoring:
             ConfigError: A weight is not finite; the message names the text.
         """
         for batch in batches:
-            bounds, columns = np.zeros(len(batch.texts) + 1, np.int64), np.zeros(0, np.int32)
-            own = self.lexical(batch)
-            if own is not None:
-                bounds, columns = lexical_columns(own, self.vocabulary)
-            rows = [
+            own = self._own_columns(batch)
+            rows = self.choice.rows(
+                self.backend,
+                (max(run.length for run in batch.runs), self.k, self.activation),
+                tokens=len(batch.input_ids),
+                weights=None,  # those of a file never change
+                is_possible=self._can_scan,
+                plain=partial(self._rows, batch, own, self._scores),
+                scan=partial(self._rows, batch, own, self._scanned),
+            )
+            yield batch, rows
+
+    def _can_scan(self) -> bool:
+        threads = self.tower.threads
+        width = self._codes().codes.shape[1]
+        is_exact = exact_levels(threads) > 0 and rows_are_independent(width, threads)
+        return is_exact and not self.norm
+
+    def _codes(self) -> Codes:
+        return codes_of(self.tower, None, self.tower.encoded)
+
+    def _own_columns(self, batch: PackedBatch) -> list[OwnColumns]:
+        own = self.lexical(batch)
+        if own is None:
+            return [None] * len(batch.texts)
+        bounds, columns = lexical_columns(own, self.vocabulary)
+        return [columns[bounds[i] : bounds[i + 1]] for i in range(len(batch.texts))]
+
+    def _rows(
+        self,
+        batch: PackedBatch,
+        own: list[OwnColumns],
+        score: Callable[[FloatArray, OwnColumns], FloatArray],
+    ) -> SparseRows:
+        return SparseRows.concat(
+            [
                 row_of(
-                    self.tower.pooled(batch.item(place)),
+                    score(self.tower.states(batch.item(place)), columns),
                     self.vocabulary,
                     k=self.k,
                     activation=self.activation,
                     norm=self.norm,
-                    lexical=None if own is None else columns[bounds[place] : bounds[place + 1]],
+                    lexical=columns,
                     name=f"text {text}",
                 )
-                for place, text in enumerate(batch.texts)
+                for place, (text, columns) in enumerate(zip(batch.texts, own, strict=True))
             ]
-            yield batch, SparseRows.concat(rows)
+        )
+
+    def _scores(self, states: FloatArray, _: OwnColumns) -> FloatArray:
+        return self.tower.scores(states)
+
+    def _scanned(self, states: FloatArray, own: OwnColumns) -> FloatArray:
+        tower = self.tower
+        found = scan(
+            self._codes(),
+            states,
+            partial(tower.scores, states),
+            k=self.k,
+            activation=self.activation,
+            always=own,
+            threads=tower.threads,
+        )
+        return tower.scores(states) if found is None else found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from vdr_db.checkpoints.identity import settings_of_parts
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.encoders.checks import checked_texts
@@ -20,6 +21,8 @@ from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.version import __version__
 
 __all__ = ["TokenQueries"]
+
+_OWN = ("tokenizer", "vocabulary", "own_weights")
 
 
 class TokenQueries:
@@ -48,7 +51,13 @@ class TokenQueries:
         self.model = stamp.model
         self.max_length = max_length
         self.truncated = 0
-        self._stamp = replace(stamp, tokenizer=self.vocabulary.fingerprint)
+        own = settings_of_parts(
+            {"tokenizer": tokenizer, "vocabulary": self.vocabulary, "own_weights": own_weights}
+        )
+        others = {k: v for k, v in stamp.settings.items() if k.partition(".")[0] not in _OWN}
+        self._stamp = replace(
+            stamp, tokenizer=self.vocabulary.fingerprint, settings={**others, **own}, probes={}
+        )
 
     @classmethod
     def from_pretrained(
@@ -107,7 +116,7 @@ class TokenQueries:
             TypeError: One `str` came instead of a sequence.
             InputError: An item is not a text, or holds a lone surrogate.
         """
-        tokens = self._cut(self.tokenizer.encode(checked_texts(texts)))
+        tokens = self._read(checked_texts(texts))
         if self.own_weights is not None:
             return self.own_weights.rows(side, tokens)
         return self.vocabulary.bag_of_tokens(tokens.input_ids, tokens.cu_seqlens)
@@ -116,12 +125,13 @@ class TokenQueries:
 
     def own_tokens(self, text: str, side: Literal["document", "query"] = "query") -> TokenizedTexts:
         """Own tokens of one text as they are read."""
-        return self._cut(self.tokenizer.encode(checked_texts([text])))
+        return self._read(checked_texts([text]))
 
-    def _cut(self, tokens: TokenizedTexts) -> TokenizedTexts:
+    def _read(self, texts: Sequence[str]) -> TokenizedTexts:
         if self.max_length is None:
-            return tokens
+            return self.tokenizer.encode(texts)
         own = self.max_length - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+        tokens = self.tokenizer.encode(texts, most=None if self.tokenizer.cuts_left else own)
         self.truncated += int((tokens.lengths > own).sum())
         return tokens.cut(np.arange(len(tokens.lengths)), own)
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from vdr_db.explain.markup import clean, escaped
 from vdr_db.explain.numbers import decimals_for
+from vdr_db.text.vocabulary import is_piece
 
-__all__ = ["cloud_svg", "text_width"]
+__all__ = ["cloud_svg", "cloud_words", "text_width"]
 
 SMALLEST_PX, LARGEST_PX = 15.0, 44.0
 GAP_X_PX, GAP_Y_PX = 7.0, 3.0
@@ -45,14 +46,20 @@ def text_width(text: str, size: float) -> float:
     return size * max(sum(_ems(letter) for letter in text), 0.3)
 
 
+def cloud_words(words: Sequence[tuple[str, float]], most: int) -> list[tuple[str, float]]:
+    """The first `most` whole words that have a weight; pieces of words (`##ing`) say nothing."""
+    whole = [(clean(word), weight) for word, weight in words if weight > 0 and not is_piece(word)]
+    return whole[:most]
+
+
 def cloud_svg(words: Sequence[tuple[str, float]], *, most: int = 40, label: str = "") -> str:
-    """A word cloud of the first `most` words, heaviest first; areas grow with weights.
+    """A word cloud of the first `most` whole words, heaviest first; areas grow with weights.
 
     Returns:
         An `<svg>` element, labelled for readers who cannot see it, or `""` without words.
     """
     decimals = decimals_for(words[0][1] if words else 0.0, usual=3)
-    shown = [(clean(word), weight) for word, weight in words[:most] if weight > 0]
+    shown = cloud_words(words, most)
     if not shown:
         return ""
     heaviest = max(weight for _, weight in shown)

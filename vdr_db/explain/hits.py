@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdr_db.explain.words import shared_words, shares_of
+from vdr_db.explain.records import thumbnail_of
+from vdr_db.explain.snippets import SNIPPET, moved_marks, snippet, telling_marks
+from vdr_db.explain.spans import marks, token_spans
+from vdr_db.explain.words import matched_words, shares_of
 
 if TYPE_CHECKING:
-    from vdr_db.connectors import Collection, Id
+    from vdr_db.connectors import Collection, Hit, Id
+    from vdr_db.connectors.base import Passage
     from vdr_db.connectors.collections.collection import Mode
     from vdr_db.encoders.text import SparseEncoder
     from vdr_db.explain.spans import Mark
 
-__all__ = ["HitView", "find_hits"]
+__all__ = ["HitView", "find_hits", "hit_view"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class HitView:
         snippet: The part of the text that matches best.
         marks: What to mark in the snippet.
         thumbnail: A `data:` address of a small image, or `""`.
+        passage: The passage that `text` is, in a collection of passages.
     """
 
     id: Id
@@ -43,6 +48,7 @@ class HitView:
     snippet: str = ""
     marks: Sequence[Mark] = ()
     thumbnail: str = ""
+    passage: Passage | None = None
 
 
 def find_hits(
@@ -53,8 +59,13 @@ def find_hits(
     limit: int,
     filter: Any = None,
     mode: Mode | None = None,
+    length: int = SNIPPET,
+    min_score: float | None = None,
 ) -> list[HitView]:
-    """Hits of one query, a text or the path of an image, with the words that matched."""
+    """Hits of one query, a text or the path of an image, with the words that matched.
+
+    Their snippets are about `length` characters long.
+    """
     if isinstance(query, Path):
         row, asked = collection.encode_query_image(query), []
     else:
@@ -65,13 +76,58 @@ def find_hits(
             else encoder.encode_queries([query])
         )
         asked = [query]
-    hits = collection.search(row, limit=limit, filter=filter, mode=mode)
-    records = collection.get([hit.id for hit in hits], with_rows=True)
-    rows = {record.id: record.row for record in records}
+    hits = collection.search(row, limit=limit, filter=filter, mode=mode, min_score=min_score)
+    rows = {record.id: record.row for record in collection.records_of(hits)}
+    own = [id for text in asked for id in encoder.token_ids(text)]
+    key = collection.text_key
     views = []
     for hit in hits:
-        text = str(hit.payload.get("text") or "")
-        title = str(hit.payload.get("title") or hit.payload.get("image") or "")
-        words = shared_words(encoder, [*asked, text], shares_of(row, rows.get(hit.id)))
-        views.append(HitView(hit.id, hit.score, title, text, words, hit.payload))
+        shares = shares_of(row, rows.get(hit.id))
+        view = hit_view(encoder, hit, shares, own, text_key=key, length=length)
+        views.append(replace(view, title=view.title or str(hit.payload.get("image") or "")))
     return views
+
+
+def hit_view(
+    encoder: SparseEncoder,
+    hit: Hit,
+    shares: Mapping[int, float],
+    asked: Sequence[int],
+    *,
+    text_key: str = "text",
+    length: int = SNIPPET,
+) -> HitView:
+    """A hit as it is shown.
+
+    Args:
+        encoder: What made the vectors of texts.
+        hit: The hit.
+        shares: Token id -> share of the score, see `shares_of`.
+        asked: Token ids of the query, which say what pieces are one word.
+        text_key: Payload field of the text.
+        length: Characters of the snippet, about.
+    """
+    title = str(hit.payload.get("title") or "")
+    text = str(hit.payload.get(text_key) or "")
+    ids, spans = token_spans(encoder, text)
+    gap = sorted(encoder.vocabulary.special_ids)[:1]
+    words = matched_words(encoder.vocabulary, [*asked, *gap, *ids], shares)
+    found = telling_marks(text, marks(text, spans, [shares.get(id, 0.0) for id in ids]))
+    rest = text
+    if title and text.startswith(title):
+        # `index` puts the title in front of the text; it is shown once.
+        rest = text[len(title) :].lstrip()
+        found = moved_marks(found, len(rest) - len(text), within=len(rest))
+    shown, inside = snippet(rest, found, length=length)
+    return HitView(
+        id=hit.id,
+        score=hit.score,
+        title=title,
+        text=rest,
+        snippet=shown,
+        marks=inside,
+        words=words,
+        payload=hit.payload,
+        thumbnail=thumbnail_of(hit.payload),
+        passage=hit.passage,
+    )

@@ -129,7 +129,7 @@ def _found(
     open_files: bool,
 ) -> Match:
     terms = collection.explain(row, id, mode=mode)
-    (record,) = collection.get([id], with_rows=True)
+    record = collection.matched(row, id)
     return make_match(
         encoder,
         asked,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.explain.cloud import cloud_words
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.markup import clean
 from vdr_db.explain.numbers import decimals_for
@@ -136,7 +137,7 @@ def _draw_cloud(axes: Axes, explanation: Explanation, tone: str) -> None:
     name = explanation.heading
     heading = f"{name}: {clean(explanation.text)}" if explanation.text else name
     axes.set_title(_short(heading, 54), color=INK, loc="left", fontsize=12, parse_math=False)
-    words = {clean(word): weight for word, weight in explanation.words[:CLOUD_WORDS] if weight > 0}
+    words = dict(cloud_words(explanation.words, CLOUD_WORDS))
     if not words:
         axes.text(0.0, 0.9, "no weight at all", color=SOFT, transform=axes.transAxes)
         return

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.connectors.passages import PassageRows
 from vdr_db.ingest.quarantine import Refusal
 from vdr_db.sparse import SparseRows
 
@@ -23,12 +24,13 @@ _STEPS_TO_MOST = 4  # a limit grows back in this many steps
 class Piece:
     """Rows on their way to the store: each with the number of its record, id, payload and source.
 
-    `wire_bytes` is `[N]` int64, the estimated size of each in a request.
+    `rows` are of whole documents, or of the passages of each. `wire_bytes` is `[N]` int64, the
+    estimated size of each in a request.
     """
 
     numbers: Sequence[int]
     ids: Sequence[int | str]
-    rows: SparseRows
+    rows: SparseRows | PassageRows
     payloads: Sequence[dict[str, Any]]
     sources: Sequence[str]
     wire_bytes: npt.NDArray[np.int64]

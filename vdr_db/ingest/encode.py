@@ -69,6 +69,11 @@ def encode_to_spool(
             "a spool needs an input that can be recognised and read again, got a stream; "
             "encode files, or name a `RecordSource` by `identity=`."
         )
+    if options.passages is not None:
+        raise ConfigError(
+            "a spool holds one row for each document; ingest into the store to cut texts into "
+            "passages."
+        )
     stamp, width = encoder.stamp(), int(encoder.vocabulary.size)
     documents = options.documents or "encoded"
     images = encoding_of(origin, encoder, documents)

@@ -102,7 +102,10 @@ def run_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str 
         return change
     for part, what in (("store", "store"), ("encoder", "encoder"), ("policy", "run")):
         then, now = stored.get(part) or {}, wanted.get(part) or {}
-        for name in sorted({*then, *now}):
+        names = {*then, *now}
+        if part == "encoder" and ("settings" not in then or "settings" not in now):
+            names.discard("settings")  # of an earlier version, which did not write them down
+        for name in sorted(names):
             if then.get(name) != now.get(name):
                 told = f"{_short(then.get(name))} then and {_short(now.get(name))} now"
                 return f"another {what} ({name} {told})"

@@ -20,7 +20,7 @@ import os
 import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.border import foreign
 from vdr_db.errors import ConfigError, StoreUnavailable
 from vdr_db.ingest.identity import input_change, is_same_input, run_difference
 
 __all__ = ["Ledger", "Ranges", "Sampled"]
 
 _FORMAT = 2
+_MOST_RECORDS = 1 << 48
 _TABLES = ("settled", "counters", "sample")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs
@@ -158,18 +160,16 @@ class Ledger:
     ) -> None:
         self.path = Path(path)
         self._wanted = json.loads(json.dumps(description, sort_keys=True))
-        self._connection = self._open()
-        try:
-            self.run = self._adopt(restart)
-        except BaseException:
-            self._connection.close()
-            raise
-        self.settled = Ranges(self._rows("start, stop FROM settled"))
-        self.counters = dict(self._rows("name, value FROM counters"))
-        self.sample = [
-            Sampled(json.loads(id), np.frombuffer(ids, np.int32), np.frombuffer(w, np.float32))
-            for id, ids, w in self._rows("id, indices, weights FROM sample")
-        ]
+        with self._understood():
+            self._connection = self._open()
+            try:
+                self.run = self._adopt(restart)
+                self._read()
+            except BaseException as error:
+                self._connection.close()
+                if isinstance(error, sqlite3.Error):
+                    raise self._translated(error) from error
+                raise
         self.is_resumed = len(self.settled) > 0
 
     @classmethod
@@ -183,8 +183,9 @@ class Ledger:
             return None
         ledger = cls.__new__(cls)
         ledger.path, ledger._wanted = Path(path), {"input": json.loads(json.dumps(input))}
-        ledger._connection = ledger._open()
-        with closing(ledger._connection):
+        with ledger._understood():
+            ledger._connection = ledger._open()
+        with closing(ledger._connection), ledger._understood():
             known = ledger._known()
             if known is None:
                 return None
@@ -192,6 +193,25 @@ class Ledger:
             is_same = input_change(stored["input"], ledger._wanted["input"]) is None
             name = str((stored.get("store") or {}).get("name"))
             return LastRun(name, ledger.is_complete, is_same)
+
+    def _understood(self) -> AbstractContextManager[None]:
+        """Whatever a file holds that is no ledger of ours is a `ConfigError`."""
+        return foreign(
+            f"the ledger {self.path}", ConfigError, "name another file, or delete this one"
+        )
+
+    def _read(self) -> None:
+        """What the file knows of the run, checked."""
+        ranges = [(int(start), int(stop)) for start, stop in self._rows("start, stop FROM settled")]
+        if any(not 0 <= start <= stop <= _MOST_RECORDS for start, stop in ranges):
+            raise ValueError("a range of settled records that is none")
+        self.settled = Ranges(ranges)
+        counters = self._rows("name, value FROM counters")
+        self.counters = {str(name): int(value) for name, value in counters}
+        self.sample = [
+            Sampled(json.loads(id), np.frombuffer(ids, np.int32), np.frombuffer(w, np.float32))
+            for id, ids, w in self._rows("id, indices, weights FROM sample")
+        ]
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.parent.is_dir():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vdr_db.connectors.base import Documents, EmptyRows
+from vdr_db.connectors.passages import Passages, checked_passages
 from vdr_db.connectors.retry import RetryPolicy
 from vdr_db.counts import counted
 from vdr_db.errors import ConfigError
@@ -19,6 +20,8 @@ class IngestOptions:
 
     Attributes:
         documents: `"encoded"` takes vectors of the model, `"tokens"` bags of tokens (beta search).
+        passages: Cuts texts into passages, `True` or `Passages(...)`, in a collection that the run
+            makes; `None` does as the collection does.
         keeps_text: Whether payloads get the text; by default what the collection says, else yes.
         has_fingerprint: Whether payloads get `_vdr_fp`, a hash of text, payload and encoder, which
             `skip="unchanged"` compares.
@@ -40,6 +43,7 @@ class IngestOptions:
     """
 
     documents: Documents | None = None
+    passages: bool | Passages | None = None
     keeps_text: bool | None = None
     has_fingerprint: bool = True
     skip: Literal["existing", "unchanged"] | None = None
@@ -57,6 +61,7 @@ class IngestOptions:
 
     def __post_init__(self) -> None:
         """Refuses impossible options."""
+        object.__setattr__(self, "passages", checked_passages(self.passages))
         for name, known in (
             ("documents", (None, "encoded", "tokens")),
             ("skip", (None, "existing", "unchanged")),

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from vdr_db.connectors.base import Documents, Store
+from vdr_db.connectors.documents import documents_of
 from vdr_db.connectors.encoder import Encoder, ImageReader, Target
+from vdr_db.connectors.passages import PassageRows, checked_passages, encode_passages
+from vdr_db.connectors.probes import check_probes, with_probes
 from vdr_db.connectors.retry import Retrier, RetryPolicy, Stopped
 from vdr_db.errors import ConfigError, InputError, StoreMismatch, StoreUnavailable
 from vdr_db.ingest.batches import BatchLimit
@@ -36,6 +40,7 @@ from vdr_db.ingest.stop import Stop
 from vdr_db.ingest.verify import missing_ids, verify
 from vdr_db.ingest.writers import WriterPool
 from vdr_db.readers import Record
+from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 __all__ = ["as_source", "ingest"]
@@ -151,7 +156,27 @@ class _Run:
             keeps_text = False
         self._text_key = getattr(target, "text_key", "text") if keeps_text else None
         # Makes the collection, or checks that it was made for this encoder.
-        self._store.create(self._width, self._stamp, documents=self._documents)
+        brings_rows = getattr(self._source, "width", None) is not None
+        stamp, makes = self._stamp, None if brings_rows else self._encoder
+        if makes is not None and self._store.width is None:
+            stamp = with_probes(makes, stamp)
+        self._store.create(
+            self._width,
+            stamp,
+            documents=self._documents,
+            passages=checked_passages(options.passages),
+        )
+        if makes is not None and self._documents == "encoded":
+            check_probes(makes, self._store.stamp, "document", repr(self._store))
+        kept = self._store.stamp
+        if kept is not None and kept.is_old and self._stamp is not None:
+            # Fingerprints of the documents that are there are made of what was known then.
+            self._stamp = self._stamp.as_before()
+        self._kind = type(self._store).__name__
+        self._passages = self._store.passages
+        self._options = replace(options, passages=self._passages)
+        self._name = getattr(self._store, "name", None)
+        self._store = documents_of(self._store, self._text_key)
 
     def _identity(self) -> tuple[EncoderStamp | None, int]:
         """Stamp and width of the rows, from a source of ready rows or from the encoder."""
@@ -177,14 +202,15 @@ class _Run:
             "input": self._source.description,
             "encoder": comparable_stamp(self._stamp),
             "policy": {
+                **({} if self._passages is None else {"passages": self._passages.to_dict()}),
                 "documents": self._documents,
                 "text_key": self._text_key,
                 "has_fingerprint": options.has_fingerprint,
                 "empty": options.empty,
             },
             "store": {
-                "kind": type(self._store).__name__,
-                "name": getattr(self._store, "name", None),
+                "kind": self._kind,
+                "name": self._name,
             },
         }
 
@@ -296,11 +322,14 @@ class _Run:
 
     def _preparation(self) -> Preparation:
         encoder = self._encoder
-        encode = None
+        encode: Callable[[list[str]], SparseRows | PassageRows] | None = None
         if encoder is not None and self._images is None:
             encoder = cast("Encoder", encoder)  # of texts: that of images alone has `_images`
             is_bag = self._documents == "tokens"
-            encode = encoder.bag_of_tokens if is_bag else encoder.encode_documents
+            whole = encoder.bag_of_tokens if is_bag else encoder.encode_documents
+            encode, passages = whole, self._passages
+            if passages is not None:
+                encode = lambda texts: encode_passages(whole, encoder, texts, passages)  # noqa: E731
         return Preparation(
             encode=encode,
             stamp=self._stamp,

@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from vdr_db.connectors.halving import deliver
 from vdr_db.connectors.ids import checked_id
 from vdr_db.connectors.images import THUMBNAIL_KEY, EncodeImages
+from vdr_db.connectors.passages import PassageRows, checked_passages
 from vdr_db.connectors.validation import FINGERPRINT_FIELD, RESERVED_PREFIX, clean_payload
 from vdr_db.errors import InputError, ShapeError
 from vdr_db.ingest.batches import Piece
@@ -37,21 +38,35 @@ _OBJECT_BYTES = 600  # Python objects of one waiting record, beside text and vec
 
 def comparable_stamp(stamp: EncoderStamp | None) -> dict[str, Any]:
     """What of a stamp changes vectors."""
-    facts = {} if stamp is None else stamp.to_dict()
+    if stamp is None:
+        return {}
+    facts = stamp.as_before().to_dict()
     for name in ("model", "revision", "library_version"):
         facts.pop(name, None)
+    if stamp.settings:
+        told = [dict(one.settings) for one in (stamp, stamp.image) if one is not None]
+        facts["settings"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return facts
 
 
+@overload
 def encode_readable(
     encode: Callable[[list[str]], SparseRows], texts: Sequence[str], width: int
-) -> tuple[SparseRows, dict[int, str]]:
+) -> tuple[SparseRows, dict[int, str]]: ...
+@overload
+def encode_readable(
+    encode: Callable[[list[str]], SparseRows | PassageRows], texts: Sequence[str], width: int
+) -> tuple[SparseRows | PassageRows, dict[int, str]]: ...
+def encode_readable(
+    encode: Callable[[list[str]], SparseRows | PassageRows], texts: Sequence[str], width: int
+) -> tuple[SparseRows | PassageRows, dict[int, str]]:
     """Rows of the texts that can be encoded, and place → reason for the others.
 
     Raises:
         ShapeError: The encoder gives other than one row of that width for each text.
     """
-    parts, errors = [SparseRows.empty(0, width)], {}
+    parts: list[SparseRows | PassageRows] = []
+    errors: dict[int, str] = {}
 
     def attempt(places: range) -> None:
         rows = encode([texts[i] for i in places])
@@ -66,7 +81,13 @@ def encode_readable(
         errors[places[0]] = str(error)
 
     deliver(range(len(texts)), attempt, refuse, refusing=InputError)
-    return (parts[-1] if len(parts) == 2 else SparseRows.concat(parts)), errors
+    if not parts:
+        return SparseRows.empty(0, width), errors
+    cut = [part for part in parts if isinstance(part, PassageRows)]
+    whole = [part for part in parts if isinstance(part, SparseRows)]
+    if len(parts) == 1:
+        return parts[0], errors
+    return (PassageRows.concat(cut) if cut else SparseRows.concat(whole)), errors
 
 
 @dataclass(frozen=True)
@@ -101,19 +122,22 @@ class Preparation:
     """Turns blocks into pieces.
 
     Args:
-        encode: Texts to rows; may be `None` when every block brings rows. stamp: Identity of the
-        encoder, part of each fingerprint. width: Width of the rows. text_key: Payload field the
-        text is kept in; `None` does not keep it. options: Whether payloads get `_vdr_fp`, what
-        happens to rows without weights, what is skipped. stored: `stored(ids)` → id → payload for
-        those in the store; `None` skips nothing. images: Turns images to rows, for blocks of images
-        in place of texts. thumbnail_px: Longest side of their small copies, part of each
-        fingerprint.
+        encode: Texts to rows, or to rows of their passages; may be `None` when every block brings
+            rows.
+        stamp: Identity of the encoder, part of each fingerprint.
+        width: Width of the rows.
+        text_key: Payload field the text is kept in; `None` does not keep it.
+        options: Whether payloads get `_vdr_fp`, what happens to rows without weights, what is
+            skipped.
+        stored: `stored(ids)` → id → payload for those in the store; `None` skips nothing.
+        images: Turns images to rows, for blocks of images in place of texts.
+        thumbnail_px: Longest side of their small copies, part of each fingerprint.
     """
 
     def __init__(
         self,
         *,
-        encode: Callable[[list[str]], SparseRows] | None,
+        encode: Callable[[list[str]], SparseRows | PassageRows] | None,
         stamp: EncoderStamp | None,
         width: int,
         text_key: str | None,
@@ -131,7 +155,10 @@ class Preparation:
         self._empty = options.empty
         self._stored = stored
         self._skip = None if stored is None else options.skip
-        self._key = json.dumps(comparable_stamp(stamp), sort_keys=True).encode()
+        facts = comparable_stamp(stamp)
+        if (passages := checked_passages(options.passages)) is not None:
+            facts["passages"] = passages.to_dict()
+        self._key = json.dumps(facts, sort_keys=True).encode()
 
     def __call__(self, block: Block) -> Prepared:
         """The piece to write for a block, and what needs no write."""
@@ -159,6 +186,7 @@ class Preparation:
             existing = len(known) if self._skip == "existing" else 0
             unchanged = len(known) if self._skip == "unchanged" else 0
             chosen = [i for i in chosen if i not in known]
+        rows: SparseRows | PassageRows
         if self._images is not None and chosen:
             rows, kept, failed = self._image_rows(self._images, block, chosen, payloads, sizes)
         else:
@@ -252,7 +280,7 @@ class Preparation:
 
     def _rows(
         self, block: Block, chosen: Sequence[int]
-    ) -> tuple[SparseRows, list[int], list[Refusal]]:
+    ) -> tuple[SparseRows | PassageRows, list[int], list[Refusal]]:
         """Rows of the chosen records, which of them have one, and refusals for the others."""
         if block.rows is not None:
             return block.rows[list(chosen)], list(chosen), []

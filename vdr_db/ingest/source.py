@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from vdr_db.errors import ConfigError, InputError
 from vdr_db.ingest.identity import file_identities
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.quarantine import Refusal
+from vdr_db.lines import PACKED, unpacked_name
 from vdr_db.readers import Fields, Format, Record, read_records
 from vdr_db.sparse import SparseRows
 
@@ -217,7 +219,7 @@ class FileSource:
         if not self.paths:
             raise ConfigError("`paths` must name at least one file, got none.")
         self._takes_files = len(self.paths) >= self.slice.n
-        self.is_rereadable = "-" not in self.paths
+        self.is_rereadable = not any(map(_is_stream, self.paths))
         self._digest = digest
 
     @cached_property
@@ -290,19 +292,30 @@ def cut_windows(records: Iterator[Record], settled: Ranges, window: Window) -> I
         raise failure  # after what was read before the broken line
 
 
+def _is_stream(path: str) -> bool:
+    """Whether something can be read only once: standard input, a pipe, a device."""
+    if path == "-":
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _expanded(path: str) -> list[str]:
-    if path == "-" or os.path.isfile(path):
+    if _is_stream(path) or os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such file or folder.")
-    if any(os.path.isfile(os.path.join(path, f"corpus.jsonl{end}")) for end in ("", ".gz")):
+    if any(os.path.isfile(os.path.join(path, f"corpus.jsonl{end}")) for end in ("", *PACKED)):
         return [path]
     names = sorted(os.listdir(path))
-    parts = [name for name in names if name.lower().removesuffix(".gz").endswith(_PARTS)]
+    parts = [name for name in names if unpacked_name(name).endswith(_PARTS)]
     if not parts:
         raise InputError(
-            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or .gz); "
-            "a folder of images is an ImageFolderSource (--images)."
+            f"{path} holds neither a BEIR corpus nor files ending in {', '.join(_PARTS)} (or "
+            ".gz, .zst); a folder of images is an ImageFolderSource (--images)."
         )
     return [os.path.join(path, name) for name in parts]
 
@@ -310,6 +323,6 @@ def _expanded(path: str) -> list[str]:
 def _data_file(path: str) -> str:
     """The file behind a path, which may be a BEIR folder."""
     if os.path.isdir(path):
-        ends = (os.path.join(path, f"corpus.jsonl{end}") for end in ("", ".gz"))
+        ends = (os.path.join(path, f"corpus.jsonl{end}") for end in ("", *PACKED))
         return next(end for end in ends if os.path.isfile(end))
     return path

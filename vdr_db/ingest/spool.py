@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from vdr_db.border import foreign
 from vdr_db.connectors.base import Documents
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError, InputError, StoreUnavailable, require
@@ -34,6 +35,7 @@ from vdr_db.ingest.batches import Piece
 from vdr_db.ingest.identity import of_format_1, run_difference
 from vdr_db.ingest.ledger import Ranges
 from vdr_db.ingest.source import Slice
+from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
 __all__ = ["PART_NAME", "SPOOL_FORMAT", "SpoolWriter", "digest"]
@@ -91,7 +93,7 @@ class SpoolWriter:
         # What earlier versions compared: one hash of all.
         told = {
             "input": of_format_1(description["input"]),
-            "encoder": description["encoder"],
+            "encoder": {k: v for k, v in description["encoder"].items() if k != "settings"},
             "policy": list(description["policy"].values()),
         }
         self._description = json.loads(json.dumps(description))
@@ -123,21 +125,25 @@ class SpoolWriter:
             for path in (*self.folder.glob(f"part-{stem}-*.parquet"), self._manifest):
                 path.unlink(missing_ok=True)
         for path in sorted(self.folder.glob(f"part-{stem}-*.parquet")):
-            facts = self._read_facts(path)
-            difference = None
-            if facts.get("run") != self._facts["run"]:
-                difference = "another input, encoder or options"
-                if "described" in facts:
-                    difference = run_difference(facts["described"], self._description)
-            if difference is not None:
-                raise ConfigError(
-                    f"{path} was made of something else: {difference}; use another folder, or "
-                    "restart to encode this slice again."
-                )
-            for start, stop in facts["settled"]:
-                self.settled.add(start, stop)
-            self._parts[path.name] = facts["rows"]
-            self.rows += facts["rows"]
+            with foreign(f"the part {path}", ConfigError, "move it away"):
+                self._adopt_part(path)
+
+    def _adopt_part(self, path: Path) -> None:
+        facts = self._read_facts(path)
+        difference = None
+        if facts.get("run") != self._facts["run"]:
+            difference = "another input, encoder or options"
+            if "described" in facts:
+                difference = run_difference(facts["described"], self._description)
+        if difference is not None:
+            raise ConfigError(
+                f"{path} was made of something else: {difference}; use another folder, or "
+                "restart to encode this slice again."
+            )
+        for start, stop in facts["settled"]:
+            self.settled.add(start, stop)
+        self._parts[path.name] = facts["rows"]
+        self.rows += facts["rows"]
 
     def _read_facts(self, path: Path) -> dict[str, Any]:
         try:
@@ -263,14 +269,15 @@ class SpoolWriter:
         return arrow.schema([arrow.field(n, kind, nullable=False) for n, kind in kinds.items()])
 
     def _table(self, piece: Piece) -> Any:
-        arrow = self._arrow
-        offsets = arrow.array(piece.rows.indptr.astype(np.int32))
-        indices = arrow.array(piece.rows.indices.astype(np.uint32))
+        arrow, rows = self._arrow, piece.rows
+        assert isinstance(rows, SparseRows)  # `encode_to_spool` takes no passages
+        offsets = arrow.array(rows.indptr.astype(np.int32))
+        indices = arrow.array(rows.indices.astype(np.uint32))
         columns = [
             arrow.array([str(id) for id in piece.ids], arrow.string()),
             arrow.array([isinstance(id, int) for id in piece.ids], arrow.bool_()),
             arrow.ListArray.from_arrays(offsets, indices),
-            arrow.ListArray.from_arrays(offsets, arrow.array(piece.rows.values)),
+            arrow.ListArray.from_arrays(offsets, arrow.array(rows.values)),
             arrow.array(
                 [json.dumps(one, ensure_ascii=False) for one in piece.payloads], arrow.string()
             ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vdr_db.border import foreign
 from vdr_db.connectors.base import Documents
 from vdr_db.errors import InputError, require
 from vdr_db.ingest.ledger import Ranges
@@ -52,6 +53,17 @@ class SpoolSource:
         is_partial: bool = False,
         is_checked: bool = True,
     ) -> None:
+        with foreign(f"the spool {folder}", InputError, "encode its slices again"):
+            self._open(folder, slice, is_partial=is_partial, is_checked=is_checked)
+
+    def _open(
+        self,
+        folder: str | os.PathLike[str],
+        slice: Slice | None,
+        *,
+        is_partial: bool,
+        is_checked: bool,
+    ) -> None:
         self._parquet: Any = require("pyarrow.parquet", "parquet")
         self._folder = Path(folder)
         self._is_checked = is_checked
@@ -70,8 +82,9 @@ class SpoolSource:
                     "one spool holds the output of one encoder."
                 )
         totals = {one["slice"][1] for one in manifests}
-        missing = sorted(set(range(max(totals))) - {one["slice"][0] for one in manifests})
-        if len(totals) > 1 or (missing and not is_partial):
+        # Not by walking all slices: the number of them is what a file says.
+        is_whole = len({one["slice"][0] for one in manifests}) == max(totals)
+        if len(totals) > 1 or not (is_whole or is_partial):
             raise InputError(
                 f"{self._folder} is not whole: expected every slice of one number, got slices "
                 f"{[f'{k}/{n}' for k, n in (one['slice'] for one in manifests)]}; "
@@ -127,23 +140,20 @@ class SpoolSource:
         if self._is_checked and digest(path) != part["sha256"]:
             raise InputError(f"{path} is not what its manifest says; encode its slice again.")
         resumed = 0
-        try:
-            with self._parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    numbers = [n for n in range(start, start + count) if n not in settled]
-                    resumed += count - len(numbers)
-                    if numbers:
-                        table = file.read_row_group(group)
-                        kept = np.array(numbers, np.int64) - start
-                        records, rows = self._decoded(table, kept)
-                        yield Block(numbers, records, rows, resumed)
-                        resumed = 0
-                    start += count
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} cannot be read ({error}); encode its slice again.") from error
+        told = foreign(f"the part {path}", InputError, "encode its slice again")
+        options = {"memory_map": False, "pre_buffer": False}
+        with told, self._parquet.ParquetFile(path, **options) as file:
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                numbers = [n for n in range(start, start + count) if n not in settled]
+                resumed += count - len(numbers)
+                if numbers:
+                    table = file.read_row_group(group)
+                    kept = np.array(numbers, np.int64) - start
+                    records, rows = self._decoded(table, kept)
+                    yield Block(numbers, records, rows, resumed)
+                    resumed = 0
+                start += count
         if resumed:
             yield Block([], [], SparseRows.empty(0, self.width), resumed)
 

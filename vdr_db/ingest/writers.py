@@ -25,7 +25,6 @@ from vdr_db.errors import VdrError
 from vdr_db.failure import Failure
 from vdr_db.ingest.batches import BatchLimit, Piece
 from vdr_db.ingest.quarantine import Refusal
-from vdr_db.sparse import SparseRows
 
 __all__ = ["WriterPool"]
 
@@ -43,7 +42,8 @@ class WriterPool:
     """Writer threads and the queue in front of them.
 
     Args:
-        write: `write(rows, ids, payloads)`: returns once the store has acknowledged all of them.
+        write: `write(rows, ids, payloads)`, with the rows of a piece: returns once the store has
+            acknowledged all of them.
         writers: Number of threads.
         limit: Batch limit, shared by the writers.
         queue_bytes: Most bytes waiting or being written; one piece may exceed it alone.
@@ -55,7 +55,7 @@ class WriterPool:
 
     def __init__(
         self,
-        write: Callable[[SparseRows, list[int | str], list[dict[str, Any]]], Any],
+        write: Callable[[Any, list[int | str], list[dict[str, Any]]], object],
         *,
         writers: int,
         limit: BatchLimit,

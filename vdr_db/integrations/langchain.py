@@ -105,7 +105,7 @@ class VDRRetriever(BaseRetriever):  # type: ignore[misc]
     def _shares(self, query: SparseRows, hits: Sequence[Hit]) -> list[dict[int, float] | None]:
         """For each hit, token id → what it adds to the score."""
         try:
-            records = self.collection.get([hit.id for hit in hits], with_rows=True)
+            records = self.collection.records_of(hits)
         except StoreError as error:
             if type(error) is not StoreError:
                 raise

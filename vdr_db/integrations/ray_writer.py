@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vdr_db.connectors.base import Store
+from vdr_db.connectors.documents import documents_of
 from vdr_db.connectors.failures import redact
 from vdr_db.connectors.retry import Retrier
 from vdr_db.connectors.validation import rows_from_pairs
@@ -223,7 +224,7 @@ class StoreWriter:
         tally = _Tally(options.max_errors)
         documents = options.batch_documents or (1024 if self._plan.is_local else 256)
         pool = WriterPool(
-            self.store.upsert,
+            documents_of(self.store, self._plan.columns.text).upsert,
             writers=options.writers or 1,
             limit=BatchLimit(documents, options.batch_bytes),
             queue_bytes=options.queue_bytes,

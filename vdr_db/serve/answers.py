@@ -47,6 +47,15 @@ class MarkAnswer(_Answer):
     )
 
 
+class PassageAnswer(_Answer):
+    """Which part of a document a hit is."""
+
+    number: int = Field(description="its place among the passages of the document, from 0")
+    count: int = Field(description="passages of the document")
+    start: int = Field(description="its first character in the text of the document")
+    stop: int = Field(description="the first character after it")
+
+
 class HitAnswer(_Answer):
     """One hit."""
 
@@ -57,6 +66,9 @@ class HitAnswer(_Answer):
     marks: list[MarkAnswer] = Field(description="what matched in the snippet")
     words: list[ProductAnswer] = Field(description="shared words; the products add up to the score")
     payload: dict[str, Any]
+    passage: PassageAnswer | None = Field(
+        description="the passage that matches best, in a collection of passages"
+    )
 
 
 class FacetValueAnswer(_Answer):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vdr_db.errors import StoreUnavailable
+from vdr_db.forks import renew_after_fork
 from vdr_db.sparse import SparseRows
 
 __all__ = ["Batcher", "Side"]
@@ -53,11 +54,18 @@ class Batcher:
         self._encode = {"query": encoder.encode_queries, "document": document}
         self._most = most
         self.watch = watch
+        self._is_closed = False
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="vdr-db-encoder", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """A thread of its own, as the parent's is not here, nor are those who wait for its jobs."""
+        self._begin()
 
     def submit(self, side: Side, texts: Sequence[str]) -> Future[SparseRows]:
         """The rows of texts, as soon as they are there.
@@ -69,6 +77,11 @@ class Batcher:
         with self._changed:
             if self._is_closed:
                 raise StoreUnavailable("the service has stopped; start it again.")
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="vdr-db-encoder", daemon=True
+                )
+                self._thread.start()
             self._waiting.append(job)
             self._changed.notify()
         return job.done
@@ -78,7 +91,8 @@ class Batcher:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while jobs := self._next():

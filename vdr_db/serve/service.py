@@ -5,23 +5,23 @@ from __future__ import annotations
 import itertools
 import ntpath
 import posixpath
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
+from vdr_db.connectors.probes import check_probes
 from vdr_db.errors import InputError, StoreError
 from vdr_db.explain.explanation import Explanation, Match
-from vdr_db.explain.hits import HitView
+from vdr_db.explain.hits import HitView, hit_view
 from vdr_db.explain.items import explain_text
 from vdr_db.explain.matches import make_match
-from vdr_db.explain.records import thumbnail_of
-from vdr_db.explain.spans import Mark, marks, token_spans
+from vdr_db.explain.spans import token_spans
 from vdr_db.explain.words import matched_words, shares_of
+from vdr_db.forks import renew_after_fork
 from vdr_db.serve.batching import Batcher, Side
 from vdr_db.serve.facets import (
     Choice,
@@ -46,8 +46,6 @@ FACET_DEPTH = 200
 """Best hits whose payloads are counted for facets."""
 SAMPLE = 1000
 """Documents looked at to find out which fields are facets."""
-SNIPPET = 340
-"""Characters of a hit's text that are shown."""
 
 
 class ImageSearch(Protocol):
@@ -103,11 +101,13 @@ class SearchService:
         batch_texts: int = Limits.batch_texts,
     ) -> None:
         self.collection = collection
+        check_probes(encoder, collection.store.stamp, "query", repr(collection.store))
         self.batcher = Batcher(encoder, most=batch_texts)
         self.encoder = encoder
         self.images = images
         # The embedded engine is asked by one thread at a time; a search takes about a millisecond.
         self._store_lock = threading.Lock()
+        renew_after_fork(self)
         sample = [
             record.payload
             for record in collection.get(list(itertools.islice(collection.ids(), SAMPLE)))
@@ -117,6 +117,10 @@ class SearchService:
             self.facets = find_facets(sample, without=own)
         else:
             self.facets = named_facets(sample, facets)
+
+    def after_fork(self) -> None:
+        """A lock that a thread of the parent held is held for ever here."""
+        self._store_lock = threading.Lock()
 
     def close(self) -> None:
         """Closes the collection, after what is going on; a second call does nothing."""
@@ -228,14 +232,15 @@ class SearchService:
         """Why a document matches, or None when there is no such document."""
         row = self.encode("query", [query]).result()
         with self._store_lock:
-            records = self.collection.get([id], with_rows=True)
-            if not records:
+            try:
+                record = self.collection.matched(row, id)
+            except InputError:
                 return None
             terms = self.collection.explain(row, id)
         return make_match(
             self.encoder,
             explain_text(self.encoder, query, side="query", row=row),
-            records[0],
+            record,
             terms,
             text_key=self.collection.text_key,
             follow=self.collection.documents != "tokens",
@@ -256,10 +261,15 @@ class SearchService:
         with self._store_lock:
             hits = self.collection.search(row, limit=deep, filter=keep)
             page = hits[offset : offset + limit]
-            records = self.collection.get([hit.id for hit in page], with_rows=True)
+            records = self.collection.records_of(page)
             counts = [self._count(facet, row, hits, choices, filter) for facet in self.facets]
         rows = {record.id: record.row for record in records}
-        views = [self._view(hit, rows.get(hit.id), row, own) for hit in page]
+        key = self.collection.text_key
+        # Files are never read for a request, so a small copy is all there is to see of an image.
+        views = [
+            hit_view(self.encoder, hit, shares_of(row, rows.get(hit.id)), own, text_key=key)
+            for hit in page
+        ]
         return Found(
             hits=views,
             counted=min(len(hits), deep - 1),
@@ -282,63 +292,6 @@ class SearchService:
             wider = both_filters(filter, filter_of(choices, without=facet))
             hits = self.collection.search(row, limit=FACET_DEPTH, filter=wider)
         return count_values(facet, (hit.payload for hit in hits[:FACET_DEPTH]), choices)
-
-    def _view(
-        self, hit: Hit, row: SparseRows | None, query: SparseRows, own: Sequence[int]
-    ) -> HitView:
-        products = shares_of(query, row)
-        title = str(hit.payload.get("title") or "")
-        text = str(hit.payload.get(self.collection.text_key) or "")
-        ids, spans = token_spans(self.encoder, text)
-        gap = sorted(self.encoder.vocabulary.special_ids)[:1]
-        words = matched_words(self.encoder.vocabulary, [*own, *gap, *ids], products)
-        found = marks(text, spans, [products.get(id, 0.0) for id in ids])
-        if title and text.startswith(title):
-            # `index` puts the title in front of the text; it is shown once.
-            whole, text = text, text[len(title) :].lstrip()
-            found = _moved(found, len(text) - len(whole), within=len(text))
-        shown, inside = snippet(text, found)
-        return HitView(
-            id=hit.id,
-            score=hit.score,
-            title=title,
-            text=text,
-            snippet=shown,
-            marks=inside,
-            words=words,
-            payload=hit.payload,
-            # Files are never read for a request, so this is all there is to see.
-            thumbnail=thumbnail_of(hit.payload),
-        )
-
-
-def snippet(text: str, found: Sequence[Mark], *, length: int = SNIPPET) -> tuple[str, list[Mark]]:
-    """The part of a text, about `length` long, with the largest shares, and the marks in it."""
-    if len(text) <= length:
-        return text, list(found)
-    best, start = -1.0, 0
-    for candidate in [0, *(max(mark.start - 60, 0) for mark in found)]:
-        inside = [m for m in found if candidate <= m.start and m.stop <= candidate + length]
-        worth = sum(mark.share for mark in inside)
-        if worth > best + 1e-9:
-            best, start = worth, candidate
-    start = min(start, len(text) - length)
-    stop = start + length
-    if start:
-        space = text.find(" ", start, start + 30)
-        start = space + 1 if space >= 0 else start
-    if stop < len(text):
-        space = text.rfind(" ", stop - 30, stop)
-        stop = space if space > start else stop
-    before, after = "… " if start else "", " …" if stop < len(text) else ""
-    inside = _moved(_moved(found, -start, within=stop - start), len(before))
-    return before + text[start:stop] + after, inside
-
-
-def _moved(found: Sequence[Mark], shift: int, *, within: int = sys.maxsize) -> list[Mark]:
-    """Marks elsewhere in a text, those that then lie in its first `within` characters."""
-    moved = (replace(mark, start=mark.start + shift, stop=mark.stop + shift) for mark in found)
-    return [mark for mark in moved if mark.start >= 0 and mark.stop <= within]
 
 
 def _model_name(model: str) -> str:

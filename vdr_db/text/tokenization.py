@@ -1,7 +1,7 @@
 """Texts to token ids, packed one after the other.
 
-A thin layer over the `tokenizers` library. It cuts nothing and adds nothing: special tokens and
-truncation are the business of `vdr_db.encoders.batching`, which needs to know about both.
+A thin layer over the `tokenizers` library. It adds nothing and cuts nothing that is kept: special
+tokens and truncation are the business of `vdr_db.encoders.batching`, which needs to know of both.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from vdr_db.errors import ConfigError
+from vdr_db.text.excerpts import GROWTH, MARGIN, excerpt, is_local
+from vdr_db.text.passages import Span
 from vdr_db.text.slow import SlowTokenizer
 
 __all__ = ["NAMED_TOKENS", "AnyTokenizer", "TextTokenizer", "TokenizedTexts"]
@@ -32,6 +34,9 @@ _SAVED = (*NAMED_TOKENS, "model_max_length", "truncation_side", "split_special_t
 
 # The library keeps some 200 bytes a token until its answer is read: 50 MB for this many characters.
 _CHARACTERS_AT_ONCE = 1 << 18
+
+# Excerpts of long texts; twice what English has, so that one excerpt mostly does.
+_CHARACTERS_PER_TOKEN = 10
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class TextTokenizer:
         self.prefix_ids, self.suffix_ids = _frame(self.backend)
         self.all_special_ids = self._special_ids()
         self._plain: Tokenizer | SlowTokenizer | None = None
+        self._is_local: bool | None = None
 
     def get_vocab(self) -> dict[str, int]:
         """Token text -> id, added tokens included."""
@@ -126,25 +132,62 @@ class TextTokenizer:
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     def encode(
-        self, texts: Sequence[str], *, special_as_text: bool | None = None
+        self, texts: Sequence[str], *, special_as_text: bool | None = None, most: int | None = None
     ) -> TokenizedTexts:
-        """Own tokens of each text, uncut, without the special tokens around it.
+        """Own tokens of each text, without the special tokens around it.
 
         Args:
             texts: Checked texts.
             special_as_text: Instead of the tokenizer's own `special_as_text`.
+            most: How many tokens of a text the caller keeps. Much longer texts then get only some
+                more than that, first or last ones by `cuts_left`, of which those to be kept are
+                the same; this takes time and memory for what is kept, not for the text. None for
+                all tokens.
         """
         as_text = self.special_as_text if special_as_text is None else special_as_text
         backend = self._as_text() if as_text else self.backend
+        if most is None or all(len(text) <= 2 * _characters(most) for text in texts):
+            return _joined(self._pieces(backend, texts))
+        if self._is_local is None:
+            self._is_local = is_local(self.backend)
+        if not self._is_local:
+            return _joined(self._pieces(backend, texts))
+        pieces: dict[int, npt.NDArray[np.int32]] = {}
+        wanted, characters = list(range(len(texts))), _characters(most)
+        while wanted:
+            parts = [excerpt(texts[i], characters, left=self.cuts_left) for i in wanted]
+            found = self._pieces(backend, parts)
+            pieces.update(zip(wanted, found, strict=True))
+            wanted = [
+                i
+                for i, part, ids in zip(wanted, parts, found, strict=True)
+                if len(part) < len(texts[i]) and ids.size <= most + MARGIN
+            ]
+            characters *= GROWTH
+        return _joined([pieces[i] for i in range(len(texts))])
+
+    def _pieces(
+        self, backend: Tokenizer | SlowTokenizer, texts: Sequence[str]
+    ) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each text."""
         pieces: list[npt.NDArray[np.int32]] = []
         for start, stop in _spans([len(text) for text in texts], _CHARACTERS_AT_ONCE):
             batch = list(texts[start:stop])
             for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
                 pieces.append(np.array(encoding.ids, np.int32))
-        cu_seqlens = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([piece.size for piece in pieces], out=cu_seqlens[1:])
-        ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-        return TokenizedTexts(ids, cu_seqlens)
+        return pieces
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span] | None]:
+        """(start, stop) of each own token in its text, uncut; `None` where that is not known."""
+        backend = self._as_text() if self.special_as_text else self.backend
+        if isinstance(backend, SlowTokenizer):
+            return [None] * len(texts)
+        found: list[list[Span] | None] = []
+        for start, stop in _spans([len(text) for text in texts], _CHARACTERS_AT_ONCE):
+            encodings = backend.encode_batch(list(texts[start:stop]), add_special_tokens=False)
+            for text, encoding in zip(texts[start:stop], encodings, strict=True):
+                found.append([_visible(text, *span) for span in encoding.offsets])
+        return found
 
     def save(self, folder: Path) -> None:
         """Writes the files of a tokenizer that needs none of the settings it was built with."""
@@ -183,6 +226,18 @@ class TextTokenizer:
         return sorted(special)
 
 
+def _joined(pieces: list[npt.NDArray[np.int32]]) -> TokenizedTexts:
+    cu_seqlens = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([piece.size for piece in pieces], out=cu_seqlens[1:])
+    ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    return TokenizedTexts(ids, cu_seqlens)
+
+
+def _characters(most: int) -> int:
+    """Characters that so many tokens, and those next to a cut, mostly have."""
+    return _CHARACTERS_PER_TOKEN * (most + MARGIN)
+
+
 class _FastTokenizer(Protocol):
     """A fast tokenizer of transformers."""
 
@@ -219,6 +274,13 @@ def _frame(backend: Tokenizer | SlowTokenizer) -> tuple[tuple[int, ...], tuple[i
         f"the tokenizer must turn 'a' into its own ids with special ids around, got {own} and "
         f"{framed}; tokenizers that rewrite a text when special tokens are added are not supported."
     )
+
+
+def _visible(text: str, start: int, stop: int) -> Span:
+    # Byte-level tokenizers count the space before a word as a part of it.
+    while start < stop and text[start].isspace():
+        start += 1
+    return start, stop
 
 
 def _spans(sizes: Sequence[int], budget: int) -> list[tuple[int, int]]:

@@ -25,10 +25,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.budget import BUDGET
 from vdr_db.errors import ConfigError, InputError, ShapeError
 from vdr_db.sparse import SparseRows
 
-__all__ = ["KINDS", "Vocabulary"]
+__all__ = ["KINDS", "Vocabulary", "is_piece"]
 
 IdArray = npt.NDArray[np.int32]
 
@@ -120,8 +121,15 @@ class Vocabulary:
 
         Raises:
             InputError: Two tokens share an id. Ids that no token has are named `[id N]`.
+            ConfigError: An id is larger than any vocabulary.
         """
         table = tokenizer.get_vocab()
+        largest = max(table.values(), default=0)
+        if largest >= BUDGET.vocabulary_ids:
+            raise ConfigError(
+                f"token ids must lie below {BUDGET.vocabulary_ids:,}, got {largest:,}; vectors are "
+                "as wide as the largest id: the tokenizer is damaged."
+            )
         tokens = [f"[id {i}]" for i in range(max(table.values()) + 1)] if table else []
         if len(set(table.values())) != len(table):
             raise InputError(
@@ -330,6 +338,11 @@ class Vocabulary:
             return texts[0]  # a piece on its own keeps its mark: it is not a word
         text = "".join(text.removeprefix(_CONTINUATION) for text in texts)
         return text.replace(_BYTE_LEVEL_SPACE, "").replace(_SENTENCE_PIECE_SPACE, "") or texts[0]
+
+
+def is_piece(word: str) -> bool:
+    """Whether a token, or a word that `merge_word_pieces` gave, is only a piece of a word."""
+    return word.startswith(_CONTINUATION) and word != _CONTINUATION
 
 
 def _fingerprint(tokens: Sequence[str]) -> str:

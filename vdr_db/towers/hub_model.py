@@ -8,7 +8,6 @@ is right is tried when a tower is made: both must give what the model gives on i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.kernels import Backend, Pooled
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.packed_attention import NAME, NotPackable, PackedTexts, register
-from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
+from vdr_db.towers.packing import ROW_MULTIPLE, Run
 from vdr_db.towers.text_body import (
     ACTIVATIONS,
     Padding,
@@ -35,7 +32,9 @@ from vdr_db.towers.text_body import (
     rows_are_independent,
 )
 from vdr_db.towers.text_head import Head
-from vdr_db.towers.torch_tower import TorchTower
+from vdr_db.towers.torch_text import ProjectedTower
+from vdr_db.towers.torch_tower import check_process
+from vdr_db.warning import warn_caller
 
 __all__ = ["HubModelTower", "HubSizes"]
 
@@ -99,13 +98,12 @@ class _PassThrough:
         return hidden
 
 
-class HubModelTower(TorchTower):
+class HubModelTower(ProjectedTower):
     """A model of transformers as a tower.
 
     Attributes:
         model: The model; its last linear layer hands its input through.
         head: Its vocabulary matrix.
-        config: Its sizes.
         packs: Whether texts run packed; padded where not.
         is_decoder: Whether the model is a decoder.
     """
@@ -133,7 +131,7 @@ class HubModelTower(TorchTower):
                 "model."
             )
         self.model = model
-        self.config = _sizes(model, output, max_length)
+        self._sizes = _sizes(model, output, max_length)
         if self.config.vocab_size < vocabulary.size:
             raise ConfigError(
                 f"the model must have a row for each of the tokenizer's {vocabulary.size} ids, "
@@ -155,11 +153,15 @@ class HubModelTower(TorchTower):
                         "product with the vocabulary, which no vector here would have; use "
                         "sentence-transformers for it."
                     )
-                warnings.warn(
+                warn_caller(
                     f"{type(model).__name__} cannot run on packed texts, so they are padded: "
-                    "vectors are right, encoding is slower.",
-                    stacklevel=2,
+                    "vectors are right, encoding is slower."
                 )
+
+    @property
+    def config(self) -> HubSizes:
+        """Its sizes."""
+        return self._sizes
 
     @property
     def head_name(self) -> str:
@@ -180,12 +182,18 @@ class HubModelTower(TorchTower):
         )
 
     @property
+    def constants(self) -> dict[str, Any]:
+        """What the model has beside weights and sizes, as JSON types."""
+        return {"is_decoder": self.is_decoder, **self.model.config.to_diff_dict()}
+
+    @property
     def packs_exactly(self) -> bool:
         """Whether a text has the same bits in any batch; where it has not, texts go one by one."""
         if _rope_depends_on_batch(self.model.config):
             return False
         if self.device.type != "cpu":
             return True
+        check_process()
         widths = {part.in_features for part in self.modules() if isinstance(part, nn.Linear)}
         threads = torch.get_num_threads()
         return _elementwise_is_exact(threads) and all(
@@ -205,34 +213,16 @@ class HubModelTower(TorchTower):
         """What is added to the score of each column, `[V]`, or None."""
         return self.head.bias_rows()
 
-    def states(self, item: TextItem) -> npt.NDArray[np.float32]:
-        """States of a text's tokens after the head's transform, `[P, H]` float32."""
-        length, rest = len(item.input_ids), -len(item.input_ids) % ROW_MULTIPLE
-        ids = np.pad(item.input_ids, (0, rest), constant_values=self.config.pad_id)
-        positions = np.pad(item.position_ids, (0, rest), constant_values=self.config.first_position)
-        runs = [Run(0, 1, length, length), *([Run(length, 1, rest, rest)] if rest else [])]
-        with self.evaluating():
-            hidden = self._hidden(
-                torch.from_numpy(ids).to(self.device),
-                torch.from_numpy(positions).to(self.device),
-                runs,
-                None,
-            )
-        found: npt.NDArray[np.float32] = hidden[:length].float().cpu().numpy()
-        return found
-
-    def forward(
+    def packed_states(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
         cu_seqlens: Tensor,
         runs: Sequence[Run],
         *,
-        backend: Backend = "auto",
-        return_argmax: bool = False,
         layout: Padding | Ragged | None = None,
-    ) -> Pooled:
-        """Scores of each text and column before activation; as `towers.text.Tower.forward`.
+    ) -> Tensor:
+        """States of all tokens, `[T, H]`; see `ProjectedTower`.
 
         Raises:
             ConfigError: Padding is to take part, as in a compatibility mode of VDR.
@@ -244,15 +234,7 @@ class HubModelTower(TorchTower):
             )
         if layout is None and self.packs:
             layout = self._layout(runs, cu_seqlens)
-        hidden = self._hidden(input_ids, position_ids, runs, layout)
-        return self.head(  # type: ignore[no-any-return]
-            hidden,
-            cu_seqlens,
-            hidden,
-            backend=backend,
-            return_argmax=return_argmax,
-            max_length=max((run.length for run in runs), default=None),
-        )
+        return self._hidden(input_ids, position_ids, runs, layout)
 
     def _layout(self, runs: Sequence[Run], cu_seqlens: Tensor) -> Padding | Ragged | None:
         device = cu_seqlens.device

@@ -76,6 +76,11 @@ class ImageTower(TorchTower):
         """Sizes of the body, which tells them itself."""
         return self.body
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the body has beside weights, as JSON types."""
+        return self.body.settings()
+
     def matrix(self) -> Tensor:
         """The projection, `[V, H]`."""
         return self.head.projection

@@ -1,6 +1,7 @@
 """Towers that ONNX Runtime computes: a graph beside its weights, one item a run, no torch.
 
-One item a run needs no padding, and makes a vector independent of its batch by construction.
+One item a run needs no padding, and makes a vector independent of its batch by construction. The
+graph ends with the states; products with the vocabulary matrix are `vdr_db.kernels.cpu.products`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -15,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vdr_db.errors import ConfigError, require
+from vdr_db.forks import end_children_at_once, leak, renew_after_fork
+from vdr_db.kernels.cpu.products import largest
+from vdr_db.kernels.cpu.scan import Codes, encoded
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.interface import FloatArray, ImageSizes
 from vdr_db.towers.packing import TextItem
@@ -48,7 +53,11 @@ class OnnxTower(Generic[Config, Item]):
         head_name: Name of the head in stamps and files.
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
+        threads: Of ONNX Runtime; None for one a core.
+        constants: What the body has beside weights and `config`, as JSON types.
     """
+
+    constants: Mapping[str, Any] = {}
 
     device = Device()
     dtype = "torch.float32"
@@ -83,16 +92,24 @@ class OnnxTower(Generic[Config, Item]):
         self._graph = graph
         self._matrix = matrix
         self._rows = column_to_row
-        self._threads = threads
+        self.threads = threads
         self._session: InferenceSession | None = None
         self._lock = threading.Lock()
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # A session and a lock are of one process.
-        return {**self.__dict__, "_session": None, "_lock": None}
+        kept = {name: part for name, part in self.__dict__.items() if name != "matrix"}
+        return {**kept, "_session": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leaves the session alone for good, whose threads stayed with the parent."""
+        leak(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def named_parameters(self) -> Iterable[tuple[str, StoredTensor]]:
         """Its weights by the names of the torch modules."""
@@ -100,37 +117,84 @@ class OnnxTower(Generic[Config, Item]):
 
     def states(self, item: Item) -> FloatArray:
         """States of an item's positions after the head's transform, `[P, H]` float32."""
-        return self._run("states", item)
+        session = self._opened()
+        found: FloatArray = session.run(["states"], self.inputs(item))[0]
+        return found
 
     def pooled(self, item: Item) -> FloatArray:
         """Largest score of each column over the positions of an item, `[V]` float32."""
-        return self._run("pooled", item)
+        return self.scores(self.states(item))
+
+    def scores(
+        self, states: FloatArray, columns: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """Largest score over the positions of an item, of all columns or of some.
+
+        A column's score has the same bits whatever columns are asked for beside it.
+
+        Args:
+            states: `[P, H]` float32 of the item.
+            columns: `[S]`; None for all.
+
+        Returns:
+            `[S]` or `[V]` float32.
+        """
+        chosen = self.matrix if columns is None else self.matrix[columns]
+        found = largest(chosen, states, self.threads)
+        if self._scale is not None:
+            found *= self._scale if columns is None else self._scale[columns]
+        if self._bias is not None:
+            found += self._bias if columns is None else self._bias[columns]
+        return found
+
+    @cached_property
+    def matrix(self) -> FloatArray:
+        """The vocabulary matrix without scales, `[V, H]`: the file itself where that is float32."""
+        rows, stored = self._rows, self.weights[self._matrix]
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == rows.size and stored.dtype == "F32":
+            return stored.mapped()[first : last + 1]
+        return stored.read(rows)
+
+    def encoded(self) -> Codes:
+        """Rows with their scales in 8 bit integers, for scans; made anew in each call."""
+
+        def read(rows: slice) -> FloatArray:
+            part = self.matrix[rows]
+            return part if self._scale is None else part * self._scale[rows, None]
+
+        return encoded(read, self.columns, self._bias)
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
         rows = self.weights[self._matrix].read(self._rows[columns])
-        scale = self.weights.get("head.scale")
-        if scale is not None:
-            rows *= np.maximum(scale.read(self._rows[columns]), 0)[:, None]
+        if self._scale is not None:
+            rows *= self._scale[columns, None]
         return rows
 
     def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""
+        return None if self._bias is None else self._bias[columns]
+
+    @cached_property
+    def _bias(self) -> FloatArray | None:
         bias = self.weights.get("head.bias")
-        return None if bias is None else bias.read(self._rows[columns])
+        return None if bias is None else bias.read(self._rows)
+
+    @cached_property
+    def _scale(self) -> FloatArray | None:
+        """What largest products are multiplied with, or None; never below 0."""
+        scale = self.weights.get("head.scale")
+        return None if scale is None else np.maximum(scale.read(self._rows), 0)
 
     def inputs(self, item: Item) -> dict[str, npt.NDArray[Any]]:
         """Inputs of the graph for one item."""
         raise NotImplementedError
 
-    def _run(self, output: str, item: Item) -> FloatArray:
-        found: FloatArray = self._opened().run([output], self.inputs(item))[0]
-        return found
-
     def _opened(self) -> InferenceSession:
         with self._lock:
             if self._session is None:
-                self._session = open_session(self._graph, self._threads)
+                self._session = open_session(self._graph, self.threads)
             return self._session
 
 
@@ -162,6 +226,7 @@ def open_session(graph: Path, threads: int | None) -> InferenceSession:
         MissingExtraError: `onnxruntime` is not installed.
     """
     runtime = require("onnxruntime", "onnx")
+    end_children_at_once()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
     if threads is not None:

@@ -1,9 +1,8 @@
-"""ONNX graphs of our towers, written node by node: bodies, heads and the pooled product.
+"""ONNX graphs of our towers, written node by node: bodies with the transform of their head.
 
 A graph reads one item (a text's tokens, an image's pixels) and gives `states` [P, H], after the
-head's transform, and `pooled` [V], the largest score of each column over the positions with the
-bias added. The vocabulary matrix is taken in chunks of rows, each reduced to its maximum before the
-next, so `[P, V]` is never held.
+head's transform. The product with the vocabulary matrix is no part of it: which columns are wanted
+is known only after a scan (`vdr_db.kernels.cpu.scan`), and a graph always computes all its outputs.
 
 Weights stay where they are: initializers point into the safetensors file beside the graph, and
 float16 or bfloat16 ones are cast when the graph is loaded.
@@ -32,8 +31,6 @@ __all__ = ["GraphWriter", "text_graph"]
 OPSET = 20
 OWN_OPSET = ("com.microsoft", 1)
 IR_VERSION = 9
-CHUNK_ROWS = 2048
-"""Rows of the vocabulary matrix multiplied at once: 200 tokens x 2,048 float32 stay in cache."""
 
 VDR_NORM_EPS = 1e-5
 
@@ -162,50 +159,6 @@ class GraphWriter:
         attended = self.add("MultiHeadAttention", wide, OWN_OPSET[0], num_heads=heads)
         return self.add("Squeeze", [attended, axes])
 
-    def pool(
-        self,
-        states: str,
-        matrix: str,
-        bias: str,
-        columns: Sequence[int] | slice,
-        *,
-        scale: str = "",
-    ) -> str:
-        """The largest score of each column, `[V]`.
-
-        Args:
-            states: `[P, H]`.
-            matrix: Name of a weight `[rows, H]`.
-            bias: Name of a weight `[rows]`, or `""`.
-            columns: Row of each column: a range of them where they are one, else each.
-            scale: Name of a weight `[rows]`; the largest product is multiplied with it, or with 0
-                where it is below, before the bias is added.
-        """
-        turned = self.add("Transpose", [states], perm=[1, 0])
-        if isinstance(columns, slice):
-            start, stop, _ = columns.indices(self.weights[matrix].shape[0])
-            maxima = []
-            for first in range(start, stop, CHUNK_ROWS):
-                part = self.weight(matrix, slice(first, min(first + CHUNK_ROWS, stop)))
-                maxima.append(self._largest(part, turned))
-            found = self.add("Concat", maxima, axis=0) if len(maxima) > 1 else maxima[0]
-            others = [name and self.weight(name, slice(start, stop)) for name in (scale, bias)]
-        else:
-            chosen = self.constant(list(columns))
-            rows = self.add("Gather", [self.stored(matrix), chosen], axis=0)
-            found = self._largest(self.float32(rows), turned)
-            others = [
-                name and self.add("Gather", [self.weight(name), chosen]) for name in (scale, bias)
-            ]
-        if others[0]:
-            found = self.add("Mul", [found, self.add("Relu", [others[0]])])
-        return self.add("Add", [found, others[1]]) if others[1] else found
-
-    def _largest(self, rows: str, states: str) -> str:
-        # Columns first: the maximum then runs along neighbouring numbers.
-        scores = self.add("MatMul", [rows, states])
-        return self.add("ReduceMax", [scores, self.constant([1])], keepdims=0)
-
     def model(self, outputs: Mapping[str, tuple[str, Sequence[int | str]]]) -> ModelProto:
         """The finished graph.
 
@@ -232,7 +185,6 @@ def text_graph(
     folder: Path,
     config: BodyConfig,
     head: str,
-    columns: Sequence[int] | slice,
 ) -> ModelProto:
     """The graph of a tower of texts.
 
@@ -243,7 +195,6 @@ def text_graph(
         folder: Where the graph will lie.
         config: Of the body.
         head: `"vdr"`, `"mlm"` or `"scaled"`.
-        columns: Row of the vocabulary matrix of each column, or the range of them.
 
     Raises:
         ConfigError: An activation has no operator.
@@ -277,9 +228,4 @@ def text_graph(
         states = to.norm(changed, "head.norm", VDR_NORM_EPS)
     else:
         states = to.norm(hidden, "head.norm", VDR_NORM_EPS)
-    decoder = "head.decoder.weight"
-    matrix = decoder if decoder in weights else "body.embeddings.word.weight"
-    bias = "head.bias" if "head.bias" in weights else ""
-    scale = "head.scale" if head == "scaled" else ""
-    pooled = to.pool(states, matrix, bias, columns, scale=scale)
-    return to.model({"states": (states, ["P", config.hidden_size]), "pooled": (pooled, ["V"])})
+    return to.model({"states": (states, ["P", config.hidden_size])})

@@ -5,7 +5,6 @@ Nodes and weights as in `vdr_db.towers.onnx_graphs`; the input is `pixels` `[1, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ def image_graph(
     weights: Weights,
     folder: Path,
     config: VitConfig | HybridConfig,
-    columns: Sequence[int] | slice,
 ) -> ModelProto:
     """The graph of a tower of images.
 
@@ -32,7 +30,6 @@ def image_graph(
         weights: Of body and head by the names of our modules.
         folder: Where the graph will lie.
         config: Of the body.
-        columns: As in `text_graph`.
 
     Raises:
         MissingExtraError: `onnx` is not installed.
@@ -56,8 +53,7 @@ def image_graph(
     if isinstance(config, HybridConfig):
         hidden = to.linear(hidden, "body.output")
     states = to.norm(hidden, "head.norm", HEAD_NORM_EPS)
-    pooled = to.pool(states, "head.projection", "", columns)
-    return to.model({"states": (states, [config.patches, width]), "pooled": (pooled, ["V"])})
+    return to.model({"states": (states, [config.patches, width])})
 
 
 def _layer(to: GraphWriter, hidden: str, at: str, config: VitConfig) -> str:

@@ -11,6 +11,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,20 @@ class StoredTensor:
         """Bytes in the file."""
         return math.prod(self.shape) * self.itemsize
 
+    def mapped(self) -> npt.NDArray[Any]:
+        """The tensor where it lies, as a map of the file; bfloat16 as its bits, in uint16.
+
+        Raises:
+            ConfigError: The file changed or is damaged.
+        """
+        try:
+            mapped = np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.file} cannot be read at byte {self.offset}: {error}; fetch it again."
+            ) from error
+        return np.asarray(mapped)
+
     def read(self, rows: npt.NDArray[np.int64] | slice | None = None) -> FloatArray:
         """The tensor in memory, float32.
 
@@ -66,13 +81,8 @@ class StoredTensor:
         Raises:
             ConfigError: The file changed or is damaged.
         """
-        try:
-            # Opened for each read: a map that stayed open would count as memory of the process.
-            mapped = np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.file} cannot be read at byte {self.offset}: {error}; fetch it again."
-            ) from error
+        # Opened for each read: a map that stayed open would count as memory of the process.
+        mapped = self.mapped()
         chosen = np.array(mapped if rows is None else mapped[rows])
         if self.dtype == "BF16":
             return (chosen.astype(np.uint32) << 16).view(np.float32)
@@ -89,7 +99,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     start, size = 8 + len(header), file.stat().st_size
     found: dict[str, StoredTensor] = {}
     try:
-        for name, entry in json.loads(header).items():
+        for name, entry in json.loads(header, object_pairs_hook=_once).items():
             if name == "__metadata__" or entry["dtype"] not in _DTYPES:
                 continue
             first, last = entry["data_offsets"]
@@ -103,6 +113,14 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
             "fetch it again."
         ) from error
     return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{twice}` stands in it twice")
+    return dict(pairs)
 
 
 def header_digest(file: Path) -> str:

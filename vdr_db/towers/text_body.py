@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.packing import Run
+from vdr_db.towers.torch_tower import check_process
 
 __all__ = [
     "ACTIVATIONS",
@@ -400,6 +401,7 @@ def packing_is_exact(config: BodyConfig, dtype: torch.dtype) -> bool:
         config: Of the body.
         dtype: Of its weights.
     """
+    check_process()
     width, wide = config.hidden_size, config.intermediate_size
     threads = torch.get_num_threads()
     return all(rows_are_independent(columns, dtype, threads) for columns in {width, wide})

@@ -20,9 +20,9 @@ from vdr_db.errors import ConfigError
 from vdr_db.kernels import Backend, Pooled
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import BodyConfig
-from vdr_db.towers.packing import ROW_MULTIPLE, Run, TextItem
+from vdr_db.towers.packing import Run, TextItem
 from vdr_db.towers.text_body import Body, Linear, Padding, Ragged, packing_is_exact
-from vdr_db.towers.torch_tower import TorchTower
+from vdr_db.towers.torch_text import TorchTextTower
 
 __all__ = ["TokenWeights", "WeigherTower"]
 
@@ -58,7 +58,7 @@ class TokenWeights(nn.Module):
         self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
 
 
-class WeigherTower(TorchTower):
+class WeigherTower(TorchTextTower):
     """A body and weights of its texts' own tokens.
 
     Attributes:
@@ -81,6 +81,11 @@ class WeigherTower(TorchTower):
     def head_name(self) -> str:
         """Name of the head in stamps and files."""
         return self.head.name
+
+    @property
+    def constants(self) -> dict[str, list[int]]:
+        """Token ids without a weight."""
+        return {"dropped": self.head.dropped}
 
     @property
     def packs_exactly(self) -> bool:
@@ -110,17 +115,9 @@ class WeigherTower(TorchTower):
                 f"a text to explain must have at most {_MOST_STATES // width} tokens for a head "
                 f"of token weights, got {length}; cut it."
             )
-        rest = -length % ROW_MULTIPLE
-        ids = np.pad(item.input_ids, (0, rest), constant_values=self.config.pad_id)
-        positions = np.pad(item.position_ids, (0, rest), constant_values=self.config.first_position)
-        runs = [Run(0, 1, length, length), *([Run(length, 1, rest, rest)] if rest else [])]
+        ids, positions, _, runs = self.alone(item)
         with self.evaluating():
-            weights, columns = self._weights(
-                torch.from_numpy(ids).to(self.device),
-                torch.from_numpy(positions).to(self.device),
-                runs,
-                None,
-            )
+            weights, columns = self._weights(ids, positions, runs, None)
         found = np.zeros((length, width), np.float32)
         kept = columns[:length].cpu().numpy() >= 0
         values = weights[:length].float().cpu().numpy()

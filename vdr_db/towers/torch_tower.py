@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TorchTower"]
+from vdr_db.errors import ConfigError
+
+__all__ = ["TorchTower", "check_process"]
+
+_computes_in: int | None = None
+"""Process in which torch first computed for this library."""
+
+
+def check_process() -> None:
+    """Says that torch is about to compute, and refuses where it would wait for ever.
+
+    Its threads do not come along into a forked process, which does not know that.
+
+    Raises:
+        ConfigError: Torch has computed in the process that this one was forked from.
+    """
+    global _computes_in
+    if _computes_in is None:
+        _computes_in = os.getpid()
+    elif _computes_in != os.getpid() and torch.get_num_threads() > 1:
+        raise ConfigError(
+            f"torch has computed in process {_computes_in}, which this process was forked from, "
+            "and its threads stayed there; start processes with the method 'spawn', load models "
+            "after the fork only, use runtime='onnx', or call torch.set_num_threads(1) here."
+        )
 
 
 class TorchTower(nn.Module, ABC):
@@ -48,6 +73,7 @@ class TorchTower(nn.Module, ABC):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Without gradients, and without dropout even in the middle of a training run."""
+        check_process()
         was_training = self.training
         if was_training:  # walking all modules takes longer than a small model takes for a query
             self.eval()

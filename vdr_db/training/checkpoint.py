@@ -125,8 +125,11 @@ def _checkpoints(output: Path) -> list[tuple[int, Path]]:
     return sorted(whole)
 
 
-# What may change between two halves of a run without changing what is learnt.
+# What may change between two halves of a run without changing what was learnt so far; a run of more
+# steps goes on with the learning rate that its schedule has there.
 _FREE = {
+    "run.steps",
+    "run.epochs",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_every",

@@ -7,7 +7,8 @@
 | `scored` (`.jsonl`) | `query`, `positives`, `negatives`, `scores` | yes | yes |
 | `beir` (folder) | a judged query and the documents with a grade above 0 | no | no |
 
-`scores` belong to the first positive and then the negatives, in order. Files may be gzipped.
+`scores` belong to the first positive and then the negatives, in order. Files may be
+packed with gzip or zstd.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.lines import checked_line, lines_of
+from vdr_db.lines import checked_line, lines_of, unpacked_name
 from vdr_db.readers import BeirFolder, json_rows
 
 __all__ = ["FORMATS", "Example", "Format", "Source", "read_examples"]
@@ -97,7 +98,7 @@ def read_examples(
 def _guess(path: Path) -> Format:
     if path.is_dir():
         return "beir"
-    name = path.name.removesuffix(".gz")
+    name = unpacked_name(path)
     if name.endswith(".tsv"):
         return "pairs"
     if name.endswith(".jsonl"):
@@ -105,7 +106,7 @@ def _guess(path: Path) -> Format:
         return "scored" if isinstance(first, dict) and "query" in first else "dpr"
     raise ConfigError(
         f"{path}: cannot tell the format of this training file; expected a BEIR folder, .tsv or "
-        f".jsonl (and .gz), or set `format` to one of {FORMATS}."
+        f".jsonl (and .gz or .zst), or set `format` to one of {FORMATS}."
     )
 
 

@@ -122,6 +122,11 @@ class Trainer(Generic[E, B]):
             self._load()
             total = self._total_steps()
             position = self._resume()
+            if position.step > total:
+                raise ConfigError(
+                    f"the run in {self.output} has {position.step} steps behind it, and {total} "
+                    "were asked for; ask for more to lengthen it, or choose another output folder."
+                )
             before = position.seconds
             first = self._first_measurements(position)
             with RunLog(self.output, step=position.step) if rank() == 0 else nullcontext() as log:
