@@ -63,7 +63,7 @@ def exported(encoder, tmp_path_factory):
 def test_scores_follow_the_formula(encoder, side):
     tower = encoder.tower(side)
     item = encoder.item(side, "cats of the blue sea")
-    ids, positions, _, runs = tower._alone(item)
+    ids, positions, _, runs = tower.alone(item)
     with torch.no_grad():
         hidden = tower.body(ids, positions, runs)[: len(item.input_ids)].double()
         words = tower.body.embeddings.word.weight.double()
