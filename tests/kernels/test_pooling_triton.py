@@ -270,4 +270,4 @@ def test_refuses_what_it_cannot_read():
     with pytest.raises(ConfigError, match="precision"):
         pooling.forward(hidden, cu_seqlens, weight, precision="fast")
     with pytest.raises(LookupError, match="no tile"):
-        pool_tile(90, 8, 768, 30522, 100.0, descriptors=True, shared_memory=227 * 1024)
+        pool_tile(90, 64, 768, 30522, 100.0, descriptors=True, shared_memory=227 * 1024)
