@@ -112,6 +112,27 @@ def test_documents_are_counted_fetched_and_filtered_as_wholes(articles):
     assert batch[2] == []
 
 
+def test_documents_are_paged_changed_and_cut_off_as_wholes(articles):
+    whole = {record.id: record for record in articles.get(list(articles.ids()))}
+    pages = [page := articles.scroll(1)]
+    while page.next is not None:
+        pages.append(page := articles.scroll(1, after=page.next))
+    listed = [record for page in pages for record in page.records]
+    assert {record.id: record.payload for record in listed} == {
+        id: record.payload for id, record in whole.items()
+    }
+    id = listed[0].id
+    assert articles.update_payloads([id, "nobody"], [{"seen": True}] * 2) == 1
+    assert articles.count({"seen": True}) == 1
+    assert articles.get([id])[0].payload == {**whole[id].payload, "seen": True}
+    hits = articles.search("chess stones einstein", limit=5)
+    least = hits[0].score
+    wanted = [hit for hit in hits if hit.score >= least]
+    assert 0 < len(wanted) < len(hits)
+    assert articles.search("chess stones einstein", limit=5, min_score=least) == wanted
+    assert articles.search_batch(["chess stones einstein"], 5, offset=1) == [hits[1:]]
+
+
 def test_a_score_is_explained_on_the_passage_that_made_it(articles):
     (hit,) = articles.search("theory of relativity", limit=1)
     terms = articles.explain("theory of relativity", hit.id)
