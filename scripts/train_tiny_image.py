@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from vdr_db.checkpoints.assets import fetch
+from vdr_db.checkpoints.digests import DIGESTS
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART
 from vdr_db.checkpoints.weights import SAFETENSORS
 from vdr_db.training.config import load_config
@@ -123,6 +124,7 @@ def share_text(folder: Path, model: str) -> None:
             raise SystemExit(f"`{name}` of {part} must be that of {model}; it was trained.")
     settings = json.loads((part / OWN_FILE).read_text("utf-8"))
     settings["weights_of"] = model
+    settings.pop(DIGESTS, None)  # of files that are left out
     prefixes = {name: f"query.{settings['document'][name]}" for name in ("body", "head")}
     for side in ("document", "query"):
         settings[side] |= prefixes

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 
@@ -36,7 +37,15 @@ def refusal(script, *arguments):
     """
     code = textwrap.dedent(start) + textwrap.dedent(script)
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # From elsewhere, because the current folder would be searched for modules first.
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tempfile.gettempdir(),
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

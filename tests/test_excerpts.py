@@ -90,7 +90,7 @@ def test_tokens_are_those_of_the_whole(tight, kind, left):
         shortened.append(part.input_ids.size < whole.input_ids.size)
 
     check()
-    assert sum(shortened) > 2  # else nothing was tried
+    assert any(shortened)  # else nothing was tried
 
 
 @given(texts, st.integers(1, 50), st.booleans())

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chromium import ABSENT, DESKTOP, PHONE, Browser, find_chromium
@@ -434,6 +435,7 @@ def test_thumbnails_are_data_or_nothing(client):
 def test_a_store_that_fails_says_nothing_of_itself(store, tiny_splade, caplog):
     class Broken:
         text_key, documents = "text", "encoded"
+        store = SimpleNamespace(stamp=None)
 
         def ids(self):
             return iter(())

@@ -115,6 +115,12 @@ class CollectionLifecycle(BaseStore):
             return
         self._manifest = manifest
 
+    def __copy__(self) -> Self:
+        """Another handle of the same engine; a pickle would open it anew."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     @contextmanager
     def rebuild(
         self,

@@ -29,10 +29,14 @@ FORKS.set_forkserver_preload(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forks():
-    """The process that forks starts with this one's paths, which it would not know otherwise."""
+def _forks(tmp_path_factory):
+    """The process that forks starts with this one's paths, which it would not know otherwise.
+
+    From elsewhere, because the current folder would be searched for modules first.
+    """
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patched.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        patched.chdir(tmp_path_factory.mktemp("forks"))
         forkserver.ensure_running()
 
 

@@ -22,7 +22,8 @@ def resident():
 class Sink:
     # Takes everything and keeps nothing: what grows is then the ingest.
     stamp, width, documents, concurrent_writers, name, kept = None, None, "encoded", 2, "sink", 0
-    def create(self, width, stamp=None, *, documents="encoded"): self.width = width
+    passages = None
+    def create(self, width, stamp=None, **more): self.width = width
     def upsert(self, rows, ids, payloads=None, **more): self.kept += len(ids)
     def flush(self): pass
 

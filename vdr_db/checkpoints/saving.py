@@ -89,7 +89,7 @@ def save_text(parts: TextParts, folder: str | os.PathLike[str], card: Card | Non
 def _is_one_body(parts: TextParts) -> bool:
     """Whether two heads share a body, to be written once: where nobody else reads the folder."""
     towers: list[Any] = [parts.document_tower, parts.query_tower]
-    bodies = [getattr(tower, "body", None) for tower in towers]
+    bodies = [None if hasattr(tower, "model") else getattr(tower, "body", None) for tower in towers]
     is_one = bodies[0] is not None and bodies[0] is bodies[1] and towers[0] is not towers[1]
     return is_one and parts.query_tokenizer is None and not opens_elsewhere(parts)
 

@@ -6,7 +6,7 @@ answers queries, and names what is missing when documents are to be encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -74,6 +74,7 @@ class AbsentTower:
     """
 
     packs_exactly = True
+    constants: Mapping[str, Any] | None = None
 
     def __init__(self, plan: Plan, vocabulary: Vocabulary) -> None:
         if plan.family is None or plan.head != "mlm":

@@ -84,11 +84,20 @@ class OnnxTower(Generic[Config, Item]):
             matrix: Name of the vocabulary matrix among the weights.
             column_to_row: `[V]` row of each column in that matrix.
             threads: Of the session; None for one a core.
+
+        Raises:
+            ConfigError: The matrix has fewer rows than columns need.
         """
         self.config = config
         self.head_name = head_name
         self.weights = weights
         self.columns = int(column_to_row.size)
+        there, wanted = weights[matrix].shape[0], int(column_to_row.max(initial=-1)) + 1
+        if wanted > there:
+            raise ConfigError(
+                f"the vocabulary matrix of {graph.parent} must have a row for each of {wanted} "
+                f"token ids, got {there} rows; tokenizer and model do not belong together."
+            )
         self._graph = graph
         self._matrix = matrix
         self._rows = column_to_row
