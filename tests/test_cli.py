@@ -270,6 +270,21 @@ def test_bad_input_is_one_line_with_file_and_line_number(run, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_index_reads_parquet_and_packed_files(run, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"id": ["a", "b"], "text": ["a cat", "a dog"], "year": [1999, 2020]})
+    parquet.write_table(table, tmp_path / "pets.parquet")
+    packed = pyarrow.compress(b'{"id": "c", "text": "a bird"}\n', codec="zstd", asbytes=True)
+    (tmp_path / "birds.jsonl.zst").write_bytes(packed)
+    place = ("--store", tmp_path / "s")
+    files = (tmp_path / "pets.parquet", tmp_path / "birds.jsonl.zst")
+    code, out, _ = run("index", *files, *place, "--json")
+    assert (code, json.loads(out[0])) == (0, {"written": 3, "refused": 0, "texts": 3})
+    code, out, _ = run("search", "dog", *place, "--filter", '{"year": {"gte": 2000}}', "--json")
+    assert (code, [hit["id"] for hit in json.loads(out[0])["hits"]]) == (0, ["b"])
+
+
 def test_debug_shows_the_traceback(tmp_path):
     process = in_process("encode", "--input", tmp_path / "none.jsonl", "--debug", cwd=tmp_path)
     _, err = process.communicate(timeout=120)

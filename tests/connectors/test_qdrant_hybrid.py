@@ -58,13 +58,13 @@ def cosine(columns, query):
     return columns.astype(np.float64) @ query / norms
 
 
-def fused(sparse, dense_scores, constant, depth):
+def fused(sparse, dense_scores, constant, depth, dense_weight=1.0):
     """Reciprocal ranks, counted from zero as the engine does; id → score."""
     scores: dict[int, float] = {}
-    for ranking in (sparse, dense_scores):
+    for ranking, weight in ((sparse, 1.0), (dense_scores, dense_weight)):
         order = [i for i in np.argsort(-ranking, kind="stable") if ranking[i] > -np.inf][:depth]
         for rank, i in enumerate(order):
-            scores[int(i)] = scores.get(int(i), 0.0) + 1.0 / (constant + rank)
+            scores[int(i)] = scores.get(int(i), 0.0) + weight / (constant + rank)
     return scores
 
 
@@ -109,6 +109,26 @@ def test_fusion_equals_the_reciprocal_ranks_of_both_exact_rankings(connect, cons
     page = store.search_with_dense(query, vector, 4, offset=3, depth=20, rank_constant=constant)
     whole = store.search_with_dense(query, vector, 7, depth=20, rank_constant=constant)
     assert [hit.score for hit in page] == [hit.score for hit in whole[3:]]
+
+
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_the_dense_ranking_may_weigh_more_or_less(connect, weight):
+    store = connect(f"weighted{weight}", dense={"text": SIZE})
+    store.create(WIDTH)
+    documents, columns = unique_rows(), dense()
+    store.upsert(documents, list(range(COUNT)), dense={"text": columns})
+    query, vector = unique_rows()[3], dense(1, seed=9)[0]
+    exact = documents.dot(query)[:, 0]
+    sparse = np.where(exact > 0, exact, -np.inf)
+    expected = fused(sparse, cosine(columns, vector), 2, 20, weight)
+    hits = store.search_with_dense(query, vector, 10, depth=20, dense_weight=weight)
+    assert [hit.score for hit in hits] == pytest.approx(
+        sorted(expected.values(), reverse=True)[:10], rel=1e-5
+    )
+    assert all(hit.score == pytest.approx(expected[hit.id], rel=1e-5) for hit in hits)
+    for wrong in (-1.0, float("nan"), True):
+        with pytest.raises(ConfigError, match="dense_weight"):
+            store.search_with_dense(query, vector, dense_weight=wrong)
 
 
 def test_an_empty_sparse_query_ranks_by_the_dense_vector(connect):
