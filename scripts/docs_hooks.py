@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\[]*)\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_startup(**_: Any) -> None:
+    """Lays the package out as it is installed, under one name, for the reader of docstrings."""
+    package = ROOT / "build" / "reference" / "vdr_db"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    parts = {path.name: path for path in (ROOT / "vdr_db").iterdir()}
+    parts |= {name: ROOT / name for name in ("kernels", "connectors")}
+    for name, path in parts.items():
+        (package / name).symlink_to(path)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
