@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vdr_db.errors import ConfigError
+from vdr_db.kernels import project_pool
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import FAMILIES
 from vdr_db.towers.packing import Run
@@ -37,6 +38,12 @@ def filled(head: torch.nn.Module) -> torch.nn.Module:
     return head
 
 
+def scored(head: torch.nn.Module, hidden: torch.Tensor, bounds: list[int], table: torch.Tensor):
+    """As a tower scores the last layer of its body."""
+    parts = head.transform(hidden), torch.tensor(bounds), head.matrix(table), head.bias_rows()
+    return project_pool(*parts)
+
+
 def normed(x: np.ndarray, head: torch.nn.Module, eps: float) -> np.ndarray:
     weight, bias = (p.detach().numpy().astype(np.float64) for p in head.norm.parameters())
     centered = x - x.mean(-1, keepdims=True)
@@ -54,7 +61,7 @@ def test_vdr_head_is_norm_and_tied_embeddings(kind):
     hidden, table = torch.randn(7, H) * 1e-2, torch.randn(IDS, H)
     bounds = [0, 3, 7]
     with torch.no_grad():
-        pooled = head(hidden, torch.tensor(bounds), table)
+        pooled = scored(head, hidden, bounds, table)
     x = normed(hidden.numpy().astype(np.float64), head, 1e-5)  # small states: epsilon shows
     z = x @ table.numpy().astype(np.float64)[words.column_to_id].T
     assert pooled.logits.shape == (2, words.columns)
@@ -69,7 +76,7 @@ def test_mlm_head_is_transform_decoder_and_bias(kind, tied):
     hidden, table = torch.randn(7, H), torch.randn(IDS, H)
     bounds = [0, 4, 7]
     with torch.no_grad():
-        pooled = head(hidden, torch.tensor(bounds), table)
+        pooled = scored(head, hidden, bounds, table)
     dense = {n: p.detach().numpy().astype(np.float64) for n, p in head.named_parameters()}
     x = hidden.numpy().astype(np.float64) @ dense["dense.weight"].T + dense["dense.bias"]
     x = x * 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
@@ -102,7 +109,7 @@ def test_gradients_reach_the_tied_embeddings(kind):
     head = filled(make_head("vdr", CONFIG, words, tied=True))
     table = torch.randn(IDS, H, requires_grad=True)
     hidden = torch.randn(5, H, requires_grad=True)
-    head(hidden, torch.tensor([0, 2, 5]), table).logits.sum().backward()
+    scored(head, hidden, [0, 2, 5], table).logits.sum().backward()
     touched = table.grad.abs().sum(1) > 0
     assert touched.nonzero()[:, 0].tolist() == words.column_to_id.tolist()
     assert head.norm.weight.grad.abs().sum() > 0

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
-from vdr_db.kernels import Backend, Pooled, project_pool
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, BodyConfig
 from vdr_db.towers.text_body import ACTIVATIONS, Linear, unfilled
@@ -73,39 +72,6 @@ class Head(nn.Module, ABC):
     def bias_rows(self) -> Tensor | None:
         """Bias of each column, `[V]`, or None."""
         return None
-
-    def forward(
-        self,
-        hidden: Tensor,
-        cu_seqlens: Tensor,
-        word_embeddings: Tensor,
-        *,
-        backend: Backend = "auto",
-        return_argmax: bool = False,
-        max_length: int | None = None,
-    ) -> Pooled:
-        """Largest score of each column over the tokens of each text.
-
-        Args:
-            hidden: `[T, H]`, last layer of the body; see `with_tokens`.
-            cu_seqlens: `[B + 1]` integers, text b is `hidden[cu_seqlens[b]:cu_seqlens[b + 1]]`.
-            word_embeddings: `[rows, H]` of the body.
-            backend: `"auto"`, `"reference"`, `"cpu"` or `"triton"`.
-            return_argmax: Whether to tell which token gave the score.
-            max_length: Bound on the tokens of a text, if known: short positions take 2 bytes.
-
-        Returns:
-            `logits` `[B, V]` float32 and `argmax` `[B, V]` int16, int32 or None.
-        """
-        return project_pool(
-            self.transform(hidden),
-            cu_seqlens,
-            self.matrix(word_embeddings),
-            self.bias_rows(),
-            return_argmax=return_argmax,
-            max_length=max_length,
-            backend=backend,
-        )
 
     def _chosen(self, weight: Tensor) -> Tensor:
         first = self.vocabulary.first_id
