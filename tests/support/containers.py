@@ -20,8 +20,9 @@ from pathlib import Path
 import opensearch_node
 import services
 
-_JAVA = ("localhost/vdr-db-java:17", "openjdk-17-jre-headless,ca-certificates")
-_PYTHON = ("localhost/vdr-db-python:bookworm", "python3,python3-pip,python-is-python3")
+# One base for both images: to make it takes longer than to build on it.
+_BASE = "localhost/vdr-db-debian:bookworm"
+_PACKAGES = "openjdk-17-jre-headless,ca-certificates,python3,python3-pip,python-is-python3"
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT")
 # The machine may be a container itself: no systemd, and few file descriptors by default.
 _PODMAN = """
@@ -71,7 +72,7 @@ class Containers:
         context = opensearch_node.program()
         image = f"localhost/vdr-db-{context.name}:{opensearch_node.VERSION}"
         if not self.run("image", "inspect", image, check=False):
-            base = [] if self.tool == "docker" else [f"--build-arg=BASE={self._base(*_JAVA)}"]
+            base = [] if self.tool == "docker" else [f"--build-arg=BASE={self._base()}"]
             dockerfile = str(opensearch_node.SOURCES / "Dockerfile")
             self.run("build", *base, "--tag", image, "--file", dockerfile, str(context))
         return image
@@ -81,7 +82,7 @@ class Containers:
 
         Settings of pip come from the environment. `arguments` are more build arguments.
         """
-        base = "python:3.12-slim-bookworm" if self.tool == "docker" else self._base(*_PYTHON)
+        base = "python:3.12-slim-bookworm" if self.tool == "docker" else self._base()
         given = {name: os.environ[name] for name in _PIP if os.environ.get(name)}
         options = [f"--build-arg={one}" for one in (f"BASE={base}", *arguments)]
         options += [f"--build-arg={name}={value}" for name, value in given.items()]
@@ -96,19 +97,19 @@ class Containers:
         """Size of all layers of an image."""
         return int(self.output("image", "inspect", "--format", "{{.Size}}", image))
 
-    def _base(self, image: str, packages: str) -> str:
-        if not self.run("image", "inspect", image, check=False):
+    def _base(self) -> str:
+        if not self.run("image", "inspect", _BASE, check=False):
             if shutil.which("debootstrap") is None:
                 services.skip("no base image for podman: debootstrap is not installed")
             with tempfile.TemporaryDirectory() as folder:
                 root, archive = Path(folder) / "root", Path(folder) / "root.tar"
                 mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-                include = f"--include={packages}"
+                include = f"--include={_PACKAGES}"
                 make = ["debootstrap", "--variant=minbase", include, "bookworm", str(root), mirror]
                 subprocess.run(make, check=True, timeout=900, stdout=subprocess.DEVNULL)
                 subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
-                self.run("import", str(archive), image)
-        return image
+                self.run("import", str(archive), _BASE)
+        return _BASE
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""An OpenSearch that testcontainers starts, where Docker or podman runs."""
+"""An OpenSearch that testcontainers starts, and our own image, where Docker or podman runs."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from containers import container_engine
 from search_servers import note_real_server
 
+IMAGE = "localhost/vdr-db-tested:latest"
 SCRIPT = """
 import time
 
@@ -38,6 +40,7 @@ with DockerContainer({image!r}).with_exposed_ports(9200) as container:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_server_that_testcontainers_started(tmp_path, request):
     pytest.importorskip("testcontainers")
     with container_engine(tmp_path) as engine:
@@ -53,6 +56,27 @@ def test_a_server_that_testcontainers_started(tmp_path, request):
         )
     assert done.returncode == 0, done.stderr[-4000:]
     note_real_server(request, f"{done.stdout.strip()} in a container of {engine.tool}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_our_image_is_built_and_answers(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    files.chmod(0o777)  # the image runs as a user of its own
+    texts = [{"_id": "1", "text": "a cat sleeps"}, {"_id": "2", "text": "rockets fly"}]
+    (files / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    with container_engine(tmp_path) as engine:
+        engine.library_image(IMAGE)
+        try:
+            demo = engine.output("run", "--rm", "--network=none", IMAGE, "demo")
+            mounted = ["run", "--rm", "--network=none", f"--volume={files}:/data", IMAGE]
+            engine.output(*mounted, "index", "texts.jsonl", "--store", "texts")
+            found = engine.output(*mounted, "search", "kitten", "--store", "texts", "--json")
+        finally:
+            engine.run("image", "rm", "--force", IMAGE, check=False)
+    assert "nDCG@10" in demo, demo
+    assert json.loads(found.splitlines()[0])["id"] == "1", found
 
 
 def environment_with(more):
