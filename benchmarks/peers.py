@@ -23,7 +23,7 @@ from vdr_db import SparseEncoder, SparseRows
 from vdr_db.encoders.export import export
 
 WIDTH = 30522
-BATCH = 32
+BATCH = 8
 Dense = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], object]
 """Vectors of texts in the type of the library; `dense` makes arrays of them."""
