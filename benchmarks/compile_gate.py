@@ -114,12 +114,12 @@ def compiled(spec: Spec, kernel: JITFunction[Any]) -> CompiledKernel:
 
 
 def resource_usage(cubin: Path) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread."""
+    """Registers, and bytes of stack and other local memory, of a thread."""
     usage = run(BIN / "cuobjdump", "-res-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"no register count in the output of cuobjdump: {usage[:200]!r}")
-    return int(found[1]), int(found[2])
+    return int(found[1]), int(found[2]) + int(found[3])
 
 
 def listing(cubin: Path) -> str:
@@ -135,7 +135,8 @@ def measure(spec: Spec) -> Resources:
         cubin, source = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(made.asm["cubin"])
         registers, stack_bytes = resource_usage(cubin)
-        instructions = listing(cubin)
+        # without local memory nothing can spill; to list instructions takes as long as to compile
+        instructions = listing(cubin) if stack_bytes else ""
         messages = ""
         if "wgmma" in ptx:
             source.write_text(ptx)

@@ -103,10 +103,12 @@ def test_the_stored_table_is_fresh_and_holds_the_limits(gate, sm, shared_limit, 
         assert int(row["shared_bytes"]) <= shared_limit, row
 
 
-def test_placement_and_onehot_tiles_take_few_instructions():
+def test_placement_and_onehot_tiles_take_few_instructions(gate):
     with (ROOT / "benchmarks" / "results" / "backward_sm90.csv").open(newline="") as file:
         assert "a model, never measured" in file.readline()
         rows = list(csv.DictReader(file))
+    counted = importlib.import_module("count_backward").specs()
+    assert {row["digest"] for row in rows} == {"", *map(gate.digest, counted)}
     placed = [row for row in rows if row["kernel"] == "place_entries_kernel"]
     here = [row for row in placed if row["source"] == "here"]
     before = [row for row in placed if row["source"] == "558bc49"]
