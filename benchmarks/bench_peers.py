@@ -34,7 +34,7 @@ from peers import ARMS, Arm, Dense, Encode, Source, dense
 
 from vdr_db.readers import BeirFolder
 
-DOCUMENTS = {TINY: 24, MINILM: 8, BASE: 4}
+DOCUMENTS = {TINY: 24, MINILM: 6, BASE: 3}
 """How many of each model; the first of the folder."""
 CALIBRATION = 16
 COMPARED = 8
