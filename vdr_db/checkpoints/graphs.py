@@ -26,6 +26,7 @@ from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpecte
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, WeightNames
+from vdr_db.towers.interface import Precision
 from vdr_db.towers.onnx import OnnxTextTower, OnnxTower
 from vdr_db.towers.stored import StoredTensor, header_digest
 
@@ -219,7 +220,7 @@ def has_stored_towers(plan: Plan) -> bool:
 
 
 def open_text_towers(
-    plan: Plan, vocabulary: Vocabulary, threads: int | None
+    plan: Plan, vocabulary: Vocabulary, threads: int | None, precision: Precision
 ) -> dict[str, OnnxTextTower]:
     """Towers by side, `"query"` where it has one of its own; nothing is loaded yet.
 
@@ -227,6 +228,7 @@ def open_text_towers(
         plan: Of a folder with graphs.
         vocabulary: Of the columns.
         threads: Of a session; None for one a core.
+        precision: `"float32"` or `"int8"`.
 
     Raises:
         ConfigError: Weights are missing or of another model.
@@ -249,6 +251,7 @@ def open_text_towers(
             matrix=DECODER if DECODER in weights else WORDS,
             column_to_row=matrix_rows(vocabulary),
             threads=threads,
+            precision=precision,
         )
     for folder, known in used.items():
         refuse_unexpected(Checkpoint(folder), known, plan.ignored)
