@@ -277,7 +277,7 @@ def test_graphs_of_other_weights_are_not_run(exported, tmp_path):
     (graph,) = folder.glob("*.onnx")
     graph.write_bytes(b"no graph")
     encoder = SparseEncoder.from_pretrained(folder, runtime="onnx")
-    with pytest.raises(ConfigError, match="cannot be opened by ONNX Runtime"):
+    with pytest.raises(ConfigError, match="cannot be used by ONNX Runtime"):
         encoder.encode_documents(["cat"])
     change_json(folder / "vdr_db.json", graphs=None)
     with pytest.raises(ConfigError, match="holds no ONNX graphs"):

@@ -17,8 +17,9 @@ from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
+from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, TowerPlan
 from vdr_db.checkpoints.sides import TextTower, load_sides
+from vdr_db.checkpoints.weights import MANY_LAYERS, Checkpoint, check_layers
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.own_weights import OwnWeights
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["LoadOptions", "TextParts", "load_text"]
+
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
+"""Keys of configs that say how many layers a body has."""
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -158,6 +162,7 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
     for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
         if own.is_file():
             check_digests(own)
+    _refuse_deep(plan)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
@@ -196,6 +201,15 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
         revision=revision,
         digest=sides.digest,
     )
+
+
+def _refuse_deep(plan: Plan) -> None:
+    """Refuses more layers than there are weights, before a library is imported to build them."""
+    for where in (plan.document, plan.query):
+        if isinstance(where, TowerPlan) and not where.adapter:
+            for layers in map(where.config.get, _LAYERS):
+                if isinstance(layers, int) and layers > MANY_LAYERS:
+                    check_layers(layers, Checkpoint(where.folder or plan.folder))
 
 
 def _with_options(plan: Plan, options: LoadOptions) -> Plan:

@@ -133,7 +133,13 @@ class OnnxTower(Generic[Config, Item]):
     def states(self, item: Item) -> FloatArray:
         """States of an item's positions after the head's transform, `[P, H]` float32."""
         session = self._opened()
-        found: FloatArray = session.run(["states"], self.inputs(item))[0]
+        try:
+            found: FloatArray = session.run(["states"], self.inputs(item))[0]
+        except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
+            raise _unusable(self._graph, str(error)) from error
+        wanted = "x", self.weights[self._matrix].shape[1]
+        if found.dtype != np.float32 or ("x", *found.shape[1:]) != wanted:
+            raise _unusable(self._graph, f"its states are {found.dtype} {list(found.shape)}")
         return found
 
     def pooled(self, item: Item) -> FloatArray:
@@ -252,7 +258,11 @@ def open_session(
     except MissingExtraError:
         raise
     except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
-        raise ConfigError(
-            f"{graph} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}; write the "
-            "graphs anew with `vdr-db export`, or load the model with runtime='torch'."
-        ) from error
+        raise _unusable(graph, str(error)) from error
+
+
+def _unusable(graph: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{graph} cannot be used by ONNX Runtime: {' '.join(why.split())[:300]}; write the graphs "
+        "anew with `vdr-db export`, or load the model with runtime='torch'."
+    )
