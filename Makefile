@@ -8,7 +8,8 @@
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
 # make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
-# make gate   compiles every kernel for every card with three versions of Triton; takes an hour
+# make gate   compiles every kernel for every card with three versions of Triton, and runs their tests
+#             by the interpreter of each; takes two hours
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -96,12 +97,18 @@ gpu: $(VENV)/ready-test
 	$(BIN)/python benchmarks/sanitize.py
 	$(BIN)/python benchmarks/bench_kernels.py
 
-# Kernels compiled for every card with the oldest Triton, the one that torch brings, and the newest.
-# CI compiles what a change touches, with the second alone.
+# Kernels compiled for every card with the oldest Triton, the one that torch brings, and the newest, and
+# tested with each by its interpreter, whose oldest needs a NumPy before 2.4. CI compiles what a change
+# touches, for two cards.
+TRITONS = 3.4.0 3.7.1 3.9.0
 CARDS = 80 86 89 90 100 120
-gate: $(VENV)/ready-test
-	$(BIN)/python benchmarks/compile_gate.py --check --matrix --sm $(CARDS)
-	for wanted in "==3.4.0" ""; do rm -rf build/triton && \
-		$(BIN)/python -m pip install --quiet --target build/triton "triton$$wanted" && \
-		PYTHONPATH=build/triton $(BIN)/python benchmarks/compile_gate.py --matrix --sm $(CARDS) || exit 1; \
+build/triton-%: $(VENV)/ready-base
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==$*" "numpy<2.4"
+
+gate: $(VENV)/ready-test $(TRITONS:%=build/triton-%)
+	for version in $(TRITONS); do \
+		export PYTHONPATH=$(CURDIR)/build/triton-$$version && \
+		$(BIN)/python benchmarks/compile_gate.py --check --write --sm $(CARDS) && \
+		$(BIN)/pytest -q tests/kernels/test_triton_interpreter.py || exit 1; \
 	done

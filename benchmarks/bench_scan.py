@@ -32,7 +32,7 @@ from vdr_db.kernels.cpu.products import exact_levels
 from vdr_db.readers import BeirFolder
 
 K = (32, 128, 256, 768)
-MODELS = ("vdr-tiny", "tiny-splade")
+MODELS = ("vdr-tiny", "vdr-mini", "tiny-splade")
 FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
 
 
@@ -149,7 +149,8 @@ def main() -> None:
         }
     rows: list[Row] = []
     for model in arguments.models:
-        for runtime in ("onnx", "torch") if model == "vdr-tiny" else ("torch",):
+        has_graphs = any(fetch(model).glob("*.onnx"))
+        for runtime in ("onnx", "torch") if has_graphs else ("torch",):
             both = encoders_of(model, runtime)
             own = both["cpu"].document_entry.k, both["cpu"].query_entry.k
             at = f"{model} {runtime} {machine}"

@@ -115,16 +115,17 @@ def expected_bodies(model: str) -> dict[str, bytes]:
 def run_server(model: str, batch_texts: int) -> None:
     """A server over a collection of the queries' words; says its address and serves."""
     from vdr_db import SparseEncoder
+    from vdr_db.budget import Budget
     from vdr_db.connectors import VDRQdrant
-    from vdr_db.serve import Limits, SearchService, listen, make_app, serve
+    from vdr_db.serve import SearchService, listen, make_app, serve
 
     encoder = SparseEncoder.from_pretrained(model)
     collection = VDRQdrant("texts", encoder, path=":memory:")
     collection.add_texts(QUERIES, ids=list(range(len(QUERIES))))
-    limits = Limits(batch_texts=batch_texts, requests=256)
-    service = SearchService(collection, encoder, batch_texts=batch_texts)
+    budget = Budget(batch_texts=batch_texts, requests=256)
+    service = SearchService(collection, encoder, budget=budget)
     address = listen("127.0.0.1", 0)
-    serve(make_app(service, limits=limits), address, started=lambda: print(address.url, flush=True))
+    serve(make_app(service), address, started=lambda: print(address.url, flush=True))
 
 
 def start_server(model: str, batch_texts: int) -> tuple[subprocess.Popen[str], str]:

@@ -23,7 +23,7 @@ from typing import Any
 import triton
 from compile_gate import RESULTS, compiled, listing, resource_usage
 from count_alu import kernel_at, parse
-from kernel_specs import Spec, all_specs, kernel_named
+from kernel_specs import Spec, all_specs, digest, kernel_named
 from triton.runtime.jit import JITFunction
 
 PATH = RESULTS / "backward_sm90.csv"
@@ -48,6 +48,7 @@ class Turn:
         entries: Gradient entries that a program handles meanwhile; of loops, with 128 hidden
             dimensions each.
         cycles_per_entry: Cycles in which a multiprocessor can issue them.
+        digest: Of the configuration and of the source of its kernel.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Turn:
     instructions: int
     entries: int
     cycles_per_entry: float
+    digest: str
 
 
 def instructions_of(text: str) -> tuple[int, int]:
@@ -84,7 +86,7 @@ def count(spec: Spec, source: str, kernel: JITFunction[Any], entries: int) -> Tu
     cycles = round(n * spec.num_warps / SCHEDULERS / entries, 2)
     return Turn(
         source, spec.kernel, spec.label, triton.__version__, registers, spec.num_warps, n, entries,
-        cycles,
+        cycles, digest(spec) if source == "here" else "",
     )  # fmt: skip
 
 
@@ -101,14 +103,18 @@ def entries_of(spec: Spec) -> int:
     return int(size["BLOCK_M"] * size["BLOCK_H"] // 128)
 
 
-def count_all(before: str | None = None) -> list[Turn]:
-    """Counts of placement, of a commit too, and of both ways to each gradient."""
+def specs() -> list[Spec]:
+    """What is counted: placement, and both ways to each gradient."""
     wanted = ("place_entries_kernel", "weight_gather_kernel", "sum_lists_kernel", "onehot_kernel")
-    specs = [
+    return [
         spec
         for spec in all_specs(90)
         if spec.kernel in wanted and "fp32" not in spec.label and "bf16 columns" not in spec.label
     ]
+
+
+def count_all(before: str | None = None) -> list[Turn]:
+    """Counts of all, and of placement at a commit."""
     made = []
     if before:
         kernel = kernel_at(before, "entry_lists.py", "place_entries_kernel")
@@ -119,7 +125,7 @@ def count_all(before: str | None = None) -> list[Turn]:
             spec = Spec("place_entries_kernel", 90, f"kept={kept:d}", {}, constants, 4)
             made.append(count(spec, before, kernel, 64))
     return made + [
-        count(spec, "here", kernel_named(spec.kernel), entries_of(spec)) for spec in specs
+        count(spec, "here", kernel_named(spec.kernel), entries_of(spec)) for spec in specs()
     ]
 
 

@@ -17,6 +17,7 @@ from kernel_cases import SEED, Arm
 
 from vdr_db import SparseEncoder as OwnEncoder
 from vdr_db.integrations.sentence_transformers import accelerate
+from vdr_db.towers.interface import Precision
 
 PEER = "sentence-transformers"
 LARGEST_DIFFERENCE = 0.1
@@ -45,7 +46,10 @@ def encode_arms(device: torch.device, *, is_tiny: bool) -> tuple[list[tuple[Arm,
             modules=[MLMTransformer(folder, max_seq_length=length), SpladePooling("max")],
             device=str(device),
         )
-        ours = OwnEncoder.from_pretrained(folder, device=device, dtype=dtype, max_length=length)
+        precision: Precision = "bfloat16" if device.type == "cuda" else "float32"
+        ours = OwnEncoder.from_pretrained(
+            folder, device=device, precision=precision, max_length=length
+        )
     peer.eval().to(dtype)
 
     def encode(chosen: list[str]) -> object:

@@ -205,6 +205,16 @@ class Store(Protocol):
                 other passages than these.
         """
 
+    def record_images(self, stamp: EncoderStamp) -> None:
+        """Writes down the encoder of the images that are about to come.
+
+        Once that is known it is compared, as the one of texts is. What the store holds of an
+        encoder that is not known stays so, and a stamp without an image part changes nothing.
+
+        Raises:
+            StoreMismatch: It was made for another encoder, or its images are of another one.
+        """
+
     def upsert(
         self,
         rows: SparseRows,

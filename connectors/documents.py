@@ -104,6 +104,10 @@ class DocumentView:
         """Checks the collection against the arguments; see `Store.create`."""
         self.store.create(width, stamp, documents=documents, passages=passages)
 
+    def record_images(self, stamp: EncoderStamp) -> None:
+        """Writes down the encoder of images; see `Store.record_images`."""
+        self.store.record_images(stamp)
+
     # Writing
 
     def upsert(

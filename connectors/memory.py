@@ -164,6 +164,11 @@ class MemoryStore(BaseStore):
     def _about(self) -> About | None:
         return self._made_for
 
+    def _write_stamp(self, stamp: EncoderStamp) -> None:
+        assert self._made_for is not None
+        width, _, documents = self._made_for
+        self._made_for = width, stamp, documents
+
     def _release(self) -> None:
         self._rows, self._payloads, self._joined = {}, {}, None
 

@@ -87,8 +87,8 @@ def check_probes(encoder: Any, stored: EncoderStamp | None, side: ProbedSide, wh
 
 
 def _precision(encoder: Any) -> str | None:
-    dtype = getattr(getattr(encoder, "text", encoder), "dtype", None)
-    return None if dtype is None else str(dtype).removeprefix("torch.")
+    precision: str | None = getattr(getattr(encoder, "text", encoder), "precision", None)
+    return precision
 
 
 def _length(encoder: Any, side: str) -> str | None:

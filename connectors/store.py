@@ -16,6 +16,7 @@ from vdr_db.connectors.base import (
     Payload,
     Record,
     Written,
+    check_stamp,
     checked_page,
     differences,
 )
@@ -168,6 +169,21 @@ class BaseStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def record_images(self, stamp: EncoderStamp) -> None:
+        """Writes down the encoder of images that are about to come; see `Store.record_images`."""
+        self._look_again()
+        about = self._about_now()
+        known = None if about is None else about[1]
+        if about is None or known is None or stamp.image is None:
+            return
+        wanted = about[0], stamp, about[2]
+        check_stamp(self._where, about, wanted)
+        if not known.reads_images:
+            self._write_stamp(known.with_images_of(stamp))
+            # Somebody else may have written down another encoder in the same moment.
+            self._known = self._about_now()
+            check_stamp(self._where, self._known or about, wanted)
+
     # For the stores
 
     def get(self, ids: Sequence[Id], with_rows: bool = False) -> list[Record]:
@@ -197,6 +213,10 @@ class BaseStore:
     def _about_now(self) -> About | None:
         """`_about` of what is behind the name by now; another process may have replaced it."""
         return self._about()
+
+    def _write_stamp(self, stamp: EncoderStamp) -> None:
+        """Puts another stamp in the place of the one that is written down."""
+        raise NotImplementedError
 
     def _look_again(self, after_s: float = 0.0) -> None:
         """Refuses a collection that was made anew for other vectors since it was opened.

@@ -76,7 +76,7 @@ def test_our_image_is_built_and_answers(tmp_path):
         finally:
             engine.run("image", "rm", "--force", IMAGE, check=False)
     assert "nDCG@10" in demo, demo
-    assert json.loads(found.splitlines()[0])["id"] == "1", found
+    assert json.loads(found)["hits"][0]["id"] == "1", found
 
 
 def environment_with(more):

@@ -130,7 +130,7 @@ def test_every_bit_depends_on_the_text_alone_with_any_threads(tmp_path, threads,
     [
         {"head": "vdr", "k": 50, "lexical": True},
         {"head": "vdr", "k": 50, "vocabulary": "ascii_from_999"},
-        {"dtype": "bfloat16"},
+        {"precision": "bfloat16"},
         {"dtype": torch.float64},
         {"compatibility": "max_length"},
         {"backend": "reference"},
@@ -411,7 +411,7 @@ def test_a_new_vdr_head_has_all_weights_positive(folder):
     ("dtype", "atol"), [("float16", 2e-2), ("bfloat16", 2e-1), ("float64", 1e-5)]
 )
 def test_other_dtypes_stay_close(folder, encoder, dtype, atol):
-    other = load(folder, dtype=dtype)
+    other = load(folder, **{"precision" if dtype == "bfloat16" else "dtype": dtype})
     assert other.dtype == getattr(torch, dtype)
     rows = other.encode_documents(TEXTS)
     assert rows.values.dtype == np.float32
@@ -441,7 +441,7 @@ def test_stamp_follows_the_weights(folder):
     assert stamp.tokenizer == encoder.vocabulary.fingerprint
     assert (stamp.head, stamp.activation, stamp.vocabulary) == ("mlm", "log1p_relu", "all")
     assert load(folder).stamp() == stamp
-    assert not stamp.difference(load(folder, dtype="bfloat16").stamp()), "rounding is no change"
+    assert not stamp.difference(load(folder, precision="bfloat16").stamp()), "rounding is no change"
     with torch.no_grad():
         encoder.document_tower.head.bias[3] += 1
     (reason,) = stamp.difference(encoder.stamp())
@@ -510,7 +510,7 @@ def test_threads_share_an_encoder(encoder):
 
 def test_repr_tells_what_it_is(encoder):
     assert "head='mlm'" in repr(encoder)
-    assert "1128 columns, k=all, torch.float32 on cpu" in repr(encoder)
+    assert "1128 columns, k=all, float32 on cpu" in repr(encoder)
 
 
 def test_a_tokenizers_own_limits_do_not_matter(folder):

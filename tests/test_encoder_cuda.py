@@ -281,7 +281,7 @@ def test_scoring_a_batch_never_waits_for_the_device(
     """On the meta device, which has no values to wait for, and says so when one is asked for."""
     options = dict(options)
     norm = options.pop("norm", False)
-    encoder = load(folder, dtype=torch.bfloat16, **options)
+    encoder = load(folder, precision="bfloat16", **options)
     texts = [text for text in texts_of(encoder, 9) if text]
     tokens = encoder.tokenizer.encode(texts)
     frame = encoder.frame("document")
@@ -508,6 +508,10 @@ def assert_close_rows(found, expected, atol):
     np.testing.assert_allclose(found.to_scipy().toarray(), expected.to_scipy().toarray(), atol=atol)
 
 
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"head": "vdr", "k": None, "norm": True}], ids=str)
 class TestOnDevice:
@@ -516,7 +520,8 @@ class TestOnDevice:
     def load(self, folder, dtype, options, device="cuda"):
         options = dict(options)
         norm = options.pop("norm", False)
-        encoder = SparseEncoder.from_pretrained(folder, device=device, dtype=dtype, **options)
+        kind = {"dtype": dtype} if dtype == torch.float16 else {"precision": name_of(dtype)}
+        encoder = SparseEncoder.from_pretrained(folder, device=device, **kind, **options)
         encoder.norm = norm
         return encoder
 

@@ -21,24 +21,25 @@ from image_folders import pixels, write_cross_modal
 from model_folders import write_bert
 
 from vdr_db import ImageEncoder, SparseEncoder
+from vdr_db.budget import Budget
 from vdr_db.errors import ConfigError, InputError
 from vdr_db.images import reading
 from vdr_db.images.files import has_image_suffix, list_images
-from vdr_db.images.reading import ImageLimits, read_image
+from vdr_db.images.reading import read_image
 
 pytest.importorskip("PIL.Image")
 from PIL import Image
 
-LIMITS = ImageLimits()
+BUDGET = Budget()
 
 
-def read(source, limits=LIMITS):
-    return np.asarray(read_image(source, limits).image)
+def read(source, budget=BUDGET):
+    return np.asarray(read_image(source, budget).image)
 
 
-def why(source, limits=LIMITS):
+def why(source, budget=BUDGET):
     with pytest.raises(InputError) as caught:
-        read_image(source, limits)
+        read_image(source, budget)
     return str(caught.value)
 
 
@@ -305,17 +306,17 @@ def test_every_broken_file_is_named_with_a_reason(tmp_path, encoder, warned):
 
 
 def test_limits(tmp_path, encoder):
-    assert "40 by 30 pixels, more than the 1,199" in why(PICTURE, ImageLimits(pixels=1199))
-    assert "40 by 30 pixels" in why(Image.fromarray(PICTURE), ImageLimits(pixels=1199))
+    assert "40 by 30 pixels, more than the 1,199" in why(PICTURE, Budget(image_pixels=1199))
+    assert "40 by 30 pixels" in why(Image.fromarray(PICTURE), Budget(image_pixels=1199))
     content = encoded(Image.fromarray(PICTURE), "PNG")
-    assert "40 by 30 pixels" in why(content, ImageLimits(pixels=1199))
-    assert "bytes, more than the 9 that are read" in why(content, ImageLimits(bytes=9))
+    assert "40 by 30 pixels" in why(content, Budget(image_pixels=1199))
+    assert "bytes, more than the 9 that are read" in why(content, Budget(image_bytes=9))
     file = tmp_path / "a.png"
     file.write_bytes(content)
-    assert "bytes, more than" in why(file, ImageLimits(bytes=9))
+    assert "bytes, more than" in why(file, Budget(image_bytes=9))
     result = encoder.encode_images([file, PICTURE[:5]], max_pixels=1199)
     assert list(result.refused) == [0]
-    with pytest.raises(ConfigError, match="`pixels` must be an integer of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="`max_pixels` must be"):
         encoder.encode_images([PICTURE], max_pixels=0)
 
 
@@ -334,8 +335,8 @@ def bomb(side=7000):
 
 def test_deep_colours_count_twice():
     content = bomb(100)
-    assert read(content, ImageLimits(pixels=20_000)).shape == (100, 100, 3)
-    said = why(content, ImageLimits(pixels=19_999))
+    assert read(content, Budget(image_pixels=20_000)).shape == (100, 100, 3)
+    said = why(content, Budget(image_pixels=19_999))
     assert "100 by 100 pixels of 16 bits a colour, more than the 9,999" in said
 
 
@@ -357,14 +358,14 @@ def test_a_large_photograph_is_decoded_at_half_its_scale():
     photo = np.repeat(np.repeat(PICTURE, 8, axis=0), 8, axis=1)
     content = encoded(Image.fromarray(photo), "JPEG", quality=95)
     height, width, _ = photo.shape
-    assert read(content, ImageLimits(pixels=width * height)).shape == photo.shape
-    half = read(content, ImageLimits(pixels=width * height - 1))
+    assert read(content, Budget(image_pixels=width * height)).shape == photo.shape
+    half = read(content, Budget(image_pixels=width * height - 1))
     assert half.shape == (height // 2, width // 2, 3)
     gap = np.abs(half.astype(int) - photo[1::2, 1::2].astype(int))
     assert gap.mean() < 3
-    assert "pixels, more than" in why(content, ImageLimits(pixels=width * height // 4 - 1))
+    assert "pixels, more than" in why(content, Budget(image_pixels=width * height // 4 - 1))
     progressive = encoded(Image.fromarray(photo), "JPEG", quality=95, progressive=True)
-    assert "pixels, more than" in why(progressive, ImageLimits(pixels=width * height - 1))
+    assert "pixels, more than" in why(progressive, Budget(image_pixels=width * height - 1))
 
 
 def test_the_callers_images_stay_as_they_are():
@@ -422,11 +423,11 @@ import sys
 sys.modules["pillow_heif"] = None
 from vdr_db.errors import InputError
 from vdr_db.images.files import list_images
-from vdr_db.images.reading import ImageLimits, read_image
+from vdr_db.images.reading import read_image
 folder = {str(tmp_path)!r}
 print(list_images(folder))
 try:
-    read_image(folder + "/phone.heic", ImageLimits())
+    read_image(folder + "/phone.heic")
 except InputError as error:
     print(error)
 """

@@ -234,15 +234,16 @@ def test_the_runtime_is_chosen_by_folder_and_options(exported):
     has_gpu = torch.cuda.is_available()
     assert chosen() == ("torch" if has_gpu else "onnx")
     assert chosen(device="cpu") == "onnx"
-    assert chosen(device="cpu", dtype="float32", k=3, max_length=9) == "onnx"
+    assert chosen(device="cpu", precision="float32", k=3, max_length=9) == "onnx"
     assert chosen(device="cpu", runtime="torch") == "torch"
     assert chosen(folder=exported / "source", device="cpu") == "torch"
-    assert chosen(device="cpu", dtype="bfloat16") == "torch"
+    assert chosen(device="cpu", precision="bfloat16") == "torch"
     assert chosen(device="cpu", backend="reference") == "torch"
     assert chosen(device="cpu", backend="cpu-int8") == chosen(device="cpu", backend="cpu") == "onnx"
     assert chosen(device="cpu", compatibility="max_length") == "torch"
     for options, said in (
-        ({"dtype": "bfloat16"}, "`dtype` must be None or 'float32', got 'bfloat16'"),
+        ({"dtype": "float16"}, "`dtype` must be None or 'float32', got 'float16'"),
+        ({"precision": "bfloat16"}, "`precision` must be 'float32' or 'int8', got 'bfloat16'"),
         ({"device": "meta"}, "`device` must be None or 'cpu', got 'meta'"),
         ({"backend": "reference"}, "`backend` must be left alone"),
         ({"compatibility": "longest"}, "`compatibility` must be left alone"),
@@ -276,7 +277,7 @@ def test_graphs_of_other_weights_are_not_run(exported, tmp_path):
     (graph,) = folder.glob("*.onnx")
     graph.write_bytes(b"no graph")
     encoder = SparseEncoder.from_pretrained(folder, runtime="onnx")
-    with pytest.raises(ConfigError, match="cannot be opened by ONNX Runtime"):
+    with pytest.raises(ConfigError, match="cannot be used by ONNX Runtime"):
         encoder.encode_documents(["cat"])
     change_json(folder / "vdr_db.json", graphs=None)
     with pytest.raises(ConfigError, match="holds no ONNX graphs"):

@@ -225,7 +225,7 @@ def test_they_are_saved_with_the_model(folder, own, exported):
     without = SparseEncoder.from_pretrained(exported, own_weights=False, runtime="torch")
     assert without.own_weights is None
     assert without.stamp().weights != first.stamp().weights
-    half = SparseEncoder.from_pretrained(exported, dtype="bfloat16")
+    half = SparseEncoder.from_pretrained(exported, precision="bfloat16")
     assert half.stamp().weights == first.stamp().weights
     assert not (exported / "modules.json").exists()
     assert "sentence_transformers" not in (exported / "README.md").read_text()

@@ -220,3 +220,41 @@ def test_weights_of_whole_numbers_and_doubled_names_are_refused(tmp_path):
     file.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[8 + length :])
     with pytest.raises(ConfigError, match="cannot be read as a file of weights"):
         SparseEncoder.from_pretrained(folder, device="cpu")
+
+
+def test_graphs_are_compared_with_their_digests(tmp_path):
+    pytest.importorskip("onnx")
+    from image_folders import write_cross_modal
+
+    from vdr_db import CrossModalEncoder, ImageEncoder
+    from vdr_db.encoders.export import export
+
+    folder = tmp_path / "model"
+    published = write_cross_modal(tmp_path / "source")
+    CrossModalEncoder.from_pretrained(published, device="cpu").save_pretrained(tmp_path / "saved")
+    export(tmp_path / "saved", folder)
+    CrossModalEncoder.from_pretrained(folder, runtime="onnx")
+    graphs = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.onnx")}
+    assert len(graphs) == 2, sorted(graphs)
+    for name, file in graphs.items():
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        kind = ImageEncoder if "image" in name else SparseEncoder
+        for load in (kind, CrossModalEncoder):
+            with pytest.raises(ConfigError, match=rf"{file.name} is damaged or was changed: its"):
+                load.from_pretrained(folder, runtime="onnx")
+        file.unlink()
+        with pytest.raises(ConfigError, match=rf"{file.name} cannot be read: there is no such"):
+            kind.from_pretrained(folder, runtime="onnx")
+        file.write_bytes(content)
+    CrossModalEncoder.from_pretrained(folder, runtime="onnx")
+
+
+def test_a_digest_of_a_device_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    SparseEncoder.from_pretrained(write_bert(tmp_path / "s"), device="cpu").save_pretrained(folder)
+    told = json.loads((folder / "vdr_db.json").read_text())
+    told["digests"]["/dev/zero"] = "0"
+    (folder / "vdr_db.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"/dev/zero cannot be read: there is no such file"):
+        SparseEncoder.from_pretrained(folder, device="cpu")

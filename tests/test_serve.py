@@ -30,13 +30,14 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from vdr_db.serve import Limits, SearchService, listen, make_app  # noqa: E402
+from vdr_db.budget import Budget  # noqa: E402
+from vdr_db.serve import SearchService, listen, make_app  # noqa: E402
 from vdr_db.serve.server import make_server  # noqa: E402
 
 QUERY = "play a card game against the computer"
 TEXTS = 400
 HOSTILE = "</title><script>alert(1)</script> <img src=x onerror=y> ' \" & \u202e"
-SMALL = Limits(query_characters=200, page_size=20, depth=200, upload_bytes=20_000)
+SMALL = Budget(query_characters=200, page_size=20, depth=200, upload_bytes=20_000)
 HOME = Path(__file__).parents[1]
 
 THUMBNAIL = png(24, 24, lambda x, y: (10 * x, 120, 10 * y))
@@ -84,7 +85,7 @@ def service(store, tiny_splade):
     from vdr_db.connectors import VDRQdrant
 
     collection = VDRQdrant("texts", tiny_splade, path=store)
-    made = SearchService(collection, tiny_splade, images=PictureOfAGame(tiny_splade))
+    made = SearchService(collection, tiny_splade, images=PictureOfAGame(tiny_splade), budget=SMALL)
     yield made
     made.close()
 
@@ -109,7 +110,7 @@ def running(app):
 
 @pytest.fixture(scope="module")
 def site(service):
-    with running(make_app(service, limits=SMALL, hosts=["books.example"])) as address:
+    with running(make_app(service, hosts=["books.example"])) as address:
         yield address
 
 
@@ -583,7 +584,7 @@ def gallery(tmp_path_factory, tiny_splade_folder):
         file.unlink()
     uploads = ImageUploads(encoder.image, encoder.text)
     service = SearchService(collection, encoder.text, images=uploads)
-    with running(make_app(service, limits=Limits())) as address:
+    with running(make_app(service)) as address:
         yield address
 
 

@@ -19,8 +19,9 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from vdr_db.budget import Budget  # noqa: E402
 from vdr_db.explain.snippets import snippet  # noqa: E402
-from vdr_db.serve import Limits, listen  # noqa: E402
+from vdr_db.serve import listen  # noqa: E402
 from vdr_db.serve.facets import filter_of, find_facets, parse_choices  # noqa: E402
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
@@ -77,7 +78,7 @@ def test_impossible_addresses():
     assert (everywhere.is_loopback, taken.is_loopback) == (False, True)
     assert everywhere.url.startswith("http://localhost:")
     with pytest.raises(ConfigError, match="upload_bytes"):
-        Limits(upload_bytes=0)
+        Budget(upload_bytes=0)
 
 
 # The command

@@ -29,7 +29,8 @@ httpx = pytest.importorskip("httpx")
 for module in ("fastapi", "uvicorn", "prometheus_client", "orjson"):
     pytest.importorskip(module)
 
-from vdr_db.serve import Limits, SearchService, listen, make_app  # noqa: E402
+from vdr_db.budget import Budget  # noqa: E402
+from vdr_db.serve import SearchService, listen, make_app  # noqa: E402
 from vdr_db.serve.batching import Batcher  # noqa: E402
 from vdr_db.serve.server import make_server  # noqa: E402
 from vdr_db.serve.watch import ACCESS_LOG  # noqa: E402
@@ -37,7 +38,7 @@ from vdr_db.serve.watch import ACCESS_LOG  # noqa: E402
 TEXTS = ["the tallest animal is a giraffe", "hot water on green leaves", "a game of cards"]
 KEY = "correct horse"
 JSON = {"content-type": "application/json"}
-LIMITS = Limits(texts=8, text_characters=2000, upload_bytes=200_000, body_s=1.0)
+BUDGET = Budget(texts=8, text_characters=2000, upload_bytes=200_000, body_s=1.0)
 
 
 @contextmanager
@@ -59,14 +60,14 @@ def running(app):
 
 
 @contextmanager
-def served(encoder, *, limits=LIMITS, images=None, **options):
+def served(encoder, *, budget=BUDGET, images=None, **options):
     """A service over an embedded collection of `TEXTS`, and a client of it."""
     from vdr_db.connectors import VDRQdrant
 
     collection = VDRQdrant("texts", encoder, path=":memory:")
     collection.add_texts(TEXTS, ids=["zoo", "tea", 3], payloads=[{"n": n} for n in range(3)])
-    service = SearchService(collection, encoder, images=images, batch_texts=limits.batch_texts)
-    with running(make_app(service, limits=limits, **options)) as address:
+    service = SearchService(collection, encoder, images=images, budget=budget)
+    with running(make_app(service, **options)) as address:
         base = address.url.rstrip("/")
         with httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
             yield client
@@ -173,9 +174,9 @@ def test_encode_gives_vectors_of_images(tmp_path):
 
     encoder = CrossModalEncoder.from_pretrained(write_cross_modal(tmp_path / "m"), device="cpu")
     files = [png(20 + i, 16, lambda x, y: (7 * x, 9 * y, 90)) for i in range(3)]
-    limits = Limits(image_pixels=400)
-    uploads = ImageUploads(encoder.image, encoder.text, max_pixels=limits.image_pixels)
-    with served(encoder.text, images=uploads, limits=limits) as client:
+    budget = Budget(upload_pixels=400)
+    uploads = ImageUploads(encoder.image, encoder.text, budget=budget)
+    with served(encoder.text, images=uploads, budget=budget) as client:
         sent = {"images": [base64.b64encode(file).decode() for file in files]}
         answer = client.post("/api/encode", json=sent)
         expected = encoder.encode_images(files).rows
@@ -416,7 +417,7 @@ def all_of(connection, end):
 
 
 def test_connections_that_say_nothing_are_closed_and_others_are_served(tiny_splade):
-    with served(tiny_splade, limits=Limits(connections=40, first_byte_s=1.0)) as client:
+    with served(tiny_splade, budget=Budget(connections=40, first_byte_s=1.0)) as client:
         start = time.monotonic()
         idle = [connect(client) for _ in range(64)]
         idle[-1].sendall(b"GET / HTTP/1.1\r\nhost: local")  # headers that never end
@@ -435,7 +436,7 @@ def test_connections_that_say_nothing_are_closed_and_others_are_served(tiny_spla
 
 def test_a_kept_connection_may_wait_and_then_must_be_quick(tiny_splade):
     with (
-        served(tiny_splade, limits=Limits(first_byte_s=0.3, idle_s=2.0)) as client,
+        served(tiny_splade, budget=Budget(first_byte_s=0.3, idle_s=2.0)) as client,
         connect(client) as kept,
     ):
         request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -460,8 +461,8 @@ def test_a_body_that_trickles_is_refused(client):
 
 
 def test_too_many_requests_at_once_are_told_to_come_again(tiny_splade):
-    limits = Limits(requests=4)
-    with served(tiny_splade, limits=limits) as client:
+    budget = Budget(requests=4)
+    with served(tiny_splade, budget=budget) as client:
         slow = []
         for _ in range(4):
             slow.append(connect(client))
@@ -485,7 +486,7 @@ def test_too_many_requests_at_once_are_told_to_come_again(tiny_splade):
 
 
 def test_an_answer_that_is_too_large_is_refused(tiny_splade):
-    with served(tiny_splade, limits=Limits(answer_bytes=600)) as client:
+    with served(tiny_splade, budget=Budget(answer_bytes=600)) as client:
         refused = client.get("/api/search", params={"q": "tea leaves giraffe cards"})
         assert (refused.status_code, "more than the 600" in refused.text) == (413, True)
         assert client.get("/healthz").status_code == 200

@@ -240,7 +240,7 @@ def test_an_encoder_that_makes_other_vectors_is_found_out(saved, monkeypatch):
             use("cat")
     monkeypatch.setattr(tower, "scores", lambda *args: made(tower, *args) * np.float32(1.00001))
     assert collection.search("cat"), "rounding"
-    half = load(saved, "torch", device="cpu", dtype="bfloat16")
+    half = load(saved, "torch", device="cpu", precision="bfloat16")
     Collection(store, half).search("cat")  # nothing is known in that precision
 
 

@@ -93,6 +93,18 @@ def test_a_release_that_is_not_ready_is_refused(tag, project, changelog, told):
     assert told.replace("\\", "") in found
 
 
+def test_nothing_goes_out_with_a_known_advisory():
+    jobs = yaml.safe_load((WORKFLOWS / "release.yml").read_text("utf-8"))["jobs"]
+    assert jobs["audit"]["strategy"]["matrix"]["resolution"] == ["lowest-direct", "highest"]
+    script = jobs["audit"]["steps"][-1]["run"].replace("\\\n", " ")
+    compiled, audited = script.strip().splitlines()[1:]
+    assert compiled.startswith("uv pip compile ")
+    assert "--extra all " in compiled
+    assert audited.startswith("pip-audit --requirement pinned.txt ")
+    assert set(jobs["publish"]["needs"]) == {"build", "audit"}
+    assert "all" in PROJECT["project"]["optional-dependencies"]
+
+
 def test_versions_agree():
     import vdr_db
 

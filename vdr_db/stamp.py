@@ -129,6 +129,10 @@ class EncoderStamp:
         both = hashlib.sha256(f"{self.weights} {self.image.weights}".encode()).hexdigest()
         return replace(bare, weights=both, head=f"{self.head}+{self.image.head}")
 
+    def with_images_of(self, other: EncoderStamp) -> EncoderStamp:
+        """This one of texts with the image part of a model of both, and that model's name."""
+        return replace(self, model=other.model, revision=other.revision, image=other.image)
+
     def difference(self, other: EncoderStamp) -> list[str]:
         """Why vectors of the two encoders must not be mixed; empty when they may be.
 

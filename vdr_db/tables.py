@@ -19,6 +19,7 @@ from collections.abc import Container, Iterator, Mapping
 from itertools import chain
 from typing import Literal, TypeAlias
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.errors import InputError
 from vdr_db.filters import EXACT_INTEGERS
 from vdr_db.lines import Row, checked_line, lines_of, shown
@@ -40,6 +41,7 @@ def table_rows(
     kinds: Mapping[str, Kind],
     texts: Container[str],
     delimiter: str | None = None,
+    budget: Budget = BUDGET,
 ) -> Iterator[Row]:
     """Rows of a table as objects; a row that is wrong comes as its error.
 
@@ -49,14 +51,15 @@ def table_rows(
         kinds: Column → kind of its values, instead of what the whole file suggests.
         texts: Columns that are text in any case.
         delimiter: Between cells; `None` sees from the first line.
+        budget: The most that is read of a line and of a row.
 
     Raises:
-        InputError: The header is wrong, or a quotation mark is never closed.
+        InputError: The header is wrong, a row is too large, or a quotation mark is never closed.
     """
     known = dict(kinds)
     if os.fspath(path) != "-":
-        known = {**_kinds_of(path, format, delimiter, {*kinds}, texts), **kinds}
-    for header, cells, source in _cells(path, format, delimiter):
+        known = {**_kinds_of(path, format, delimiter, {*kinds}, texts, budget), **kinds}
+    for header, cells, source in _cells(path, format, delimiter, budget):
         try:
             yield _row(header, cells, source, known), source
         except InputError as error:
@@ -86,13 +89,29 @@ def _row(
 
 
 def _cells(
-    path: str | os.PathLike[str], format: Literal["csv", "tsv"], delimiter: str | None
+    path: str | os.PathLike[str],
+    format: Literal["csv", "tsv"],
+    delimiter: str | None,
+    budget: Budget,
 ) -> Iterator[tuple[list[str], list[str], str]]:
     """Header, cells and `"FILE:LINE"` of each row."""
     # The limit of the library, 128 KiB a cell, is for all readers of the process.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     name = shown(path)
-    lines = (line for _, line in lines_of(path))
+    taken = 0
+
+    def of_a_row() -> Iterator[str]:
+        nonlocal taken
+        for number, line in lines_of(path, budget=budget):
+            taken += len(line)
+            if taken > budget.record_characters:
+                raise InputError(
+                    f"{name}:{number}: a row has more than {budget.record_characters:,} "
+                    "characters; close the quotation mark in front of it, or cut it up."
+                )
+            yield line
+
+    lines = of_a_row()
     first = next(lines, "")
     skipped = 0
     if format == "csv" and (told := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:
@@ -108,7 +127,7 @@ def _cells(
     while True:
         source = f"{name}:{reader.line_num + skipped + 1}"
         try:
-            cells = next(reader, None)
+            cells, taken = next(reader, None), 0
         except csv.Error as error:
             raise InputError(f"{source}: not a row of {format.upper()}: {error}.") from error
         if cells is None:
@@ -133,11 +152,12 @@ def _kinds_of(
     delimiter: str | None,
     told: set[str],
     texts: Container[str],
+    budget: Budget,
 ) -> dict[str, Kind]:
     """Kind of each column of numbers or truths, but for those that are told or are texts."""
     possible: dict[str, set[Kind]] | None = None
     seen: set[str] = set()
-    for header, cells, _ in _cells(path, format, delimiter):
+    for header, cells, _ in _cells(path, format, delimiter, budget):
         if possible is None:
             names = (name for name in header if name not in told and name not in texts)
             possible = {name: set(_NARROWEST) for name in names}

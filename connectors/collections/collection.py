@@ -236,6 +236,9 @@ class Collection(Reading):
             encode, images, ids, payloads, size=batch_size, thumbnail_px=thumbnail_px
         )
         self._create(self._encoding.width)
+        stamp = self._encoding.stamp()
+        if stamp is not None:
+            self.store.record_images(stamp)
         total = len(images) if isinstance(images, (list, tuple)) else None
         return write(batches, self._view.upsert, empty, total=total, unit="image")
 

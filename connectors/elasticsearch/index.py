@@ -210,6 +210,13 @@ class VersionedIndex:
         )
         check_passages(self.where, Passages.from_dict(stored.passages), passages)
 
+    def write_stamp(self, stamp: EncoderStamp) -> None:
+        """Puts another stamp in the place of the one that is there."""
+        state = self.state()
+        meta = {**state.meta, "stamp": stamp.to_dict()}
+        indices.write_meta(self.transport, state.backing, meta, state.work)
+        self.forget()
+
     def _version(self) -> tuple[int, int]:
         # Only this type's mapping depends on the version; others may use servers that hide theirs.
         return self.transport.version() if self.new.kind == "sparse_vector" else (8, 11)

@@ -94,6 +94,15 @@ def read_state(transport: Transport, name: str) -> IndexState | None:
     return IndexState(backings[0], backings[0] != name, mapping)
 
 
+def write_meta(
+    transport: Transport, index: str, meta: Mapping[str, Any], work: Work | None
+) -> None:
+    """Writes what we remember about an index; one that is gone is no error."""
+    # Work is said rather than left out: a server may merge what it is told with what it had.
+    told = {META_KEY: dict(meta), WORK_KEY: work and asdict(work)}
+    transport.call("PUT", f"/{quote(index)}/_mapping", {"_meta": told}, allow=(404,))
+
+
 def read_settings(transport: Transport, index: str) -> dict[str, Any]:
     """The settings of an index that a new one of the same kind should get, as flat names."""
     answer = transport.call(
@@ -322,9 +331,10 @@ def changed_settings(
     work = Work.of_this_process({name: current.get(name) for name in changes})
 
     def tell(what: Work | None) -> None:
-        # Said rather than left out: a server may merge what it is told with what it had.
-        meta = {META_KEY: {**state.meta, "before_load": None}, WORK_KEY: what and asdict(what)}
-        transport.call("PUT", f"{path}/_mapping", {"_meta": meta}, allow=(404,))
+        # Read anew: images may have come meanwhile, whose encoder is written there too.
+        now = read_state(transport, index)
+        if now is not None:
+            write_meta(transport, index, {**now.meta, "before_load": None}, what)
 
     def is_alive() -> None:
         nonlocal work
@@ -355,8 +365,7 @@ def put_right(transport: Transport, state: IndexState) -> bool:
         return False
     path = f"/{quote(state.backing)}"
     transport.call("PUT", f"{path}/_settings", undone(state))
-    meta = {META_KEY: {**state.meta, "before_load": None}, WORK_KEY: None}
-    transport.call("PUT", f"{path}/_mapping", {"_meta": meta})
+    write_meta(transport, state.backing, {**state.meta, "before_load": None}, None)
     transport.call("POST", f"{path}/_refresh")
     return True
 

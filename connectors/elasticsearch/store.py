@@ -280,6 +280,9 @@ class ElasticsearchStore(IndexReader):
         self._index.forget()
         return self._about()
 
+    def _write_stamp(self, stamp: EncoderStamp) -> None:
+        self._index.write_stamp(stamp)
+
     def _made(self) -> IndexMeta:
         self._check_open()
         return self._index.made()

@@ -134,12 +134,16 @@ class EdgeEngine:
             self._folder.release()
             raise
 
+    def describe(self, manifest: Manifest) -> None:
+        """Puts another description in the place of the one that is there."""
+        self._check_usable()
+        self._folder.write_manifest(manifest.to_dict())
+
     def upsert(self, batch: Batch) -> None:
         """Writes one batch; see `Engine.upsert`."""
         self._check_usable()
         self._check_space(batch.size)
-        edge = self._edge
-        bounds = batch.rows.indptr.tolist()
+        edge, bounds = self._edge, batch.rows.indptr.tolist()
         indices, values = batch.rows.indices.astype(np.uint32), batch.rows.values
         vectors: list[dict[str, Any]] = [
             {VECTOR_NAME: edge.SparseVector(indices[a:b], values[a:b])} for a, b in pairwise(bounds)
@@ -149,7 +153,6 @@ class EdgeEngine:
                 vector[name] = numbers
         payloads = [*batch.payloads]
         if not self._in_memory:
-            values = batch.rows.values
             for i, (point, payload) in enumerate(zip(batch.points, payloads, strict=True)):
                 span = slice(bounds[i], bounds[i + 1])
                 total = row_sum(point, indices[span], values[span], payload)
@@ -276,7 +279,7 @@ class EdgeEngine:
         if not self._in_memory:
             manifest = Manifest.from_dict(self._folder.read_manifest(), self._where)
             whole = {**manifest.payload_indexes, **indexes}
-            self._folder.write_manifest(replace(manifest, payload_indexes=whole).to_dict())
+            self.describe(replace(manifest, payload_indexes=whole))
 
     def flush(self) -> None:
         """Writes everything through to the disk."""

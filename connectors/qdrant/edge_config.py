@@ -20,5 +20,9 @@ def edge_config(edge: Any, manifest: Manifest, *, with_log: bool) -> Any:
         for name, one in manifest.dense.items()
     }
     return edge.EdgeConfig(
-        vectors=dense or None, sparse_vectors={VECTOR_NAME: vector}, wal_enabled=with_log
+        vectors=dense or None,
+        sparse_vectors={VECTOR_NAME: vector},
+        wal_enabled=with_log,
+        # One: the caller's. A pool of several is asked and waited for, for every single query.
+        max_search_threads=1,
     )

@@ -315,6 +315,9 @@ class Engine(Protocol):
     def create(self, manifest: Manifest) -> None:
         """Makes the collection."""
 
+    def describe(self, manifest: Manifest) -> None:
+        """Puts another description in the place of the one that is there."""
+
     def upsert(self, batch: Batch) -> None:
         """Writes one batch; when it returns, searches see it and a crash does not lose it.
 

@@ -162,6 +162,7 @@ class CollectionLifecycle(BaseStore):
                 collections stay, because the new one may be in use already.
         """
         made, engine = self._made(), self._server()
+        made = engine.current() or made  # images may have come since it was opened
         versions = engine.versions
         old = versions.target(self.name)
         if old is None:
@@ -216,7 +217,7 @@ class CollectionLifecycle(BaseStore):
         # From here on the new collection is never deleted: it may be in use already.
         versions.move_alias(self.name, name)
         versions.note(name, None)
-        self._manifest, self._known = manifest, None
+        self._manifest, self._known = target._manifest, None
         if not keep_old:
             versions.drop(old, unless_named=True)
 
@@ -303,6 +304,11 @@ class CollectionLifecycle(BaseStore):
             return self._about()
         current = self._engine.current()
         return None if current is None else current.about
+
+    def _write_stamp(self, stamp: EncoderStamp) -> None:
+        manifest = replace(self._made(), stamp=stamp)
+        self._engine.describe(manifest)
+        self._manifest = manifest
 
     def _made(self) -> Manifest:
         self._made_width()

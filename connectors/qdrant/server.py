@@ -230,6 +230,16 @@ class ServerEngine(ServerCalls):
                 raise
         self.versions.point_alias(self._collection, name)
 
+    def describe(self, manifest: Manifest) -> None:
+        """Puts another description in the place of the one that is there."""
+        name = self.versions.target(self._collection) or self._collection
+        with self._translated("be described"):
+            if self._keeps_metadata(self._version()):
+                told = {METADATA_KEY: manifest.to_dict()}
+                self._client.update_collection(name, metadata=told)
+            else:
+                self._write_sidecar(name, manifest)
+
     def beside(
         self, name: str, old: str, manifest: Manifest, changes: Mapping[str, Any]
     ) -> ServerEngine:

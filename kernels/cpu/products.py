@@ -4,10 +4,9 @@
 
 Rows stand on the left, so that the maximum runs along neighbouring numbers, and are an input of
 the graph, so that no second copy of them is packed and held. Two graphs of three nodes serve every
-size; they are written out here as bytes, since only exports need the package `onnx`.
+size.
 
-Source: ONNX operators, opset 18; the encoding of Protocol Buffers, and `onnx.proto` for the numbers
-of the fields.
+Source: ONNX operators, opset 18.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.errors import require
-from vdr_db.forks import end_children_at_once, leak, renew_after_fork
+from vdr_db.forks import leak, renew_after_fork
+from vdr_db.kernels.cpu.messages import field, node, tensor, value
+from vdr_db.kernels.cpu.sessions import opened
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -39,7 +39,6 @@ LEAST_ROWS = 2048
 MOST_POSITIONS = 512
 ROW_MULTIPLE = 16
 
-_FLOAT, _UINT8, _INT8, _INT32, _INT64 = 1, 2, 3, 6, 7
 _OPSET, _IR_VERSION = 18, 8
 
 
@@ -156,7 +155,7 @@ class _Sessions:
     def get(self, *, is_integer: bool, threads: int | None) -> InferenceSession:
         key = (is_integer, threads)
         if key not in self._open:
-            self._open[key] = _opened(is_integer=is_integer, threads=threads)
+            self._open[key] = opened(product_graph(is_integer=is_integer), threads)
         return self._open[key]
 
     def after_fork(self) -> None:
@@ -169,78 +168,23 @@ class _Sessions:
 _sessions = _Sessions()
 
 
-def _opened(*, is_integer: bool, threads: int | None) -> InferenceSession:
-    runtime = require("onnxruntime", "onnx")
-    end_children_at_once()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session: InferenceSession = runtime.InferenceSession(
-        product_graph(is_integer=is_integer), options, providers=["CPUExecutionProvider"]
-    )
-    return session
-
-
 def product_graph(*, is_integer: bool) -> bytes:
     """The model of one product: `rows` and `states` to `largest`, as ONNX Runtime reads it."""
-    axes = _tensor("axes", _INT64, [1], np.int64(1).tobytes())
-    zero = _tensor("zero", _UINT8, [], np.uint8(CODE_ZERO).tobytes())
+    axes = tensor("axes", np.array([1], np.int64))
+    zero = tensor("zero", np.array(CODE_ZERO, np.uint8))
     product = (
         ["MatMulInteger", "rows", "turned", "zero"] if is_integer else ["MatMul", "rows", "turned"]
     )
-    kinds = (_UINT8, _INT8, _INT32) if is_integer else (_FLOAT, _FLOAT, _FLOAT)
+    kinds = ("uint8", "int8", "int32") if is_integer else ("float32",) * 3
     graph = [
-        _field(1, _node("turned", "Transpose", "states", perm=[1, 0])),
-        _field(1, _node("products", *product)),
-        _field(1, _node("largest", "ReduceMax", "products", "axes", keepdims=0)),
-        _field(2, b"largest_products"),
-        _field(5, axes),
-        *([_field(5, zero)] if is_integer else []),
-        _field(11, _value("rows", kinds[0], ["S", "H"])),
-        _field(11, _value("states", kinds[1], ["P", "H"])),
-        _field(12, _value("largest", kinds[2], ["S"])),
+        field(1, node("turned", "Transpose", "states", perm=[1, 0])),
+        field(1, node("products", *product)),
+        field(1, node("largest", "ReduceMax", "products", "axes", keepdims=0)),
+        field(2, b"largest_products"),
+        field(5, axes),
+        *([field(5, zero)] if is_integer else []),
+        field(11, value("rows", kinds[0], ["S", "H"])),
+        field(11, value("states", kinds[1], ["P", "H"])),
+        field(12, value("largest", kinds[2], ["S"])),
     ]
-    return b"".join(
-        [_field(1, _IR_VERSION), _field(7, b"".join(graph)), _field(8, _field(2, _OPSET))]
-    )
-
-
-def _node(output: str, operator: str, *inputs: str, **options: int | list[int]) -> bytes:
-    parts = [_field(1, name.encode()) for name in inputs]
-    parts += [_field(2, output.encode()), _field(4, operator.encode())]
-    for name, value in options.items():
-        of = [_field(1, name.encode())]
-        if isinstance(value, int):
-            of += [_field(3, value), _field(20, 2)]
-        else:
-            of += [*(_field(8, one) for one in value), _field(20, 7)]
-        parts.append(_field(5, b"".join(of)))
-    return b"".join(parts)
-
-
-def _tensor(name: str, kind: int, shape: list[int], raw: bytes) -> bytes:
-    dims = [_field(1, size) for size in shape]
-    return b"".join([*dims, _field(2, kind), _field(8, name.encode()), _field(9, raw)])
-
-
-def _value(name: str, kind: int, shape: list[str]) -> bytes:
-    dims = b"".join(_field(1, _field(2, size.encode())) for size in shape)
-    tensor = _field(1, kind) + _field(2, dims)
-    return _field(1, name.encode()) + _field(2, _field(1, tensor))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """A field of a message: a number, or bytes with their length."""
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    return b"".join([field(1, _IR_VERSION), field(7, b"".join(graph)), field(8, field(2, _OPSET))])

@@ -104,6 +104,7 @@ POOL_TILES: tuple[PoolRow, ...] = (
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 256, 64, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 256, 128, 64, 8, 8, 4, True, 200)),
     PoolRow(90, 16, ANY, ANY, 96, PoolTile("packed", 128, 64, 64, 8, 8, 3, False)),
+    PoolRow(120, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 32, 8, 8, 4, False, 200)),
     PoolRow(90, 16, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 64, 8, 8, 3, False, 200)),
     PoolRow(90, 32, ANY, ANY, 96, PoolTile("packed", 128, 64, 16, 8, 8, 4, True)),
     PoolRow(90, 32, ANY, ANY, ANY, PoolTile("aligned", 128, 128, 16, 8, 8, 4, True)),

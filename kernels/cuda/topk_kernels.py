@@ -1,8 +1,7 @@
 """Device code of the selection; `topk` says how the passes fit together.
 
 Logits are compared as ordered int32 keys (see `primitives`), so equal numbers are equal keys, NaN
-is the largest key, and padding is the smallest int32, below the key of -inf. Parts are padded with
--inf itself: neither is ever kept.
+is the largest key. Rows and parts are padded with the key of -inf, which is never kept.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -24,22 +23,14 @@ from vdr_db.kernels.cuda.primitives import (
 
 @triton.jit
 def load_keys(row_ptr, first, n, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """Keys of a block of a row that holds logits, or keys already; padding past its end."""
-    offs = first + tl.arange(0, BLOCK)
-    if KEYS:
-        return tl.load(row_ptr + offs, mask=offs < n, other=-0x80000000)
-    logits = tl.load(row_ptr + offs, mask=offs < n, other=0.0)
-    return tl.where(offs < n, ordered_key(logits), -0x80000000)
+    """Keys of a block of a row that holds logits, or keys already; past its end the key of -inf.
 
-
-@triton.jit
-def load_part_keys(part_ptr, first, n, BLOCK: tl.constexpr):
-    """Keys of a block of a part; past its end the key of -inf, which is never kept either.
-
-    Unlike padding it needs no mask after the load, and masks cost registers.
+    So nothing needs a mask after the load: masks cost registers.
     """
     offs = first + tl.arange(0, BLOCK)
-    return ordered_key(tl.load(part_ptr + offs, mask=offs < n, other=float("-inf")))
+    if KEYS:
+        return tl.load(row_ptr + offs, mask=offs < n, other=-0x7F800001)
+    return ordered_key(tl.load(row_ptr + offs, mask=offs < n, other=float("-inf")))
 
 
 @triton.jit
@@ -77,6 +68,7 @@ def kth_largest(
             nans += more_nans
             value += more
             square += more_square
+    reached = tl.sum(nans, 0)  # before the others: with all three in flight registers spill
     size = n.to(tl.float32)
     before = tl.sum(value, 0) / size
     spread = tl.sqrt(tl.maximum(tl.sum(square, 0) / size - before * before, 0.0))
@@ -88,7 +80,6 @@ def kth_largest(
 
     threshold = tl.full((), -0x7F800001, tl.int32)  # -inf, which every logit reaches
     limit = tl.full((), 0x7FFFFFFF, tl.int32)  # a key that fewer than k reach
-    reached = tl.sum(nans, 0)
     if reached >= k:
         threshold = limit
     else:
@@ -186,14 +177,14 @@ def part_candidates_kernel(
     # offsets from the part on are constants of a thread; from the row on each takes registers
     part_ptr = logits_ptr + (row * stride_logits + first)
     n = tl.minimum(V - first, BLOCK)
-    keys = load_part_keys(part_ptr, 0, n, BLOCK)
+    keys = load_keys(part_ptr, 0, n, BLOCK, False)
     threshold, _, _ = kth_largest(keys, part_ptr, n, n_kept, BLOCK, True, False)
     above = tl.sum((keys > threshold).to(tl.int32), 0)
     output_ptr = candidates_ptr + tl.program_id(0).to(tl.int64) * n_kept
     next_above = tl.full((), 0, tl.int32)
     next_equal = above
     for step in tl.range(0, BLOCK, SCAN):
-        scanned = load_part_keys(part_ptr, step, n, SCAN)
+        scanned = load_keys(part_ptr, step, n, SCAN, False)
         is_above = (scanned > threshold).to(tl.int32)
         is_equal = (scanned == threshold).to(tl.int32)
         place = tl.where(

@@ -9,15 +9,16 @@ import warnings
 import numpy as np
 import pytest
 
+from vdr_db.budget import Budget
 from vdr_db.errors import InputError
-from vdr_db.images.reading import ImageLimits, read_image
+from vdr_db.images.reading import read_image
 
 pytest.importorskip("PIL.Image")
 from PIL import Image
 
 MUTANTS = 60
 SEED = 20
-LIMITS = ImageLimits(pixels=1 << 20)
+BUDGET = Budget(image_pixels=1 << 20)
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "TGA", "PPM", "QOI", "MPO", "HEIF")
 
 
@@ -59,7 +60,7 @@ def test_no_foreign_error_leaves_the_reader(form):
         warnings.simplefilter("ignore")  # Pillow warns of some, and reads them
         for _ in range(MUTANTS):
             try:
-                image = read_image(mutant(content, choice), LIMITS).image
+                image = read_image(mutant(content, choice), BUDGET).image
             except InputError:
                 refused += 1
             else:

@@ -13,7 +13,8 @@ httpx = pytest.importorskip("httpx")
 for module in ("fastapi", "prometheus_client", "orjson"):
     pytest.importorskip(module)
 
-from vdr_db.serve import Limits, SearchService, make_app  # noqa: E402
+from vdr_db.budget import Budget  # noqa: E402
+from vdr_db.serve import SearchService, make_app  # noqa: E402
 
 REQUESTS = 400
 SEED = 20
@@ -72,8 +73,8 @@ def test_odd_requests_are_answered(tiny_splade, caplog):
 
     collection = VDRQdrant("texts", tiny_splade, path=":memory:")
     collection.add_texts(["tea leaves", "a giraffe"], ids=["tea", 7], payloads=[{"a": 1}, {"a": 2}])
-    service = SearchService(collection, tiny_splade)
-    app = make_app(service, limits=Limits(texts=4, text_characters=500), writes=True)
+    service = SearchService(collection, tiny_splade, budget=Budget(texts=4, text_characters=500))
+    app = make_app(service, writes=True)
     choice, seen = random.Random(SEED), Counter()
 
     async def ask_all():

@@ -1,18 +1,19 @@
-"""Digests of the weights of folders that this library wrote, compared when they are loaded."""
+"""Digests of weights and graphs of folders of this library, compared when they are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError
 
-__all__ = ["DIGESTS", "check_digests", "weight_digests"]
+__all__ = ["DIGESTS", "check_digests", "graph_digests", "weight_digests"]
 
 DIGESTS = "digests"
-"""Key of a settings file: path of each file of weights -> SHA-256 (hex)."""
+"""Key of a settings file: path of each file of weights or of a graph -> SHA-256 (hex)."""
 
 
 def weight_digests(folder: Path) -> dict[str, str]:
@@ -21,8 +22,16 @@ def weight_digests(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
 
 
+def graph_digests(settings: Path, graphs: Iterable[Path]) -> dict[str, str]:
+    """The digests in a settings file with those of graphs, which may lie beside its folder."""
+    told = dict(settings_of(settings).get(DIGESTS) or {})
+    for graph in graphs:
+        told[Path(os.path.relpath(graph, settings.parent)).as_posix()] = file_digest(graph)
+    return told
+
+
 def check_digests(settings: Path) -> None:
-    """Compares files of weights with their digests, where a settings file has them.
+    """Compares files of weights and graphs with their digests, where a settings file has them.
 
     Raises:
         ConfigError: A file is gone or another one.
@@ -35,8 +44,10 @@ def check_digests(settings: Path) -> None:
     for name, expected in told.items():
         file = settings.parent / name
         try:
+            if not file.is_file():  # a device has no end
+                raise FileNotFoundError("there is no such file")
             found = file_digest(file)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read: {error}; fetch the model again.") from error
         if found != expected:
             raise ConfigError(

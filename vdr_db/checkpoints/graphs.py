@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.checkpoints.digests import DIGESTS, graph_digests
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.plan import GRAPHS, Plan, StaticPlan, TowerPlan
@@ -26,6 +27,7 @@ from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpecte
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, WeightNames
+from vdr_db.towers.interface import Precision
 from vdr_db.towers.onnx import OnnxTextTower, OnnxTower
 from vdr_db.towers.stored import StoredTensor, header_digest
 
@@ -34,9 +36,9 @@ __all__ = [
     "add_graphs",
     "chosen_runtime",
     "folder_obstacles",
-    "graph_settings",
     "has_stored_towers",
     "matrix_rows",
+    "note_graphs",
     "open_text_towers",
     "runtime_of",
     "stored_weights",
@@ -52,14 +54,21 @@ AnyOnnx: TypeAlias = OnnxTower[Any, Any]
 Runtime: TypeAlias = Literal["auto", "onnx", "torch"]
 
 
-def graph_settings(files: Sequence[Path], vocabulary: str) -> dict[str, Any]:
-    """What the settings file says about graphs.
+def note_graphs(
+    settings: Path, graphs: Sequence[Path], weights: Sequence[Path], vocabulary: str
+) -> None:
+    """Writes into a settings file what graphs there are.
 
     Args:
-        files: The safetensors files that they point to.
+        settings: The file.
+        graphs: Their files.
+        weights: The safetensors files that they point to.
         vocabulary: Kind of their columns.
     """
-    return {"weights": [header_digest(file) for file in files], "vocabulary": vocabulary}
+    known = {"weights": [header_digest(file) for file in weights], "vocabulary": vocabulary}
+    told = {GRAPHS: known, DIGESTS: graph_digests(settings, graphs)}
+    content = json.dumps({**settings_of(settings), **told}, indent=2, sort_keys=True)
+    settings.write_text(content + "\n", "utf-8")
 
 
 def chosen_runtime(
@@ -219,7 +228,7 @@ def has_stored_towers(plan: Plan) -> bool:
 
 
 def open_text_towers(
-    plan: Plan, vocabulary: Vocabulary, threads: int | None
+    plan: Plan, vocabulary: Vocabulary, threads: int | None, precision: Precision
 ) -> dict[str, OnnxTextTower]:
     """Towers by side, `"query"` where it has one of its own; nothing is loaded yet.
 
@@ -227,6 +236,7 @@ def open_text_towers(
         plan: Of a folder with graphs.
         vocabulary: Of the columns.
         threads: Of a session; None for one a core.
+        precision: `"float32"` or `"int8"`.
 
     Raises:
         ConfigError: Weights are missing or of another model.
@@ -249,6 +259,7 @@ def open_text_towers(
             matrix=DECODER if DECODER in weights else WORDS,
             column_to_row=matrix_rows(vocabulary),
             threads=threads,
+            precision=precision,
         )
     for folder, known in used.items():
         refuse_unexpected(Checkpoint(folder), known, plan.ignored)
@@ -274,7 +285,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
             f"{plan.layout}; export it to a folder of its own."
         )
     vocabulary = Vocabulary.from_tokenizer(read_tokenizer(plan.folder), plan.vocabulary)
-    files = []
+    graphs, files = [], []
     for where in _sides(plan).values():
         if where.family is None or plan.head not in HEADS:
             raise ConfigError(
@@ -287,8 +298,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         weights = stored_weights(checkpoint, weight_names(plan, where, checkpoint)[0])
         config = where.family.body_config(where.config)
         graph = text_graph(weights, place, config, plan.head)
-        _graph_file(place, where).write_bytes(graph.SerializeToString(deterministic=True))
+        graphs.append(_graph_file(place, where))
+        graphs[-1].write_bytes(graph.SerializeToString(deterministic=True))
         files.append(place / SAFETENSORS)
-    known = graph_settings(list(dict.fromkeys(files)), vocabulary.kind)
-    settings = {**settings_of(file), GRAPHS: known}
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    note_graphs(file, graphs, list(dict.fromkeys(files)), vocabulary.kind)

@@ -19,7 +19,7 @@ from torch import nn
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.keys import ADAPTER, HARMLESS_IN_CONFIGS
 from vdr_db.checkpoints.plan import TowerPlan
-from vdr_db.checkpoints.weights import Checkpoint, check_layers
+from vdr_db.checkpoints.weights import MANY_LAYERS, Checkpoint, check_layers
 from vdr_db.errors import ConfigError, MissingExtraError, require
 from vdr_db.towers.families import TOLERATED
 
@@ -36,10 +36,6 @@ _NEW_KEYS = {
     "position_embedding_type": ("rope",),
 }
 """Keys of `new` that its native class has no word for -> what they must say."""
-
-
-_MANY_LAYERS = 256
-"""More than published models have: only then are their weights counted first."""
 
 
 def load_hub_model(where: TowerPlan, folder: Path) -> nn.Module:
@@ -65,7 +61,7 @@ def load_hub_model(where: TowerPlan, folder: Path) -> nn.Module:
         config.is_causal = False
     kind = "AutoModelForCausalLM" if where.is_decoder else "AutoModelForMaskedLM"
     layers = getattr(config, "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > _MANY_LAYERS:
+    if isinstance(layers, int) and layers > MANY_LAYERS:  # layers may share weights
         check_layers(layers, Checkpoint(base))
     with _quiet():
         try:

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vdr_db.checkpoints.digests import DIGESTS, check_digests, weight_digests
-from vdr_db.checkpoints.folders import settings_of, understood, written_folder
+from vdr_db.checkpoints.folders import understood, written_folder
 from vdr_db.checkpoints.graphs import chosen_runtime, folder_obstacles, trainable
 from vdr_db.checkpoints.image_graph import open_image_tower, weight_files, write_image_graph
-from vdr_db.checkpoints.image_plan import IMAGE_FORMAT, PROJECTION, read_image_plan
+from vdr_db.checkpoints.image_plan import IMAGE_FORMAT, PROJECTION, ImagePlan, read_image_plan
 from vdr_db.checkpoints.layouts import IMAGE_FILE, TEXT_PART
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import GRAPHS
 from vdr_db.checkpoints.text import LoadOptions
-from vdr_db.checkpoints.weights import SAFETENSORS, save_weights
+from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, check_layers, save_weights
 from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.kernels import Activation
 from vdr_db.text.tokenization import TextTokenizer
@@ -80,6 +79,7 @@ def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -
     plan = read_image_plan(folder)
     if (plan.folder / IMAGE_FILE).is_file():
         check_digests(plan.folder / IMAGE_FILE)
+    _refuse_deep(plan)
     tokenizer = find_tokenizer((plan.folder, folder), options.tokenizer, hub_id=plan.tokenizer_id)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
     obstacles = {
@@ -110,6 +110,15 @@ def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -
         revision=revision,
         digest=known,
     )
+
+
+def _refuse_deep(plan: ImagePlan) -> None:
+    """Refuses more layers than there are weights, before torch is imported to build them."""
+    told = plan.body_settings
+    for sizes in (told, told.get("config")):
+        if isinstance(sizes, dict):
+            for key in ("layers", "num_hidden_layers"):
+                check_layers(sizes.get(key), Checkpoint(plan.folder))
 
 
 def save_image(parts: ImageParts, folder: str | os.PathLike[str], *, is_tied: bool = False) -> None:
@@ -157,6 +166,4 @@ def add_image_graph(folder: str | os.PathLike[str]) -> None:
         MissingExtraError: `onnx` is not installed.
     """
     plan = read_image_plan(Path(folder))
-    file = plan.folder / IMAGE_FILE
-    settings = {**settings_of(file), GRAPHS: write_image_graph(plan)}
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_image_graph(plan, plan.folder / IMAGE_FILE)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.checkpoints.graphs import graph_settings, matrix_rows, stored_weights
+from vdr_db.checkpoints.graphs import matrix_rows, note_graphs, stored_weights
 from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
@@ -64,14 +63,12 @@ def open_image_tower(
     return tower
 
 
-def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
-    """Writes the graph.
+def write_image_graph(plan: ImagePlan, settings: Path) -> None:
+    """Writes the graph, and what a settings file must say about it.
 
     Args:
         plan: Of a folder whose weights are one safetensors file.
-
-    Returns:
-        What the settings file must say about it, under `GRAPHS`.
+        settings: The file.
 
     Raises:
         ConfigError: A weight is missing, or the body is a model of transformers.
@@ -82,7 +79,7 @@ def write_image_graph(plan: ImagePlan) -> dict[str, Any]:
     file, weights = _graph_file(plan), _weights(plan)
     graph = image_graph(weights, file.parent, _config(plan))
     file.write_bytes(graph.SerializeToString(deterministic=True))
-    return graph_settings(weight_files(plan), plan.vocabulary)
+    note_graphs(settings, [file], weight_files(plan), plan.vocabulary)
 
 
 def _graph_file(plan: ImagePlan) -> Path:

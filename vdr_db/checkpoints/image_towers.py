@@ -12,7 +12,6 @@ from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.weights import (
     Checkpoint,
     assign,
-    check_layers,
     checked_device,
     checked_dtype,
     digest,
@@ -45,12 +44,7 @@ def build_tower(
     """
     kind, place = checked_dtype(dtype), checked_device(device)
     with torch.inference_mode(False):  # inference tensors could neither be trained nor stamped
-        told = plan.body_settings
-        for sizes in (told, told.get("config")):
-            if isinstance(sizes, dict):
-                for key in ("layers", "num_hidden_layers"):
-                    check_layers(sizes.get(key), Checkpoint(plan.folder))
-        body = make_body(plan.body_kind, told)
+        body = make_body(plan.body_kind, plan.body_settings)
         tower = ImageTower(body, ImageHead(body.hidden_size, vocabulary.columns))
         _fill(tower, plan)
         # before rounding, so that all dtypes of a model are one model

@@ -23,6 +23,7 @@ from vdr_db.checkpoints.tower_plans import read_static
 from vdr_db.errors import ConfigError, require
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import Precision
 from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.static import StaticTower
 
@@ -51,6 +52,10 @@ class TowerOptions(Protocol):
     @property
     def threads(self) -> int | None:
         """Of ONNX Runtime."""
+
+    @property
+    def precision(self) -> Precision:
+        """Of ONNX Runtime; torch has its dtype."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def load_sides(
         tokenizer: Of the documents.
         vocabulary: Of the columns.
         runtime: That computes towers.
-        options: Device and dtype for torch, threads for ONNX Runtime.
+        options: Device and dtype for torch, threads and precision for ONNX Runtime.
 
     Raises:
         ConfigError: Weights are missing or damaged, or the sides have other tokens.
@@ -160,7 +165,7 @@ def _load_sides(
     query: TextTower | StaticTower | None
     digest = ""
     if runtime == "onnx":
-        towers = open_text_towers(plan, vocabulary, options.threads)
+        towers = open_text_towers(plan, vocabulary, options.threads, options.precision)
         document = towers["document"]
         query = None if isinstance(plan.query, StaticPlan) else towers.get("query", document)
     elif isinstance(plan.query, StaticPlan) and find_spec("torch") is None:

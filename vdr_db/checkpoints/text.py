@@ -17,13 +17,15 @@ from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
-from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan
+from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, TowerPlan
 from vdr_db.checkpoints.sides import TextTower, load_sides
+from vdr_db.checkpoints.weights import MANY_LAYERS, Checkpoint, check_layers
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import Precision
 from vdr_db.towers.static import StaticTower
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["LoadOptions", "TextParts", "load_text"]
+
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
+"""Keys of configs that say how many layers a body has."""
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -42,6 +47,7 @@ class LoadOptions:
 
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
+    precision: Precision = "float32"
     k: int | FromCheckpoint | None = "checkpoint"
     query_k: int | FromCheckpoint | None = "checkpoint"
     max_length: int | None = None
@@ -70,12 +76,29 @@ class LoadOptions:
         }
         return tuple(name for name, is_given in given.items() if is_given)
 
+    def asked_runtime(self) -> Runtime:
+        """The runtime that is asked for, by itself or by a precision that only one has.
+
+        Raises:
+            ConfigError: The other one is asked for as well.
+        """
+        if self.precision != "int8":
+            return self.runtime
+        if self.runtime == "torch":
+            raise ConfigError(
+                "`precision` must be 'float32' or 'bfloat16' on torch, got 'int8'; leave `runtime` "
+                "alone to run ONNX graphs, which `vdr-db export` writes."
+            )
+        return "onnx"
+
     def obstacles(self) -> dict[str, str]:
         """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
         found = {}
         if str(self.device or "cpu") != "cpu":
             found["`device`"] = f"must be None or 'cpu', got {self.device!r}"
-        if str(self.dtype or "float32").removeprefix("torch.") != "float32":
+        if self.precision == "bfloat16":
+            found["`precision`"] = "must be 'float32' or 'int8', got 'bfloat16'"
+        elif str(self.dtype or "float32").removeprefix("torch.") != "float32":
             found["`dtype`"] = f"must be None or 'float32', got {self.dtype!r}"
         asked = [name for name, is_set in self.needs_torch.items() if is_set]
         return {**found, **dict.fromkeys(asked, "must be left alone")}
@@ -139,6 +162,7 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
     for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
         if own.is_file():
             check_digests(own)
+    _refuse_deep(plan)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
         options.tokenizer,
@@ -149,7 +173,8 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
     if options.is_described and has_stored_towers(plan):
         runtime: Literal["onnx", "torch"] = "onnx"
     else:
-        runtime = runtime_of(plan, vocabulary, options.runtime, options.obstacles(), options.device)
+        asked = options.asked_runtime()
+        runtime = runtime_of(plan, vocabulary, asked, options.obstacles(), options.device)
     sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
     for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
         if options.special_tokens_as_text is not None and words is not None:
@@ -176,6 +201,15 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
         revision=revision,
         digest=sides.digest,
     )
+
+
+def _refuse_deep(plan: Plan) -> None:
+    """Refuses more layers than there are weights, before a library is imported to build them."""
+    for where in (plan.document, plan.query):
+        if isinstance(where, TowerPlan) and not where.adapter:
+            for layers in map(where.config.get, _LAYERS):
+                if isinstance(layers, int) and layers > MANY_LAYERS:
+                    check_layers(layers, Checkpoint(where.folder or plan.folder))
 
 
 def _with_options(plan: Plan, options: LoadOptions) -> Plan:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vdr_db.text.own_weights import OwnWeights
 
 __all__ = [
+    "MANY_LAYERS",
     "SAFETENSORS",
     "Checkpoint",
     "Weight",
@@ -45,6 +46,9 @@ __all__ = [
 
 Weight: TypeAlias = "Tensor | StoredTensor | npt.NDArray[np.float32]"
 """A weight in memory, or where it lies in its file."""
+
+MANY_LAYERS = 256
+"""More than published models have."""
 
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"

@@ -38,7 +38,7 @@ def small_image(payload: Mapping[str, Any]) -> Image | None:
     """
     from vdr_db.connectors.images import IMAGE_KEY
     from vdr_db.explain.records import is_image, thumbnail_of
-    from vdr_db.images.reading import ImageLimits, read_image
+    from vdr_db.images.reading import read_image
 
     small = thumbnail_of(payload)
     path = payload.get(IMAGE_KEY)
@@ -47,7 +47,7 @@ def small_image(payload: Mapping[str, Any]) -> Image | None:
         sources.append(path)
     for source in sources:
         try:
-            return read_image(source, ImageLimits()).image
+            return read_image(source).image
         except InputError:
             continue  # an image is a help; what was asked for does not fail for it
     return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, SHIPPED
 from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields, Kind
+from vdr_db.towers.interface import Precision
 
 if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Mode
@@ -43,7 +44,7 @@ THUMBNAIL_PX = 64
 def add_model_options(
     parser: argparse.ArgumentParser, *, default: str | None, shown: str | None = None
 ) -> None:
-    """`--model`, `--device`, `--k` and `--max-length`; `shown` tells what no name stands for."""
+    """What `--model` and others say about it; `shown` tells what no name stands for."""
     shown = shown or default or "the one the collection was made with"
     parser.add_argument(
         "--model",
@@ -52,6 +53,12 @@ def add_model_options(
         help=f"model folder, hub id, or one of {', '.join([*SHIPPED, *ASSETS])} (default: {shown})",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="of the model; lower ones are faster and change vectors a little (default: float32)",
+    )
     parser.add_argument(
         "--k", type=int, metavar="N", help="weights kept per text (default: model's)"
     )

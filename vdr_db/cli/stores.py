@@ -174,7 +174,8 @@ def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, di
     chosen = arguments.model or name
     if chosen is None:
         raise ConfigError("The collection does not say which model made it; pass --model.")
-    options: dict[str, Any] = {"device": arguments.device, "max_length": arguments.max_length}
+    told = ("device", "precision", "max_length")
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in told}
     if arguments.k is not None:
         options["k"] = arguments.k
     return chosen, options

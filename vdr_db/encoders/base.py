@@ -112,6 +112,11 @@ class Encoder(ABC):
         """Dtype of weights and hidden states; `"torch.float32"` as a text with ONNX Runtime."""
         return cast("torch.dtype", self._main_tower.dtype)
 
+    @property
+    def precision(self) -> str:
+        """In which the body computes: `"float32"`, `"bfloat16"`, `"int8"`; or a dtype of torch."""
+        return self._main_tower.precision
+
     @abstractmethod
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the encoder as a folder that `from_pretrained` reads."""
@@ -214,7 +219,7 @@ class Encoder(ABC):
         k = "all" if self._stored_k is None else self._stored_k
         said = [repr(self.model), *parts, f"{self.vocabulary.columns} columns", f"k={k}"]
         try:
-            said.append(f"{self.dtype} on {self.device}")
+            said.append(f"{self.precision} on {self.device}")
         except MissingExtraError:  # of a side that cannot run here
             said.append("without torch")
         return f"{type(self).__name__}({', '.join(said)})"

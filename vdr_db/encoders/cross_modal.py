@@ -19,6 +19,7 @@ from vdr_db.checkpoints.graphs import Runtime
 from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_PART, TEXT_PART
 from vdr_db.checkpoints.locate import locate_model
 from vdr_db.checkpoints.plan import Compatibility, FromCheckpoint, Padding, compatibility_of
+from vdr_db.checkpoints.precision import checked_precision
 from vdr_db.encoders.image import MAX_PIXELS, EncodedImages, ImageEncoder, ImageSource
 from vdr_db.encoders.text import Side, SparseEncoder
 from vdr_db.errors import ConfigError
@@ -28,6 +29,7 @@ from vdr_db.stamp import EncoderStamp
 from vdr_db.text.passages import Span
 from vdr_db.text.tokenization import AnyTokenizer
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +81,7 @@ class CrossModalEncoder:
         name_or_folder: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
+        precision: Precision = "float32",
         dtype: str | torch.dtype | None = None,
         k: int | FromCheckpoint | None = "checkpoint",
         image_k: int | FromCheckpoint | None = "checkpoint",
@@ -100,7 +103,8 @@ class CrossModalEncoder:
         Args:
             name_or_folder: A folder, else the id of a model on the hub.
             device: Where to compute; None for CUDA if there is one, else the CPU.
-            dtype: Of weights and hidden states; None for float32.
+            precision: As in `SparseEncoder.from_pretrained`; images stay in float32 with `"int8"`.
+            dtype: The same.
             k: Dimensions kept of each text and image; None keeps all.
             image_k: The same for images only; left alone, it follows `k` where that is given.
             max_length: Most tokens of a text, special tokens included.
@@ -120,6 +124,7 @@ class CrossModalEncoder:
             MissingExtraError: A package of the extra `torch` is not installed.
         """
         padding = compatibility_of(compatibility, pool_padding, None)
+        precision, dtype = checked_precision(precision, dtype)
         folder, found = locate_model(name_or_folder, revision)
         file = folder / CROSS_MODAL_FILE
         if file.is_file() and settings_of(file).get("format") != CROSS_MODAL_FORMAT:
@@ -140,7 +145,8 @@ class CrossModalEncoder:
         text = SparseEncoder.from_pretrained(
             folder,
             device=device,
-            dtype=dtype,
+            precision=precision,
+            dtype=None if precision == "bfloat16" else dtype,
             k=k,
             max_length=max_length,
             lexical=lexical,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any, get_args
 
 from vdr_db.checkpoints.graphs import add_graphs
 from vdr_db.checkpoints.image import add_image_graph
@@ -12,6 +13,7 @@ from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.image import ImageEncoder
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.errors import require
+from vdr_db.towers.interface import Precision
 
 __all__ = ["export"]
 
@@ -46,7 +48,9 @@ def export(
         kind = CrossModalEncoder
     elif (source / IMAGE_FILE).is_file():
         kind = ImageEncoder
-    kind.from_pretrained(source, device="cpu", dtype=dtype, runtime="torch").save_pretrained(folder)
+    name = "precision" if dtype in get_args(Precision) and kind is not ImageEncoder else "dtype"
+    options: dict[str, Any] = {name: dtype, "device": "cpu", "runtime": "torch"}
+    kind.from_pretrained(source, **options).save_pretrained(folder)
     if kind is not ImageEncoder:
         add_graphs(folder)
     if kind is not SparseEncoder:

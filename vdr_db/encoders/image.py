@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, trainable
 from vdr_db.checkpoints.plan import FromCheckpoint
@@ -30,7 +31,7 @@ from vdr_db.encoders.rows import row_of
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_image
+from vdr_db.images.reading import ImageSource, check_kind, read_image
 from vdr_db.images.thumbnails import checked_thumbnail_px
 from vdr_db.kernels import Activation, Backend
 from vdr_db.kernels.plain import activate, norm_of
@@ -52,7 +53,7 @@ BATCH_SIZE = {"cpu": 16}
 """Images in a batch, by device type."""
 BATCH_SIZE_ELSEWHERE = 128
 
-MAX_PIXELS = ImageLimits().pixels
+MAX_PIXELS = BUDGET.image_pixels
 
 
 class ImageEncoder(Encoder):
@@ -356,7 +357,7 @@ class ImageEncoder(Encoder):
         items = prepared_images(
             sources,
             self.preprocessing,
-            ImageLimits(pixels=max_pixels),
+            Budget(image_pixels=positive("max_pixels", max_pixels)),
             workers=workers,
             ahead=2 * size,
             thumbnail_px=checked_thumbnail_px(thumbnail_px),
@@ -403,7 +404,7 @@ class ImageEncoder(Encoder):
         """
         check_kind(image, 0)
         columns = self.vocabulary.columns_of(ids)
-        pixels = self.preprocessing.apply(read_image(image, ImageLimits(pixels=max_pixels)).image)
+        pixels = self.preprocessing.apply(read_image(image, Budget(image_pixels=max_pixels)).image)
         tower = self._tower
         found = activate(tower.states(pixels) @ tower.rows(columns).T, self.activation)
         return found / norm_of(tower.pooled(pixels), self.activation) if self.norm else found

@@ -80,7 +80,7 @@ def assemble_rows(
         raise ConfigError(
             f"the vector of {name(row)} must be finite, got a weight of {weights[first]}: the "
             "model's weights hold NaN or infinity, or overflow in their dtype; load the model "
-            "with dtype='float32', or fetch it again."
+            "with precision='float32', or fetch it again."
         )
     kept = weights > 0  # a division can round a weight to zero
     if not kept.all():

@@ -21,6 +21,7 @@ from vdr_db.checkpoints.plan import (
     Padding,
     compatibility_of,
 )
+from vdr_db.checkpoints.precision import checked_precision
 from vdr_db.checkpoints.sides import TextTower
 from vdr_db.checkpoints.weights import Weight, named_weights
 from vdr_db.encoders.scanning import head_choices
@@ -32,6 +33,7 @@ from vdr_db.kernels import Activation, Backend
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
+from vdr_db.towers.interface import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +166,7 @@ class SparseEncoder(TextEncoding):
         name_or_folder: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
+        precision: Precision = "float32",
         dtype: str | torch.dtype | None = None,
         k: int | FromCheckpoint | None = "checkpoint",
         query_k: int | FromCheckpoint | None = "checkpoint",
@@ -194,8 +197,12 @@ class SparseEncoder(TextEncoding):
         Args:
             name_or_folder: A folder, else the id of a model on the hub.
             device: Where to compute; None for CUDA if there is one, else the CPU.
-            dtype: Of weights and hidden states, such as `torch.bfloat16` or `"float16"`; None for
-                float32. Scores are float32 in any case.
+            precision: In which the body computes; docs/models.md says what each costs and saves.
+                `"int8"` rounds what its linear layers multiply, and runs on ONNX Runtime;
+                `"bfloat16"` rounds weights and states, and runs on torch. Products with the
+                vocabulary are float32 in any case.
+            dtype: Of weights and hidden states on torch: `"float16"` or `"float64"`. Other values
+                are older names of a `precision`.
             k: Dimensions kept per text; None keeps all that have a weight. The checkpoint says 768
                 for VDR, `max_active_dims` for sentence-transformers, and all for other SPLADE
                 models.
@@ -242,9 +249,11 @@ class SparseEncoder(TextEncoding):
         from vdr_db.checkpoints.text import LoadOptions, load_text
 
         padding = compatibility_of(compatibility, pool_padding, padding_batch_size)
+        precision, dtype = checked_precision(precision, dtype)
         options = LoadOptions(
             device=device,
             dtype=dtype,
+            precision=precision,
             k=k,
             query_k=query_k,
             max_length=max_length,

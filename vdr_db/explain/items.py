@@ -52,7 +52,7 @@ def explain_image(
         ConfigError: The patches of the model are no square.
         MissingExtraError: Pillow is not installed.
     """
-    from vdr_db.images.reading import ImageLimits, read_image
+    from vdr_db.images.reading import read_image
 
     encoded = encoder.encode_images([image])
     if encoded.refused:
@@ -70,7 +70,7 @@ def explain_image(
             f"the patches of a model must form a square, got {per_patch.shape[0]} of them; use "
             "`Attribution.of_patches` with the grid of this model."
         )
-    seen = encoder.preprocessing.square(read_image(image, ImageLimits()).image)
+    seen = encoder.preprocessing.square(read_image(image).image)
     file = io.BytesIO()
     seen.save(file, "PNG")
     return Explanation.of_image(

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vdr_db.budget import Budget
 from vdr_db.errors import InputError
 from vdr_db.images.files import list_images
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.images.reading import ImageLimits, ImageSource, check_kind, read_image
+from vdr_db.images.reading import ImageSource, check_kind, read_image
 from vdr_db.images.thumbnails import thumbnail_address
 
 __all__ = ["PreparedImage", "image_batches", "named_images", "prepared_images"]
@@ -80,7 +81,7 @@ def named_images(
 def prepared_images(
     sources: Iterable[tuple[ImageSource, str]],
     preprocessing: Preprocessing,
-    limits: ImageLimits,
+    budget: Budget,
     *,
     workers: int,
     ahead: int,
@@ -98,7 +99,7 @@ def prepared_images(
 
     def prepare(source: ImageSource, name: str) -> PreparedImage:
         try:
-            loaded = read_image(source, limits)
+            loaded = read_image(source, budget)
         except InputError as error:
             return PreparedImage(name, None, reason=str(error))
         small = "" if thumbnail_px is None else thumbnail_address(loaded.image, thumbnail_px)

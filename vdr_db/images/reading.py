@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.errors import ConfigError, InputError, require
+from vdr_db.budget import BUDGET, Budget
+from vdr_db.errors import InputError, require
 from vdr_db.images.files import has_image_suffix
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageLimits", "ImageSource", "LoadedImage", "check_kind", "read_image"]
+__all__ = ["ImageSource", "LoadedImage", "check_kind", "read_image"]
 
 ImageSource: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, "Image", npt.NDArray[Any]
@@ -56,32 +57,6 @@ _DRAFT_PIXELS = 4  # times the limit, that a JPEG may have which is then decoded
 # A PIL image reads its file when its pixels are first asked for, and is not made for two threads at
 # once; the same one may come twice in a call.
 _LOADING = Lock()
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """The largest images that are read.
-
-    Attributes:
-        pixels: Width times height; twice that where a pixel has more than 4 bytes, as in colours
-            of 16 bits. A file says its size before its pixels are decoded, so a decompression bomb
-            costs nothing. Baseline JPEG up to 4 times as large is decoded at half its scale.
-            Decoding takes up to 8 bytes a pixel beside the file.
-        bytes: Of a file.
-    """
-
-    pixels: int = 1 << 26
-    bytes: int = 1 << 28
-
-    def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ConfigError: One is not a positive integer.
-        """
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +97,7 @@ def check_kind(source: object, index: int) -> str:
     )
 
 
-def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
+def read_image(source: ImageSource, budget: Budget = BUDGET) -> LoadedImage:
     """The image in RGB, of a kind that `check_kind` lets pass.
 
     Raises:
@@ -131,27 +106,30 @@ def read_image(source: ImageSource, limits: ImageLimits) -> LoadedImage:
     """
     module = require("PIL.Image", "images")
     if isinstance(source, np.ndarray):
-        image, digest = _from_array(source, limits)
+        image, digest = _from_array(source, budget)
         return LoadedImage(image, digest)
     if _is_pil(source):
-        _check_size(source.size, limits, source)  # type: ignore[union-attr]
+        _check_size(source.size, budget, source)  # type: ignore[union-attr]
         clear = _clear_value(source)
         image = _guarded(lambda: _loaded(source))
         digest = _digest(f"{image.mode} {image.size}".encode(), image.tobytes())
         return LoadedImage(_guarded(lambda: _to_rgb(image, clear)), digest)
     if isinstance(source, (str, os.PathLike)):
-        content = _file_content(Path(source), limits)
+        content = _file_content(Path(source), budget)
     else:
         content = bytes(source)  # type: ignore[arg-type] # the other kinds are gone
-        _check_bytes(len(content), limits)
+        _check_bytes(len(content), budget)
 
     def decoded() -> Image:
         with module.open(BytesIO(content), formats=_formats()) as opened:
             width, height = opened.size
             is_baseline = opened.format in ("JPEG", "MPO") and not opened.info.get("progressive")
-            if is_baseline and limits.pixels < width * height <= _DRAFT_PIXELS * limits.pixels:
+            if (
+                is_baseline
+                and budget.image_pixels < width * height <= _DRAFT_PIXELS * budget.image_pixels
+            ):
                 opened.draft(None, (width // 2, height // 2))
-            _check_size(opened.size, limits, opened)
+            _check_size(opened.size, budget, opened)
             clear = _clear_value(opened)
             opened.load()  # which turns a TIFF
             rgb, orientation = _to_rgb(opened, clear), _orientation(opened)
@@ -213,14 +191,14 @@ def _guarded(work: Callable[[], Image], content: bytes = b"") -> Image:
         ) from error
 
 
-def _file_content(path: Path, limits: ImageLimits) -> bytes:
+def _file_content(path: Path, budget: Budget) -> bytes:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             raise InputError("it is a folder; pass the folder alone to take the images in it")
         if not stat.S_ISREG(found.st_mode):
             raise InputError("it is no file but a device or pipe")
-        _check_bytes(found.st_size, limits)
+        _check_bytes(found.st_size, budget)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
@@ -230,11 +208,13 @@ def _file_content(path: Path, limits: ImageLimits) -> bytes:
         raise InputError(f"the file cannot be read: {error}") from error
 
 
-def _check_bytes(count: int, limits: ImageLimits) -> None:
+def _check_bytes(count: int, budget: Budget) -> None:
     if count == 0:
         raise InputError("it is empty")
-    if count > limits.bytes:
-        raise InputError(f"it has {count:,} bytes, more than the {limits.bytes:,} that are read")
+    if count > budget.image_bytes:
+        raise InputError(
+            f"it has {count:,} bytes, more than the {budget.image_bytes:,} that are read"
+        )
 
 
 def _plugin_of(content: bytes) -> tuple[str, str]:
@@ -255,15 +235,15 @@ def _raw_mode(image: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits, image: Any = None) -> None:
+def _check_size(size: tuple[int, int], budget: Budget, image: Any = None) -> None:
     width, height = size
     is_deep = ";16" in _raw_mode(image) and image.mode in ("RGB", "RGBA", "CMYK")
     if width < 1 or height < 1:
         raise InputError(f"it has no pixels: {width} by {height}")
-    if width * height * (1 + is_deep) > limits.pixels:
+    if width * height * (1 + is_deep) > budget.image_pixels:
         raise InputError(
             f"it has {width:,} by {height:,} pixels{' of 16 bits a colour' if is_deep else ''}, "
-            f"more than the {limits.pixels // (1 + is_deep):,} that are decoded; raise "
+            f"more than the {budget.image_pixels // (1 + is_deep):,} that are decoded; raise "
             "`max_pixels` if it is no decompression bomb"
         )
 
@@ -360,7 +340,7 @@ def _from_float(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 
 
-def _from_array(values: npt.NDArray[Any], limits: ImageLimits) -> tuple[Image, str]:
+def _from_array(values: npt.NDArray[Any], budget: Budget) -> tuple[Image, str]:
     shape = values.shape
     if values.ndim == 2:
         values = values[:, :, None]
@@ -369,7 +349,7 @@ def _from_array(values: npt.NDArray[Any], limits: ImageLimits) -> tuple[Image, s
             "an array must be [height, width] or [height, width, 1, 3 or 4], got "
             f"{list(shape)}; colours come last"
         )
-    _check_size((values.shape[1], values.shape[0]), limits)
+    _check_size((values.shape[1], values.shape[0]), budget)
     if values.dtype == np.bool_:
         pixels = values.astype(np.uint8) * 255
     elif values.dtype.kind == "f":

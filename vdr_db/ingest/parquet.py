@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.errors import InputError, require
 from vdr_db.lines import shown
 from vdr_db.readers import Fields, Record, record_of
@@ -19,7 +20,11 @@ _ROWS_AT_ONCE = 1024
 
 
 def read_parquet(
-    path: str | os.PathLike[str], *, fields: Fields | None = None, lenient: bool = False
+    path: str | os.PathLike[str],
+    *,
+    fields: Fields | None = None,
+    lenient: bool = False,
+    budget: Budget = BUDGET,
 ) -> Iterator[Record]:
     """Records of one Parquet file, by the same field rules as JSON lines (`vdr_db.readers.Fields`).
 
@@ -28,7 +33,8 @@ def read_parquet(
     `lenient` is that of `vdr_db.readers.read_records`.
 
     Raises:
-        InputError: The file is no Parquet file, or a row has no usable id or text.
+        InputError: The file is no Parquet file, its rows are too large, or one has no usable id or
+            text.
         MissingExtraError: pyarrow is not installed.
     """
     parquet = require("pyarrow.parquet", "parquet")
@@ -41,6 +47,7 @@ def read_parquet(
     number = 0
     with file:
         try:
+            _check_sizes(file.metadata, name, budget)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
@@ -60,6 +67,18 @@ def read_parquet(
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{name}: damaged after row {number} ({error}).") from error
+
+
+def _check_sizes(metadata: Any, name: str, budget: Budget) -> None:
+    """Refuses row groups whose rows are larger than a budget, before one is unpacked."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > budget.record_characters * max(1, group.num_rows):
+            raise InputError(
+                f"{name}: row group {number} unpacks to {group.total_byte_size:,} bytes for "
+                f"{group.num_rows:,} rows, more than {budget.record_characters:,} a row; cut its "
+                "texts into several rows."
+            )
 
 
 def _json_like(value: Any, name: str, source: str) -> Any:

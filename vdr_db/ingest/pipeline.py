@@ -166,6 +166,8 @@ class _Run:
             documents=self._documents,
             passages=checked_passages(options.passages),
         )
+        if stamp is not None and (brings_rows or self._images is not None):
+            self._store.record_images(stamp)
         if makes is not None and self._documents == "encoded":
             check_probes(makes, self._store.stamp, "document", repr(self._store))
         kept = self._store.stamp

@@ -10,7 +10,6 @@ for _module in ("fastapi", "uvicorn", "python_multipart", "jinja2", "prometheus_
     require(_module, "serve")
 
 from vdr_db.serve.app import make_app  # noqa: E402  (after the packages were asked for)
-from vdr_db.serve.limits import Limits  # noqa: E402
 from vdr_db.serve.run import Address, listen, serve, serve_many  # noqa: E402
 from vdr_db.serve.service import ImageSearch, SearchService  # noqa: E402
 from vdr_db.serve.uploads import ImageUploads  # noqa: E402
@@ -19,7 +18,6 @@ __all__ = [
     "Address",
     "ImageSearch",
     "ImageUploads",
-    "Limits",
     "SearchService",
     "listen",
     "make_app",

@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from vdr_db.budget import Budget
 from vdr_db.connectors.ids import MAX_ID_BYTES
 from vdr_db.errors import ConfigError, InputError, RejectedRows, VdrError
 from vdr_db.explain.explanation import Explanation, Match
@@ -32,7 +33,6 @@ from vdr_db.serve.documents import add_writing
 from vdr_db.serve.encode import add_encoding
 from vdr_db.serve.facets import Choice, parse_choices
 from vdr_db.serve.guard import Guard, State, refusal, wants_page
-from vdr_db.serve.limits import Limits
 from vdr_db.serve.pages import Asked, explain_page, page_html, style_sheet
 from vdr_db.serve.service import Found, SearchService
 from vdr_db.serve.uploads import UnreadableUpload
@@ -52,7 +52,6 @@ Answer = TypeVar("Answer")
 def make_app(
     service: SearchService,
     *,
-    limits: Limits | None = None,
     hosts: Sequence[str] = (),
     api_key: str | None = None,
     writes: bool = False,
@@ -61,7 +60,6 @@ def make_app(
 
     Args:
         service: What is asked; closed when the application ends.
-        limits: How much is given to requests.
         hosts: Names this is reached under besides `localhost` and addresses.
         api_key: What every request must bring, but those for `/healthz` and `/readyz`; browsers ask
             for it as a password. None asks for nothing.
@@ -72,7 +70,7 @@ def make_app(
     """
     if api_key == "":
         raise ConfigError("`api_key` must not be empty; leave it out to let everybody in.")
-    limits = limits or Limits()
+    budget = service.budget
     state, watch = State(), Watch()
     service.batcher.watch = watch.encoded
 
@@ -91,21 +89,21 @@ def make_app(
         lifespan=close_at_the_end,
         dependencies=[Depends(_refuse_unknown)],
     )
-    app.state.service, app.state.limits = state, limits
+    app.state.service, app.state.budget = state, budget
     _add_errors(app)
-    _add_pages(app, service, limits)
-    _add_api(app, service, limits)
+    _add_pages(app, service, budget)
+    _add_api(app, service, budget)
     _add_about(app, service, state, watch)
-    decodes = asyncio.Semaphore(limits.decodes)
-    add_encoding(app, service, limits, decodes)
+    decodes = asyncio.Semaphore(budget.decodes)
+    add_encoding(app, service, budget, decodes)
     if service.images is not None:
-        _add_uploads(app, service, limits, decodes)
+        _add_uploads(app, service, budget, decodes)
     if writes:
-        add_writing(app, service, limits, _asked)
+        add_writing(app, service, budget, _asked)
     describe(app, has_key=api_key is not None)
     app.add_middleware(
         Guard,
-        limits=limits,
+        budget=budget,
         hosts=hosts,
         key=api_key,
         watch=watch,
@@ -115,23 +113,23 @@ def make_app(
     return app
 
 
-def _query(limits: Limits) -> object:
-    return Annotated[str, Query(max_length=limits.query_characters, description="what to look for")]
+def _query(budget: Budget) -> object:
+    return Annotated[str, Query(max_length=budget.query_characters, description="what to look for")]
 
 
-def _filter(limits: Limits) -> object:
+def _filter(budget: Budget) -> object:
     said = 'a filter as JSON, such as {"year": {"gte": 2000}}'
-    return Annotated[str | None, Query(max_length=limits.query_characters, description=said)]
+    return Annotated[str | None, Query(max_length=budget.query_characters, description=said)]
 
 
-def _add_api(app: FastAPI, service: SearchService, limits: Limits) -> None:
-    Text, Filter = _query(limits), _filter(limits)
+def _add_api(app: FastAPI, service: SearchService, budget: Budget) -> None:
+    Text, Filter = _query(budget), _filter(budget)
 
     @app.get("/api/search", tags=["search"])
     def api_search(
         q: Text,  # type: ignore[valid-type]
-        limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE,
-        offset: Annotated[int, Query(ge=0, le=limits.depth)] = 0,
+        limit: Annotated[int, Query(ge=1, le=budget.page_size)] = PAGE,
+        offset: Annotated[int, Query(ge=0, le=budget.depth)] = 0,
         facet: Annotated[
             list[str], Query(description="KEY:VALUE, may be repeated", max_length=MOST_CHOICES)
         ] = [],  # noqa: B006  (FastAPI copies it)
@@ -183,17 +181,17 @@ def _add_about(app: FastAPI, service: SearchService, state: State, watch: Watch)
         return Response(watch.metrics(), media_type=METRICS_TYPE)
 
 
-def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
-    Text = _query(limits)
+def _add_pages(app: FastAPI, service: SearchService, budget: Budget) -> None:
+    Text = _query(budget)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page_search(
         q: Text = "",  # type: ignore[valid-type]
-        page: Annotated[int, Query(ge=1, le=limits.depth // PAGE + 1)] = 1,
+        page: Annotated[int, Query(ge=1, le=budget.depth // PAGE + 1)] = 1,
         facet: Annotated[list[str], Query(max_length=MOST_CHOICES)] = [],  # noqa: B006
     ) -> str:
         query: str = q
-        asked = Asked(query, page, tuple(facet), limits, service.images is not None)
+        asked = Asked(query, page, tuple(facet), budget, service.images is not None)
         if not query.strip():
             return page_html("home", "Search", asked, info=_asked(service.info))
         choices = _choices(facet, service)
@@ -207,7 +205,7 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
         id: Annotated[str | None, Query(max_length=MAX_ID_BYTES)] = None,
         kind: Literal["any", "text", "number"] = "any",
     ) -> str:
-        asked = Asked(q, 1, (), limits, service.images is not None)
+        asked = Asked(q, 1, (), budget, service.images is not None)
         return explain_page(asked, _explained(service, q, id, kind))
 
     @app.get("/style.css", include_in_schema=False)
@@ -220,17 +218,17 @@ def _add_pages(app: FastAPI, service: SearchService, limits: Limits) -> None:
 
 
 def _add_uploads(
-    app: FastAPI, service: SearchService, limits: Limits, decodes: asyncio.Semaphore
+    app: FastAPI, service: SearchService, budget: Budget, decodes: asyncio.Semaphore
 ) -> None:
-    Filter = _filter(limits)
+    Filter = _filter(budget)
 
     async def found_by(image: UploadFile, limit: int, filter: str | None = None) -> Found:
         conditions = _conditions(filter)
 
         def found() -> Found:
-            data = image.file.read(limits.upload_bytes + 1)
-            if len(data) > limits.upload_bytes:
-                raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
+            data = image.file.read(budget.upload_bytes + 1)
+            if len(data) > budget.upload_bytes:
+                raise HTTPException(413, f"An image may have {budget.upload_bytes:,} bytes.")
             return _asked(lambda: service.search_image(data, limit=limit, filter=conditions))
 
         try:
@@ -245,7 +243,7 @@ def _add_uploads(
     @app.post("/api/search/image", tags=["search"])
     async def api_image(
         image: UploadFile,
-        limit: Annotated[int, Query(ge=1, le=limits.page_size)] = PAGE,
+        limit: Annotated[int, Query(ge=1, le=budget.page_size)] = PAGE,
         filter: Filter = None,  # type: ignore[valid-type]
     ) -> SearchAnswer:
         """Documents that match an image."""
@@ -253,7 +251,7 @@ def _add_uploads(
 
     @app.post("/image", response_class=HTMLResponse, include_in_schema=False)
     async def page_image(image: UploadFile) -> str:
-        asked = Asked("", 1, (), limits, True)
+        asked = Asked("", 1, (), budget, True)
         return page_html("image", "Image", asked, found=await found_by(image, 2 * PAGE))
 
 

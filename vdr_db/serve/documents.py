@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
+from vdr_db.budget import Budget
 from vdr_db.errors import InputError, RejectedRows
-from vdr_db.serve.limits import Limits
 from vdr_db.serve.service import SearchService
 
 __all__ = ["add_writing"]
@@ -66,7 +66,7 @@ class DeletedAnswer(BaseModel):
 def add_writing(
     app: FastAPI,
     service: SearchService,
-    limits: Limits,
+    budget: Budget,
     asked: Callable[[Callable[[], Any]], Any],
 ) -> None:
     """Adds the routes to an application; `asked` guards calls of the store."""
@@ -75,9 +75,9 @@ def add_writing(
     def write(given: Documents) -> WrittenAnswer:
         """Stores texts under their ids; what is there already is replaced."""
         documents = given.documents
-        _check_count(len(documents), limits)
-        if max(len(one.text) for one in documents) > limits.text_characters:
-            raise HTTPException(413, f"A text may have {limits.text_characters:,} characters.")
+        _check_count(len(documents), budget)
+        if max(len(one.text) for one in documents) > budget.text_characters:
+            raise HTTPException(413, f"A text may have {budget.text_characters:,} characters.")
         ids = [one.id for one in documents]
         texts, payloads = [one.text for one in documents], [one.payload for one in documents]
         try:
@@ -94,13 +94,13 @@ def add_writing(
     @app.delete("/documents", tags=["documents"])
     def delete(given: Ids) -> DeletedAnswer:
         """Removes documents; ids that are not there are passed over."""
-        _check_count(len(given.ids), limits)
+        _check_count(len(given.ids), budget)
         try:
             return DeletedAnswer(deleted=asked(lambda: service.delete(given.ids)))
         except InputError as error:
             raise HTTPException(422, str(error)) from error
 
 
-def _check_count(count: int, limits: Limits) -> None:
-    if count > limits.texts:
-        raise HTTPException(413, f"A request may have {limits.texts:,} documents, got {count:,}.")
+def _check_count(count: int, budget: Budget) -> None:
+    if count > budget.texts:
+        raise HTTPException(413, f"A request may have {budget.texts:,} documents, got {count:,}.")

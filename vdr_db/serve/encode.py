@@ -16,9 +16,9 @@ from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
+from vdr_db.budget import Budget
 from vdr_db.errors import InputError
 from vdr_db.serve.batching import Side
-from vdr_db.serve.limits import Limits
 from vdr_db.serve.service import SearchService
 from vdr_db.sparse import SparseRows
 
@@ -75,15 +75,15 @@ class EncodeAnswer(BaseModel):
 
 
 def add_encoding(
-    app: FastAPI, service: SearchService, limits: Limits, decodes: asyncio.Semaphore
+    app: FastAPI, service: SearchService, budget: Budget, decodes: asyncio.Semaphore
 ) -> None:
     """Adds both routes to an application; who decodes images holds `decodes`."""
 
     async def encoded(side: Side, texts: Sequence[str], *, cuts: bool = True) -> SparseRows:
-        _check_count(len(texts), limits)
+        _check_count(len(texts), budget)
         longest = max(map(len, texts), default=0)
-        if longest > limits.text_characters:
-            most = limits.text_characters
+        if longest > budget.text_characters:
+            most = budget.text_characters
             raise HTTPException(413, f"A text may have {most:,} characters, got {longest:,}.")
         try:
             if not cuts:
@@ -106,8 +106,8 @@ def add_encoding(
         if asked.images is None:
             rows = await encoded(asked.side, asked.texts or [])
         else:
-            _check_count(len(asked.images), limits)
-            files = [_file(i, image, limits) for i, image in enumerate(asked.images)]
+            _check_count(len(asked.images), budget)
+            files = [_file(i, image, budget) for i, image in enumerate(asked.images)]
             async with decodes:
                 try:
                     rows = await run_in_threadpool(service.encode_images, files)
@@ -117,20 +117,20 @@ def add_encoding(
         return _json(orjson.dumps({"vectors": vectors}, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def _check_count(count: int, limits: Limits) -> None:
+def _check_count(count: int, budget: Budget) -> None:
     if count == 0:
         raise HTTPException(422, "There is nothing to encode; send a text at least.")
-    if count > limits.texts:
-        raise HTTPException(413, f"A request may have {limits.texts:,} texts, got {count:,}.")
+    if count > budget.texts:
+        raise HTTPException(413, f"A request may have {budget.texts:,} texts, got {count:,}.")
 
 
-def _file(place: int, image: str, limits: Limits) -> bytes:
+def _file(place: int, image: str, budget: Budget) -> bytes:
     try:
         content = base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError) as error:
         raise HTTPException(422, f"images: {place} is no base64: {error}.") from error
-    if len(content) > limits.upload_bytes:
-        raise HTTPException(413, f"An image may have {limits.upload_bytes:,} bytes.")
+    if len(content) > budget.upload_bytes:
+        raise HTTPException(413, f"An image may have {budget.upload_bytes:,} bytes.")
     return content
 
 

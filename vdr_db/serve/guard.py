@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from contextlib import suppress
 from typing import Any
 
-from vdr_db.serve.limits import Limits
+from vdr_db.budget import Budget
 from vdr_db.serve.watch import Watch
 
 __all__ = ["Guard", "State", "refusal", "wants_page"]
@@ -71,7 +71,7 @@ class Guard:
 
     Args:
         app: What is guarded.
-        limits: How much may be asked for.
+        budget: How much may be asked for.
         hosts: Names that pass besides `localhost` and addresses.
         key: What a request must bring as `Authorization: Bearer`, as the password of a browser, or
             as `api-key`; None lets everybody in.
@@ -83,7 +83,7 @@ class Guard:
     def __init__(
         self,
         app: Application,
-        limits: Limits,
+        budget: Budget,
         *,
         hosts: Sequence[str] = (),
         key: str | None = None,
@@ -92,8 +92,8 @@ class Guard:
         paths: Collection[str] = (),
     ) -> None:
         self.app = app
-        self.limits = limits
-        self.most = limits.upload_bytes + _FORM_BYTES
+        self.budget = budget
+        self.most = budget.upload_bytes + _FORM_BYTES
         self.hosts = {host.lower() for host in hosts}
         self.key = None if key is None else key.encode()
         self.watch = watch
@@ -140,7 +140,7 @@ class Guard:
             # A connection that closes on unread bytes is reset, and takes the answer with it.
             if not is_read and _fits(given.get(b"content-length", b"none"), _FORM_BYTES):
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(_read_on(receive), self.limits.body_s)
+                    await asyncio.wait_for(_read_on(receive), self.budget.body_s)
             await _refuse(send, scope, *refused)
         elif is_read:
             await self.app(_as_get(scope), receive, self._bounded(send, scope))
@@ -162,11 +162,11 @@ class Guard:
             scheme = "Basic" if wants_page(scope) else "Bearer"
             asked = {"www-authenticate": f'{scheme} realm="vdr-db"'}
             return 401, "An API key is needed here.", asked
-        if self.state.active > self.limits.requests:
-            said = f"{self.limits.requests} requests are going on; come again in a second."
+        if self.state.active > self.budget.requests:
+            said = f"{self.budget.requests} requests are going on; come again in a second."
             return _overloaded(path), said, {"retry-after": "1"}
         if not is_read and not _fits(given.get(b"content-length"), self.most):
-            return 413, f"A body may have {self.limits.upload_bytes:,} bytes.", {}
+            return 413, f"A body may have {self.budget.upload_bytes:,} bytes.", {}
         return None
 
     async def _receive_body(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,14 +180,14 @@ class Guard:
             if has_all:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.limits.body_s)
+                message = await asyncio.wait_for(receive(), self.budget.body_s)
             except asyncio.TimeoutError:
-                refused = 408, f"No part of the body came within {self.limits.body_s:g} s."
+                refused = 408, f"No part of the body came within {self.budget.body_s:g} s."
                 raise _RefusedError from None
             taken += len(message.get("body", b""))
             has_all = not message.get("more_body")
             if taken > self.most:
-                refused = 413, f"A body may have {self.limits.upload_bytes:,} bytes."
+                refused = 413, f"A body may have {self.budget.upload_bytes:,} bytes."
                 raise _RefusedError
             return message
 
@@ -212,9 +212,9 @@ class Guard:
             nonlocal is_refused
             if message["type"] == "http.response.start":
                 length = dict(message["headers"]).get(b"content-length", b"0")
-                if int(length) > self.limits.answer_bytes:
+                if int(length) > self.budget.answer_bytes:
                     is_refused = True
-                    most = f"more than the {self.limits.answer_bytes:,} that are sent"
+                    most = f"more than the {self.budget.answer_bytes:,} that are sent"
                     said = f"The answer has {int(length):,} bytes, {most}; ask for less."
                     await _refuse(send, scope, 413, said)
             if not is_refused:

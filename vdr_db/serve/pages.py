@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vdr_db.budget import Budget
 from vdr_db.explain.charts import bar_svg
 from vdr_db.explain.explanation import Explanation, Match
 from vdr_db.explain.hits import HitView
@@ -19,7 +20,6 @@ from vdr_db.explain.numbers import decimals_for
 from vdr_db.explain.report import explanation_html, match_html
 from vdr_db.explain.report import style_sheet as report_style_sheet
 from vdr_db.serve.facets import FacetCounts, values_of
-from vdr_db.serve.limits import Limits
 
 if TYPE_CHECKING:
     from vdr_db.connectors import Id
@@ -37,14 +37,14 @@ class Asked:
         query: The text in the search box.
         page: Number of the page, from 1.
         facets: `KEY:VALUE` texts.
-        limits: Of the application.
+        budget: Of the application.
         has_upload: Whether images can be uploaded.
     """
 
     query: str
     page: int
     facets: tuple[str, ...]
-    limits: Limits
+    budget: Budget
     has_upload: bool
 
     def link(self, page: int | None = None) -> str:

@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vdr_db.budget import Budget
 from vdr_db.serve.guard import State
-from vdr_db.serve.limits import Limits
 
 __all__ = ["make_server"]
 
@@ -31,19 +31,19 @@ class _Connection(H11Protocol):
     waits for a request is closed.
     """
 
-    def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
+    def __init__(self, *arguments: Any, budget: Budget, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.limits = limits
+        self.budget = budget
         self.born = self.loop.time()
         self._given_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) > self.budget.connections:
             others = [one for one in self.connections if isinstance(one, _Connection)]
             others = [one for one in others if not one.transport.is_closing() and one is not self]
             waiting = [one for one in others if not one._is_busy()]
-            if waiting and len(others) >= self.limits.connections:
+            if waiting and len(others) >= self.budget.connections:
                 min(waiting, key=lambda one: one.born).transport.close()
         self._expect_request()
 
@@ -62,14 +62,14 @@ class _Connection(H11Protocol):
 
     def _expect_request(self) -> None:
         if self._given_up is None:
-            self._given_up = self.loop.call_later(self.limits.first_byte_s, self._give_up)
+            self._given_up = self.loop.call_later(self.budget.first_byte_s, self._give_up)
 
     def _give_up(self) -> None:
         self._given_up = None
         is_kept = self.cycle is not None and not self.conn.trailing_data[0]
         if self._is_busy() or is_kept or self.transport.is_closing():
             return  # a connection between two requests has a time of its own
-        said = f"No request came within {self.limits.first_byte_s:g} s.".encode()
+        said = f"No request came within {self.budget.first_byte_s:g} s.".encode()
         headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
         headers.append(("content-length", str(len(said))))
         events = (
@@ -85,9 +85,9 @@ class _Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """A server that answers every request it was sent before it stops."""
 
-    def __init__(self, config: uvicorn.Config, state: State, limits: Limits) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, budget: Budget) -> None:
         super().__init__(config)
-        self.state, self.limits = state, limits
+        self.state, self.budget = state, budget
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Closes connections after their next answer, then the port, then what is left."""
@@ -113,23 +113,23 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _connection(self) -> _Connection:
-        return _Connection(self.config, self.server_state, self.lifespan.state, limits=self.limits)
+        return _Connection(self.config, self.server_state, self.lifespan.state, budget=self.budget)
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:
-    """The server of an application of `make_app`: quiet, with the bounds of its limits."""
-    limits: Limits = app.state.limits
+    """The server of an application of `make_app`: quiet, with the bounds of its budget."""
+    budget: Budget = app.state.budget
     config = uvicorn.Config(
         app,
-        http=partial(_Connection, limits=limits),  # type: ignore[arg-type]
+        http=partial(_Connection, budget=budget),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         # uvicorn reads it as whole seconds, and takes any number
-        timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]
+        timeout_keep_alive=budget.idle_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=GRACE_S,
         ws="none",
         backlog=128,
     )
-    return _Server(config, app.state.service, limits)
+    return _Server(config, app.state.service, budget)

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.connectors.images import IMAGE_KEY, THUMBNAIL_KEY
 from vdr_db.connectors.probes import check_probes
 from vdr_db.errors import InputError, StoreError
@@ -33,7 +34,6 @@ from vdr_db.serve.facets import (
     find_facets,
     named_facets,
 )
-from vdr_db.serve.limits import Limits
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class SearchService:
         encoder: The collection's.
         facets: Payload fields to offer as facets; None finds them in a sample of the documents.
         images: Makes vectors of uploaded images; None offers no upload.
-        batch_texts: Texts of several requests that are encoded together.
+        budget: How much is given to requests.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class SearchService:
         *,
         facets: Sequence[str] | None = None,
         images: ImageSearch | None = None,
-        batch_texts: int = Limits.batch_texts,
+        budget: Budget = BUDGET,
     ) -> None:
-        self.collection = collection
+        self.collection, self.budget = collection, budget
         check_probes(encoder, collection.store.stamp, "query", repr(collection.store))
-        self.batcher = Batcher(encoder, most=batch_texts)
+        self.batcher = Batcher(encoder, most=budget.batch_texts)
         self.encoder = encoder
         self.images = images
         # The embedded engine is asked by one thread at a time; a search takes about a millisecond.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vdr_db.budget import BUDGET, Budget
 from vdr_db.errors import ConfigError, InputError
-from vdr_db.serve.limits import Limits
 from vdr_db.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ImageUploads:
     """
 
     def __init__(
-        self, images: ImageEncoder, texts: SparseEncoder, *, max_pixels: int = Limits.image_pixels
+        self, images: ImageEncoder, texts: SparseEncoder, *, budget: Budget = BUDGET
     ) -> None:
         if images.vocabulary.fingerprint != texts.vocabulary.fingerprint:
             raise ConfigError(
@@ -37,7 +37,7 @@ class ImageUploads:
                 "take an image encoder that was trained with this text encoder."
             )
         self.images = images
-        self.max_pixels = max_pixels
+        self.max_pixels = budget.upload_pixels
 
     def encode_images(self, images: Sequence[bytes]) -> SparseRows:
         """One row for each image.

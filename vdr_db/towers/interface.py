@@ -10,7 +10,7 @@ and the weight of an item is the largest over its positions.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,18 @@ import numpy.typing as npt
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.packing import TextItem
 
-__all__ = ["FloatArray", "ImageSizes", "ImageTowerLike", "TextTowerLike", "TowerLike"]
+__all__ = [
+    "FloatArray",
+    "ImageSizes",
+    "ImageTowerLike",
+    "Precision",
+    "TextTowerLike",
+    "TowerLike",
+]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
+"""Of the products in a body. Scores of columns that are kept are float32 in any case."""
 Config_co = TypeVar("Config_co", covariant=True)
 Item_contra = TypeVar("Item_contra", contravariant=True)
 

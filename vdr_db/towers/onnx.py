@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.errors import ConfigError, require
-from vdr_db.forks import end_children_at_once, leak, renew_after_fork
-from vdr_db.kernels.cpu.products import largest
+from vdr_db.errors import ConfigError, MissingExtraError
+from vdr_db.forks import leak, renew_after_fork
+from vdr_db.kernels.cpu.products import exact_levels, largest
 from vdr_db.kernels.cpu.scan import Codes, encoded
+from vdr_db.kernels.cpu.sessions import opened
 from vdr_db.towers.families import BodyConfig
-from vdr_db.towers.interface import FloatArray, ImageSizes
+from vdr_db.towers.interface import FloatArray, ImageSizes, Precision
+from vdr_db.towers.onnx_int8 import LEVELS, with_integers
 from vdr_db.towers.packing import TextItem
 from vdr_db.towers.stored import StoredTensor
 
@@ -54,6 +56,7 @@ class OnnxTower(Generic[Config, Item]):
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
         threads: Of ONNX Runtime; None for one a core.
+        precision: `"float32"` or `"int8"`, of the linear layers of the body.
         constants: What the body has beside weights and `config`, as JSON types.
     """
 
@@ -73,6 +76,7 @@ class OnnxTower(Generic[Config, Item]):
         matrix: str,
         column_to_row: npt.NDArray[np.int64],
         threads: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         """Takes the parts over; nothing is loaded yet.
 
@@ -84,6 +88,7 @@ class OnnxTower(Generic[Config, Item]):
             matrix: Name of the vocabulary matrix among the weights.
             column_to_row: `[V]` row of each column in that matrix.
             threads: Of the session; None for one a core.
+            precision: `"float32"`, or `"int8"` for rounded linear layers.
 
         Raises:
             ConfigError: The matrix has fewer rows than columns need.
@@ -102,6 +107,7 @@ class OnnxTower(Generic[Config, Item]):
         self._matrix = matrix
         self._rows = column_to_row
         self.threads = threads
+        self.precision = precision
         self._session: InferenceSession | None = None
         self._lock = threading.Lock()
         renew_after_fork(self)
@@ -127,7 +133,13 @@ class OnnxTower(Generic[Config, Item]):
     def states(self, item: Item) -> FloatArray:
         """States of an item's positions after the head's transform, `[P, H]` float32."""
         session = self._opened()
-        found: FloatArray = session.run(["states"], self.inputs(item))[0]
+        try:
+            found: FloatArray = session.run(["states"], self.inputs(item))[0]
+        except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
+            raise _unusable(self._graph, str(error)) from error
+        wanted = "x", self.weights[self._matrix].shape[1]
+        if found.dtype != np.float32 or ("x", *found.shape[1:]) != wanted:
+            raise _unusable(self._graph, f"its states are {found.dtype} {list(found.shape)}")
         return found
 
     def pooled(self, item: Item) -> FloatArray:
@@ -203,7 +215,7 @@ class OnnxTower(Generic[Config, Item]):
     def _opened(self) -> InferenceSession:
         with self._lock:
             if self._session is None:
-                self._session = open_session(self._graph, self.threads)
+                self._session = open_session(self._graph, self.threads, self.precision)
             return self._session
 
 
@@ -223,32 +235,34 @@ class OnnxImageTower(OnnxTower[ImageSizes, FloatArray]):
         return {"pixels": item[None]}
 
 
-def open_session(graph: Path, threads: int | None) -> InferenceSession:
+def open_session(
+    graph: Path, threads: int | None, precision: Precision = "float32"
+) -> InferenceSession:
     """A session of ONNX Runtime on the CPU.
 
     Args:
         graph: File of the graph; its weights lie beside it.
         threads: For one run; None for one a core.
+        precision: `"float32"`, or `"int8"` for rounded linear layers.
 
     Raises:
         ConfigError: The file is damaged, or belongs to other weights.
         MissingExtraError: `onnxruntime` is not installed.
     """
-    runtime = require("onnxruntime", "onnx")
-    end_children_at_once()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    # Threads that spin between runs take the time of whoever else works on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session: InferenceSession = runtime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"]
-        )
+        if precision != "int8":
+            return opened(graph, threads)
+        is_signed = exact_levels(threads) == LEVELS
+        rounded = with_integers(graph.read_bytes(), is_signed=is_signed)
+        return opened(rounded, threads, beside=graph.parent)
+    except MissingExtraError:
+        raise
     except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
-        raise ConfigError(
-            f"{graph} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}; write the "
-            "graphs anew with `vdr-db export`, or load the model with runtime='torch'."
-        ) from error
-    return session
+        raise _unusable(graph, str(error)) from error
+
+
+def _unusable(graph: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{graph} cannot be used by ONNX Runtime: {' '.join(why.split())[:300]}; write the graphs "
+        "anew with `vdr-db export`, or load the model with runtime='torch'."
+    )

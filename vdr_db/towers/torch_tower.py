@@ -70,6 +70,11 @@ class TorchTower(nn.Module, ABC):
         """Dtype of the weights and the hidden states."""
         return next(self.parameters()).dtype
 
+    @property
+    def precision(self) -> str:
+        """The same as a text, such as `"bfloat16"`."""
+        return str(self.dtype).removeprefix("torch.")
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Without gradients, and without dropout even in the middle of a training run."""

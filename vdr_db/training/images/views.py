@@ -21,7 +21,7 @@ from torch import Tensor
 from vdr_db.checkpoints.weights import digest
 from vdr_db.errors import ConfigError, InputError, require
 from vdr_db.images.preprocessing import Preprocessing
-from vdr_db.images.reading import ImageLimits, read_image
+from vdr_db.images.reading import read_image
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.images.data import Pair
 
@@ -105,7 +105,7 @@ class PairImages:
         """
         pair = self.pairs[number]
         try:
-            image = read_image(pair.image, ImageLimits()).image
+            image = read_image(pair.image).image
         except InputError as error:
             raise InputError(f"{pair.source}: {error}") from error
         if view:
