@@ -62,6 +62,10 @@ def exported(folder, own, tmp_path_factory):
     return place / "graphs"
 
 
+def test_a_card_names_the_library_that_can_open_it(exported):
+    assert 'library_name: "vdr-db"' in (exported / "README.md").read_text("utf-8")
+
+
 # The formula
 
 

@@ -225,10 +225,10 @@ def _save_head(folder: Path, tower: Any) -> None:
     save_weights(tensors, folder / SAFETENSORS)
 
 
-def front_matter(card: Card, *, tags: Sequence[str] = ()) -> list[str]:
-    """The lines of YAML at the top of a model card, as the hub reads them."""
+def front_matter(card: Card, *, library: str = "vdr-db", tags: Sequence[str] = ()) -> list[str]:
+    """The lines of YAML at the top of a model card, as the hub reads them; `library` opens it."""
     found: dict[str, Any] = {
-        "library_name": "sentence-transformers",
+        "library_name": library,
         "pipeline_tag": "feature-extraction",
         "tags": ["sparse-encoder", "sparse", "vdr-db", *tags],
         "license": card.license,
@@ -250,9 +250,10 @@ def _card(parts: TextParts, card: Card, needs_trust: bool | None) -> str:
     entry = parts.document_entry
     head = parts.document_tower.head_name
     trust = ", trust_remote_code=True" if needs_trust else ""
+    library = "vdr-db" if needs_trust is None else "sentence-transformers"
     length = "any" if (entry.max_length or 0) >= MOST_TOKENS - 1 else entry.max_length
     lines = [
-        *front_matter(card, tags=["splade" if head == "mlm" else head]),
+        *front_matter(card, library=library, tags=["splade" if head == "mlm" else head]),
         f"# {Path(parts.model).name or 'Sparse encoder'}",
         "",
         *([card.text, ""] if card.text else []),
