@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
@@ -63,11 +64,32 @@ def test_wheel_holds_every_source_file_under_one_name(wheel):
     assert {"vdr_db/py.typed", "vdr_db/explain/report.css"} <= names
 
 
-@pytest.fixture(scope="module")
-def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+NEWEST = "3.13"
+"""The newest Python that is supported; tested where it is at hand."""
+
+
+def interpreter(version: str) -> str | None:
+    """Command of another Python, or None."""
+    environment = {**os.environ, "PYENV_VERSION": version}  # what pyenv goes by, where it is there
+    ask = ["-c", "import sys; print(sys.executable)"]
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(
+            [f"python{version}", *ask], capture_output=True, text=True, env=environment, check=False
+        )
+        return done.stdout.strip() or None
+    return None
+
+
+@pytest.fixture(scope="module", params=["this", NEWEST])
+def bare_python(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """A fresh environment with what `pip install vdr-db` brings, and pytest."""
     home = tmp_path_factory.mktemp("bare")
-    venv.create(home, with_pip=True)
+    made_by = sys.executable if request.param == "this" else interpreter(request.param)
+    if made_by is None:
+        pytest.skip(f"no Python {request.param} is installed")
+    subprocess.run([made_by, "-m", "venv", str(home)], check=True)
     python = home / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", str(wheel)], check=True)
     return python
