@@ -1,4 +1,4 @@
-"""A writer is killed, then bits flip: whatever changes an answer is said by opening or by `check`."""
+"""A writer is killed, then bits flip: what changes an answer is said by opening or by `check`."""
 
 from __future__ import annotations
 
