@@ -8,18 +8,17 @@ import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from served_command import commanded
 from tiny_png import png
 
 from vdr_db.errors import ConfigError, InputError, StoreUnavailable
@@ -492,80 +491,7 @@ def test_an_answer_that_is_too_large_is_refused(tiny_splade):
         assert client.get("/healthz").status_code == 200
 
 
-def deep_bomb(side=7000):
-    packed, line = zlib.compressobj(9), bytes(1 + 8 * side)
-    content = b"".join(packed.compress(line) for _ in range(side)) + packed.flush()
-
-    def chunk(name, data):
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-
 # The command
-
-
-@contextmanager
-def commanded(tmp_path, *options, environment=None):
-    """`vdr-db serve` over the notes, as a process."""
-    command = [sys.executable, "-m", "vdr_db.cli", "serve", "--port", "0", "--json", *options]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, **(environment or {})},
-    )
-    try:
-        told = process.stdout.readline()
-        assert told, process.stderr.read()
-        yield process, json.loads(told)["url"].rstrip("/")
-    finally:
-        process.kill()
-        process.communicate(timeout=60)
-
-
-def peak_mb(process):
-    with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["VmHWM"].split()[0]) / 1024
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory out of /proc")
-def test_four_bombs_at_once_are_refused_by_name(tmp_path):
-    pytest.importorskip("PIL.Image")
-    from image_folders import write_cross_modal
-
-    from vdr_db.cli.main import main
-
-    model = write_cross_modal(tmp_path / "model", topk=60)
-    files = tmp_path / "images"
-    files.mkdir()
-    image = png(40, 30, lambda x, y: (6 * x, 8 * y, 90))
-    (files / "a.png").write_bytes(image)
-    place = ["--store", str(tmp_path / "store"), "--device", "cpu"]
-    assert main(["index", "--images", str(files), "--model", str(model), *place]) == 0
-    bomb = deep_bomb()
-    with (
-        commanded(tmp_path, *place) as (process, url),
-        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        assert client.post("/api/search/image", files={"image": image}).status_code == 200
-        before, start = peak_mb(process), time.monotonic()
-        waiting = [
-            pool.submit(client.post, "/api/search/image", files={"image": bomb}) for _ in range(4)
-        ]
-        assert client.get("/api/search", params={"q": "tea"}).status_code == 200
-        answers = [one.result() for one in waiting]
-        assert time.monotonic() - start < 2 * 4
-        for answer in answers:
-            assert answer.status_code == 400
-            assert "7,000 by 7,000 pixels of 16 bits" in answer.json()["detail"]
-        assert peak_mb(process) - before < 200
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import numpy as np
 from vdr_db.connectors.base import BatchLimits, Payload
 from vdr_db.connectors.qdrant.edge_config import edge_config
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
-from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums, row_sum
+from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums
 from vdr_db.connectors.qdrant.engine import (
     ID_FIELD,
     VECTOR_NAME,
@@ -130,6 +130,7 @@ class EdgeEngine:
                 self._new_shard(self._folder.unfinished(), manifest).close()
                 self._folder.finish(manifest.to_dict())
             self._load()
+            self._sums.start()
         except BaseException:
             self._folder.release()
             raise
@@ -141,7 +142,6 @@ class EdgeEngine:
 
     def upsert(self, batch: Batch) -> None:
         """Writes one batch; see `Engine.upsert`."""
-        self._check_usable()
         self._check_space(batch.size)
         edge, bounds = self._edge, batch.rows.indptr.tolist()
         indices, values = batch.rows.indices.astype(np.uint32), batch.rows.values
@@ -153,16 +153,17 @@ class EdgeEngine:
                 vector[name] = numbers
         payloads = [*batch.payloads]
         if not self._in_memory:
-            for i, (point, payload) in enumerate(zip(batch.points, payloads, strict=True)):
-                span = slice(bounds[i], bounds[i + 1])
-                total = row_sum(point, indices[span], values[span], payload)
-                payloads[i] = {**payload, SUM_FIELD: total}
+            payloads = self._sums.signed(batch.points, batch.rows, payloads)
         points = list(map(edge.Point, batch.points, vectors, payloads))
+        before = self._points()
+        if points and not self._in_memory:
+            self._sums.expect(before, before + len(points))
         with self._translated("be written", batch.points):
             self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
         if points and not self._in_memory:
-            self._sums.wrote({batch.points[i]: payloads[i][SUM_FIELD] for i in (0, -1)})
+            ends = {batch.points[i]: payloads[i][SUM_FIELD] for i in (0, -1)}
+            self._sums.wrote(ends, self._points())
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
@@ -246,30 +247,29 @@ class EdgeEngine:
 
     def set_payload(self, payload: Payload, points: Sequence[PointId]) -> None:
         """Sets these fields of the payloads of points that are there."""
-        self._check_usable()
         self._check_space(0)
         make, totals = self._edge.UpdateOperation.set_payload, {}
         with self._translated("be written", points):
             if self._in_memory:
                 self._shard.update(make(list(points), payload))
             for one in () if self._in_memory else self.retrieve(points, True):
-                row = (one.point, one.indices or (), one.values or ())
-                # A damaged row keeps its sum, so that it stays to be found.
-                if one.payload.get(SUM_FIELD) in (None, row_sum(*row, one.payload)):
-                    totals[one.point] = row_sum(*row, {**one.payload, **payload})
-                new = {SUM_FIELD: totals[one.point]} if one.point in totals else {}
+                new = self._sums.renewed(one, payload)
+                if new:
+                    totals[one.point] = new[SUM_FIELD]
                 self._shard.update(make([one.point], {**payload, **new}))
         if totals:
-            self._sums.wrote(totals)
+            self._sums.wrote(totals, self._points())
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""
-        self._check_usable()
         self._check_space(0)
+        before = self._points()
+        if points and not self._in_memory:
+            self._sums.expect(max(0, before - len(points)), before)
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
         if points and not self._in_memory:
-            self._sums.wrote(dict.fromkeys(points, None))
+            self._sums.wrote(dict.fromkeys(points, None), self._points())
 
     def index(self, indexes: Mapping[str, IndexKind]) -> None:
         """Makes payload indexes over what is there."""
@@ -333,8 +333,7 @@ class EdgeEngine:
         shard.flush()
 
     def _load(self) -> None:
-        told = self._folder.damage()
-        last = self._sums.begin()
+        told, last = self._folder.damage(), self._sums.begin()
         try:
             with self._translated("be opened"):
                 self._shard = self._edge.EdgeShard.load(str(self._folder.shard))
@@ -346,8 +345,10 @@ class EdgeEngine:
                 f"{error}{before} Restore the folder from a backup, or build the collection again."
             ) from error
         self._folder.clear_damage()
-        if any(self._sum_of(point) != total for point, total in last.items()):
-            self._sums.note_lost(self._where)
+        with self._translated("be read"):
+            why = last.told(self._sum_of, self._points())
+        if why:
+            self._sums.note_lost(self._where, why)
         if lost := self._sums.lost():
             warnings.warn(lost, UserWarning, stacklevel=2)
 
@@ -358,10 +359,9 @@ class EdgeEngine:
 
     def damage(self) -> RowDamage | None:
         """Reads every row and compares its sum; `None` before the collection is made."""
-        if self._shard is None:
-            return None
-        rows = without = 0
-        damaged: list[PointId] = []
+        return None if self._shard is None else self._sums.damage(self._all_rows())
+
+    def _all_rows(self) -> Iterator[Stored]:
         after: PointId | None = None
         while True:
             request = self._edge.ScrollRequest(
@@ -369,17 +369,13 @@ class EdgeEngine:
             )
             with self._translated("be read"):
                 records, following = self._shard.scroll(request)
-            for record in records:
-                one = _stored(record, VECTOR_NAME)
-                rows += 1
-                known = one.payload.get(SUM_FIELD)
-                without += known is None
-                given = (one.indices or (), one.values or ())
-                if known is not None and known != row_sum(one.point, *given, one.payload):
-                    damaged.append(one.point)
+            yield from (_stored(record, VECTOR_NAME) for record in records)
             if following is None:
-                return RowDamage(rows, without, damaged, self._sums.lost())
+                return
             after = _plain_id(following)
+
+    def _points(self) -> int:
+        return int(self._shard.info().points_count)
 
     def after_fork(self) -> None:
         """Leaves the shard alone for good: it would wait for the parent's threads."""
@@ -399,6 +395,7 @@ class EdgeEngine:
             raise StoreError(f"{self._where} stopped: {self._broken} Close it and open it again.")
 
     def _check_space(self, size: int) -> None:
+        self._check_usable()
         free = self._folder.free_bytes()
         needed = self._reserve_bytes + _DISK_BYTES_PER_BYTE * size
         if free < needed:

@@ -2,10 +2,10 @@
 
 The engine replays its log up to the first entry it cannot read and says nothing of the rest, and it
 trusts its data files. So each row carries a sum in its payload, a collection that was closed keeps
-sums of its files, and one that was not keeps the last row that was acknowledged.
+sums of its files, and one that was not keeps the rows acknowledged last and the number of all.
 
     vdr_sums.json   sums of the files; there only while the collection is closed
-    vdr_last.json   points written last with their sums, and the one deleted last
+    vdr_last.json   points written last with their sums, the one deleted last, number of all
     vdr_lost.txt    what an opening found missing; it stays until someone deletes it
 """
 
@@ -15,17 +15,22 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vdr_db.connectors.validation import RESERVED_PREFIX
 
-__all__ = ["SUM_FIELD", "RowDamage", "Sums", "row_sum"]
+if TYPE_CHECKING:
+    from vdr_db.connectors.base import Payload
+    from vdr_db.connectors.qdrant.engine import Stored
+    from vdr_db.sparse import SparseRows
+
+__all__ = ["SUM_FIELD", "LastUse", "RowDamage", "Sums", "row_sum"]
 
 SUM_FIELD = RESERVED_PREFIX + "sum"
 """Payload field of the sum of a row."""
@@ -72,12 +77,46 @@ class RowDamage:
     lost: str
 
 
+@dataclass(frozen=True)
+class LastUse:
+    """What a collection that was not closed must hold, once its log was replayed.
+
+    Attributes:
+        sums: Points and the sums they must have, `None` for one that must not be there.
+        least: Documents there must be at least.
+        most: Documents there may be at most, more than `least` where a write was going on; `None`
+            where that is not known.
+        is_whole: Whether every row has a sum, as in collections that no earlier version wrote.
+    """
+
+    sums: Mapping[int | str, int | None] = field(default_factory=dict)
+    least: int = 0
+    most: int | None = None
+    is_whole: bool = False
+
+    def told(self, sum_of: Callable[[int | str], int | None], count: int) -> str:
+        """What is wrong, or `""`: a sentence without its end."""
+        if any(sum_of(point) != total for point, total in self.sums.items()):
+            return (
+                "its log ended early when it was replayed: what was written last is not there, and "
+                "more before it may be missing"
+            )
+        if self.most is not None and not self.least <= count <= self.most:
+            return f"{self.least} documents were acknowledged, {count} are there"
+        return ""
+
+
 class Sums:
     """The checksums of the files of one shard.
 
     Args:
         shard: Folder of the engine's files.
+
+    Attributes:
+        is_whole: Whether every row has a sum.
     """
+
+    is_whole = False
 
     def __init__(self, shard: Path) -> None:
         self._shard = shard
@@ -85,6 +124,47 @@ class Sums:
         self._states: _States = {}
         self._last: int | None = None
         self._latest: dict[int | str, int | None] = {}
+        self._range: list[int] = []
+
+    def signed(
+        self, points: Sequence[int | str], rows: SparseRows, payloads: Sequence[Payload]
+    ) -> list[Payload]:
+        """Payloads of rows with their sums."""
+        made = []
+        for i, (point, payload) in enumerate(zip(points, payloads, strict=True)):
+            span = slice(rows.indptr[i], rows.indptr[i + 1])
+            total = row_sum(point, rows.indices[span], rows.values[span], payload)
+            made.append({**payload, SUM_FIELD: total})
+        return made
+
+    def renewed(self, one: Stored, fields: Payload) -> Payload:
+        """The sum of a row once fields of its payload are set.
+
+        A damaged row keeps its sum, so that it stays to be found: nothing comes for it.
+        """
+        if self._is_damaged(one):
+            return {}
+        new = {**one.payload, **fields}
+        return {SUM_FIELD: row_sum(one.point, one.indices or (), one.values or (), new)}
+
+    def damage(self, rows: Iterable[Stored]) -> RowDamage:
+        """Compares all rows, with their vectors and whole payloads, with their sums."""
+        count = without = 0
+        damaged: list[int | str] = []
+        for one in rows:
+            count += 1
+            if self._is_damaged(one):
+                damaged.append(one.point)
+            elif SUM_FIELD not in one.payload:
+                without += 1
+        return RowDamage(count, without, damaged, self.lost())
+
+    def _is_damaged(self, one: Stored) -> bool:
+        known = one.payload.get(SUM_FIELD)
+        if known is None:
+            return self.is_whole  # the sum of a damaged row may have lost its name
+        found = row_sum(one.point, one.indices or (), one.values or (), one.payload)
+        return bool(known != found)
 
     def damaged(self) -> list[str] | None:
         """What differs from when the collection was closed; `None` when it was not closed.
@@ -115,34 +195,44 @@ class Sums:
             return (self._shard / _LOST).read_text("utf-8")
         return ""
 
-    def note_lost(self, where: str) -> None:
+    def note_lost(self, where: str, why: str) -> None:
         """Keeps a sentence for every later opening and check."""
         told = (
-            f"the log of {where} ended early when it was replayed: what was written last is not "
-            "there, and more before it may be missing; write them again, or restore the folder "
-            f"from a backup, and then delete {self._shard / _LOST}."
+            f"{where} was not closed, and {why}; write that again, or restore the folder from a "
+            f"backup, and then delete {self._shard / _LOST}."
         )
         with contextlib.suppress(OSError):
             (self._shard / _LOST).write_text(told, "utf-8")
 
-    def begin(self) -> dict[int | str, int | None]:
+    def begin(self) -> LastUse:
         """Takes the sums away while the collection is open.
 
         Returns:
-            Points and the sums they must have, `None` for one that must not be there. Empty where
-            the collection was closed.
+            What must be there; nothing is known where the collection was closed.
         """
         kept = self._read(_SUMS)
         self._kept = {} if kept is None else kept["files"]
         self._states = _states(self._shard)
         (self._shard / _SUMS).unlink(missing_ok=True)
-        last = None if kept is not None else self._read(_LAST)
-        return {} if last is None else dict(last["points"])
+        last = self._read(_LAST) if kept is None else LastUse(is_whole=kept["is_whole"])
+        last = last or LastUse()
+        self.is_whole = last.is_whole
+        return last
 
-    def wrote(self, totals: Mapping[int | str, int | None]) -> None:
+    def start(self) -> None:
+        """Notes that the collection is new, so that every row will have a sum."""
+        self.is_whole = True
+        self.expect(0, 0)
+
+    def expect(self, least: int, most: int) -> None:
+        """Notes how many documents there may be until the next `wrote`."""
+        self._range = [least, most]
+        self._write()
+
+    def wrote(self, totals: Mapping[int | str, int | None], count: int) -> None:
         """Notes points and their new sums, `None` for a deleted one; survives the process's death.
 
-        The latest few are kept, and of deleted ones the last.
+        The latest few are kept, and of deleted ones the last; `count` is of all documents.
         """
         for point, total in totals.items():
             self._latest.pop(point, None)
@@ -151,9 +241,17 @@ class Sums:
         there = [point for point, total in self._latest.items() if total is not None]
         for point in (*gone[:-1], *there[:-_LATEST]):
             del self._latest[point]
+        self.expect(count, count)
+
+    def _write(self) -> None:
         if self._last is None:
             self._last = os.open(self._shard / _LAST, os.O_WRONLY | os.O_CREAT, 0o666)
-        content = json.dumps({"points": list(self._latest.items())}).encode()
+        told = {
+            "points": list(self._latest.items()),
+            "range": self._range,
+            "is_whole": self.is_whole,
+        }
+        content = json.dumps(told).encode()
         os.pwrite(self._last, content, 0)
         os.ftruncate(self._last, len(content))
 
@@ -175,15 +273,23 @@ class Sums:
             for name, state in now.items()
         }
         new = self._shard / f"{_SUMS}.new"
-        new.write_text(json.dumps({"count": count, "files": files}), "utf-8")
+        told = {"count": count, "files": files, "is_whole": self.is_whole}
+        new.write_text(json.dumps(told), "utf-8")
         new.replace(self._shard / _SUMS)
 
     def _read(self, name: str) -> Any:
         with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
             told = json.loads((self._shard / name).read_text("utf-8"))
+            is_whole = told.get("is_whole") is True  # earlier versions do not keep it
             if name == _SUMS:
-                return {"count": int(told["count"]), "files": dict(told["files"])}
-            return {"points": [(point, total) for point, total in told["points"]]}
+                return {
+                    "count": int(told["count"]),
+                    "files": dict(told["files"]),
+                    "is_whole": is_whole,
+                }
+            sums = dict(told["points"])
+            least, most = told.get("range") or (0, None)
+            return LastUse(sums, least, most, is_whole)
         return None
 
 

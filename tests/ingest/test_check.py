@@ -276,5 +276,72 @@ def test_leftovers_of_killed_rebuilds_are_told_and_removed(
         killed.gen.close()
 
 
+@pytest.mark.parametrize("kind", ["Qdrant", "OpenSearch"])
+def test_a_row_changed_behind_our_back_is_told_by_the_ledger(kind, request, tmp_path, capsys):
+    from hashing_encoder import HashingEncoder
+
+    from vdr_db.connectors import VDRElasticsearch, VDRQdrant
+    from vdr_db.ingest import ingest
+
+    texts, ledger = tmp_path / "texts.jsonl", tmp_path / "texts.ledger"
+    lines = [{"_id": f"d{i}", "text": f"tea leaves number {i}"} for i in range(20)]
+    texts.write_text("\n".join(map(json.dumps, lines)))
+    name = services.unique_name()
+    with contextlib.ExitStack() as kept:
+        if kind == "OpenSearch":
+            pytest.importorskip("opensearchpy")
+            server = request.getfixturevalue("opensearch_server")
+            note_real_server(request, server.name)
+            address = f"opensearch+http://127.0.0.1:{server.proxy.port}"
+            options = {"replicas": 0, **server.options()}
+            opened = VDRElasticsearch(name, HashingEncoder(), **options)
+            collection = kept.enter_context(opened)
+            kept.callback(remove_indices, collection.store)
+        else:
+            client = pytest.importorskip("qdrant_client")
+            from qdrant_contract_server import QdrantContractServer
+
+            address = kept.enter_context(QdrantContractServer(tmp_path / "server")).url
+            options = {"url": address, "prefer_grpc": False}
+            collection = kept.enter_context(VDRQdrant(name, HashingEncoder(), **options))
+        assert ingest([str(texts)], collection, ledger=ledger).is_complete
+        arguments = ["check", address, "--collection", name, "--ledger", str(ledger), "--json"]
+
+        def checked():
+            code = main(arguments)
+            return code, json.loads(capsys.readouterr().out)
+
+        code, told = checked()
+        assert (code, told["problems"], told["rows"], told["checked"]) == (0, [], 20, 20)
+        if kind == "OpenSearch":
+            call = collection.store.transport.call
+            (hit,) = call("GET", f"/{name}/_search", {"size": 1}).body["hits"]["hits"]
+            vector = {token: 1.01 * weight for token, weight in hit["_source"]["vdr"].items()}
+            changed = {**hit["_source"], "vdr": vector}
+            call("PUT", f"/{name}/_doc/{hit['_id']}", changed, params={"refresh": "true"})
+        else:
+            direct = kept.enter_context(contextlib.closing(client.QdrantClient(url=address)))
+            (point,), _ = direct.scroll(name, limit=1, with_vectors=True)
+            row = point.vector["vdr"]
+            heavier = client.models.SparseVector(
+                indices=row.indices, values=[1.01 * weight for weight in row.values]
+            )
+            moved = client.models.PointStruct(
+                id=point.id, vector={"vdr": heavier}, payload=point.payload
+            )
+            direct.upsert(name, [moved], wait=True)
+        code, told = checked()
+        assert code == 3
+        assert told["problems"][0].endswith("came back with another vector than was written")
+        gone = told["problems"][0].split("'")[1]
+        assert collection.delete([gone]) == 1
+        code, told = checked()
+        assert code == 3
+        assert "19 documents, 20 were acknowledged" in told["problems"][0]
+        assert told["problems"][1] == f"document {gone!r} was acknowledged but is not in the store"
+        assert main([*arguments[:-3], "--ledger", str(tmp_path / "none")]) == 2
+        assert "there is no ledger" in capsys.readouterr().err
+
+
 def no_process(*_):
     raise ProcessLookupError

@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_collection_options(parser)
     parser.add_argument(
+        "--ledger",
+        metavar="FILE",
+        help="of the ingest that wrote it: compares counts and rows with what was acknowledged",
+    )
+    parser.add_argument(
         "--remove-leftovers",
         action="store_true",
         help="delete what killed rebuilds left; on Qdrant, run no rebuild elsewhere meanwhile",
@@ -55,6 +60,7 @@ def run_command(arguments: argparse.Namespace) -> int:
                         collection.store,
                         report,
                         expected=expected,
+                        ledger=arguments.ledger,
                         remove_leftovers=arguments.remove_leftovers,
                     )
             except StoreUnavailable:

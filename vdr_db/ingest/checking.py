@@ -14,7 +14,7 @@ from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import Sums
 from vdr_db.connectors.store import BaseStore
 from vdr_db.errors import InputError, StoreError
-from vdr_db.ingest.ledger import Ranges, Sampled
+from vdr_db.ingest.ledger import Ledger, Ranges, Sampled
 from vdr_db.ingest.source import Window
 from vdr_db.ingest.spool_source import SpoolSource
 from vdr_db.ingest.verify import verify
@@ -89,18 +89,23 @@ def check_store(
     report: CheckReport,
     *,
     expected: int | None = None,
+    ledger: str | os.PathLike[str] | None = None,
     remove_leftovers: bool = False,
 ) -> None:
     """Reads a collection: all rows with their sums where it is embedded, a sample on a server.
+
+    A server keeps no sums of ours: only a ledger knows what was written there.
 
     Args:
         store: That is made.
         report: Gets what is found.
         expected: Documents there must be, where that is known.
+        ledger: Of the ingest that wrote it, to compare with.
         remove_leftovers: Deletes what killed rebuilds left behind.
 
     Raises:
         StoreError: It cannot be read.
+        ConfigError: The ledger is none, or in use.
     """
     rows, report.rows = store.count(), documents_of(store).count()
     if expected is not None and rows != expected:
@@ -119,11 +124,15 @@ def check_store(
             report.remarks.append(f"{damage.without} rows are from before checksums")
         if damage.lost:
             report.problems.append(damage.lost)
-    sample = _sample(store)
+    least, sample = 0, _sample(store)
+    if ledger is not None:
+        least, sample = Ledger.acknowledged(ledger, str(getattr(store, "name", None)))
+        if not sample:
+            report.remarks.append(f"the ledger {os.fspath(ledger)} knows nothing of it")
     found = verify(
-        store,
+        store if ledger is None else documents_of(store),
         sample,
-        least_count=0,
+        least_count=least,
         width=store.width or 1,
         call=lambda function, _: function(),
     )

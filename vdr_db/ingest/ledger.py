@@ -194,6 +194,37 @@ class Ledger:
             name = str((stored.get("store") or {}).get("name"))
             return LastRun(name, ledger.is_complete, is_same)
 
+    @classmethod
+    def acknowledged(cls, path: str | os.PathLike[str], store: str) -> tuple[int, list[Sampled]]:
+        """What a file knows of the documents that a store has acknowledged, of whatever input.
+
+        Args:
+            path: The file.
+            store: Name of the collection or index, or of the alias of its versions.
+
+        Returns:
+            How many there must be at least, and some of them as they were written.
+
+        Raises:
+            ConfigError: There is no such file, it is no ledger, or open in another process.
+        """
+        if not Path(path).is_file():
+            raise ConfigError(f"there is no ledger {path}; name the one of the ingest (--ledger).")
+        ledger = cls.__new__(cls)
+        ledger.path = Path(path)
+        with ledger._understood():
+            ledger._connection = ledger._open()
+        least, sample = 0, []
+        with closing(ledger._connection), ledger._understood():
+            for run, text in ledger._connection.execute("SELECT run, description FROM runs"):
+                name = str((json.loads(text).get("store") or {}).get("name"))
+                if name == store or name.startswith(f"{store}-"):
+                    ledger.run = int(run)
+                    ledger._read()
+                    least = max(least, ledger.counters.get("acknowledged", 0))
+                    sample += ledger.sample
+        return least, sample
+
     def _understood(self) -> AbstractContextManager[None]:
         """Whatever a file holds that is no ledger of ours is a `ConfigError`."""
         return foreign(
