@@ -200,8 +200,9 @@ def test_a_budget_is_of_positive_numbers(wrong):
             Budget(**{name: wrong})
 
 
+@pytest.mark.parametrize("command", ["index", "ingest"])
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
-def test_a_pipe_with_a_name_is_read_as_a_stream(tmp_path, capsys):
+def test_a_pipe_with_a_name_is_read_as_a_stream(tmp_path, capsys, command):
     from vdr_db.cli.main import main
 
     pipe = tmp_path / "texts"
@@ -213,7 +214,7 @@ def test_a_pipe_with_a_name_is_read_as_a_stream(tmp_path, capsys):
     writer = threading.Thread(target=write)
     writer.start()
     store = str(tmp_path / "c")
-    assert main(["index", str(pipe), "--format", "text", "--store", store]) == 0
+    assert main([command, str(pipe), "--format", "text", "--store", store]) == 0
     writer.join()
     assert main(["search", "tea", "--store", store, "--json"]) == 0
     assert '"tea leaves"' in capsys.readouterr().out

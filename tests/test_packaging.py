@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -62,6 +63,32 @@ def test_wheel_holds_every_source_file_under_one_name(wheel):
     templates = (ROOT / "vdr_db" / "serve" / "templates").iterdir()
     assert {f"vdr_db/serve/templates/{path.name}" for path in templates} <= names
     assert {"vdr_db/py.typed", "vdr_db/explain/report.css"} <= names
+
+
+def test_licences_are_told_with_all_that_is_packed(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        told = archive.read(metadata).decode("utf-8")
+    expression = PROJECT["project"]["license"]
+    assert f"License-Expression: {expression}\n" in told
+    parts = {"Apache-2.0", "GPL-2.0-only", "LicenseRef-Debian-package-descriptions"}
+    assert set(expression.split(" AND ")) == parts
+    for file in PROJECT["project"]["license-files"]:
+        assert f"License-File: {file}\n" in told
+        assert any(name.endswith(f".dist-info/licenses/{file}") for name in names)
+    sample = (ROOT / "vdr_db/data/debian_sample.LICENSE.md").read_text("utf-8")
+    assert "GNU General Public License version 2" in sample
+    assert "debian/copyright" in sample
+    with tarfile.open(ROOT / "vdr_db/data/debian_sample.tar.gz") as documents:
+        assert any(name.endswith("COPYING.GPL-2") for name in documents.getnames())
+    # Every model with what it was made of.
+    notice = (ROOT / "NOTICE").read_text("utf-8")
+    models = {Path(name).parts[2] for name in names if name.startswith("vdr_db/models/vdr")}
+    for model in sorted(models):
+        own = notice.partition(f"vdr_db/models/{model}\n")[2].partition("\n\n")[0]
+        assert "Apache License 2.0" in own
+        assert "rained on " in own
 
 
 NEWEST = "3.13"

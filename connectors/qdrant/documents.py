@@ -25,7 +25,7 @@ from vdr_db.connectors.qdrant.engine import (
 from vdr_db.connectors.qdrant.existing import point_of
 from vdr_db.connectors.validation import PASSAGE_FIELDS, RESERVED_PREFIX, Prepared, prepare
 from vdr_db.counts import counted
-from vdr_db.errors import ConfigError, InputError, ShapeError
+from vdr_db.errors import ConfigError, InputError, ShapeError, StoreError
 from vdr_db.sparse import SparseRows
 
 __all__ = [
@@ -208,7 +208,13 @@ def record_of(stored: Stored, width: int | None) -> Record:
         indices = np.asarray(stored.indices if stored.indices is not None else [], np.int64)
         values = np.asarray(stored.values if stored.values is not None else [], np.float32)
         order = np.argsort(indices)
-        row = SparseRows([0, indices.size], indices[order], values[order], width)
+        try:
+            row = SparseRows([0, indices.size], indices[order], values[order], width)
+        except ValueError as error:
+            raise StoreError(
+                f"the stored vector of the document {id_of(stored)!r} is none: {error} Its row is "
+                "damaged, see `vdr-db check`; write the document again."
+            ) from error
     own = (ID_FIELD, SUM_FIELD)
     payload = {name: value for name, value in stored.payload.items() if name not in own}
     return Record(id_of(stored), payload, row)

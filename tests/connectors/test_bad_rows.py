@@ -294,3 +294,14 @@ def test_point_ids_never_meet():
     assert content_id("größer") == str(
         uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:text"), "größer")
     )
+
+
+def test_a_stored_vector_that_is_none_is_an_error_of_the_store():
+    from vdr_db.connectors.qdrant.documents import record_of
+    from vdr_db.connectors.qdrant.engine import Stored
+    from vdr_db.errors import StoreError
+
+    for indices, values in (([1, 2], [1.0, -1.0]), ([1, 1], [1.0, 1.0]), ([1], [float("nan")])):
+        damaged = Stored(7, {"_vdr_id": "tea"}, indices, values)
+        with pytest.raises(StoreError, match=r"document 'tea' is none: .* `vdr-db check`"):
+            record_of(damaged, 100)
