@@ -1,11 +1,12 @@
-"""Encoding with torch by two checkouts, by turns: documents and single queries, one thread.
+"""Encoding by two checkouts, by turns: documents and single queries, one thread.
 
     python benchmarks/bench_checkouts.py OLD NEW DATA --out benchmarks/results/checkouts.csv
 
 OLD and NEW are folders of checkouts, DATA a folder in BEIR's format, whose texts are read. Each
 checkout has a process of its own with the same interpreter and packages; the two take turns, and
 what counts is processor time, which other programs of the machine disturb less than time on the
-wall. The models have random weights, in layouts that both checkouts read.
+wall. The models have random weights, in layouts that both checkouts read, and run on torch; or
+they are those of `--models`, and run as each checkout runs them by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from bench_cold_start import commit_of, package_path
 from measure import Row, rows_of, write_csv
 
+from vdr_db.checkpoints.assets import fetch
 from vdr_db.readers import BeirFolder
 
 DOCUMENTS, QUERIES = 32, 16
@@ -106,19 +108,26 @@ class Worker:
         return float(self._line())
 
 
-def measured(checkouts: dict[str, Path], data: Path, tokenizer: Path, rounds: int) -> list[Row]:
-    """Samples of each size, each checkout and each kind of text."""
+def measured(
+    checkouts: dict[str, Path], data: Path, tokenizer: Path, rounds: int, models: list[str]
+) -> list[Row]:
+    """Samples of each size or model, each checkout and each kind of text."""
     documents, queries = texts_of(data)
     commits = {name: commit_of(checkout) for name, checkout in checkouts.items()}
     rows = []
-    for size in SIZES:
+    for size in models or SIZES:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = write_model(Path(scratch) / "model", size, tokenizer)
+            if models:
+                folder = fetch(size)
+            else:
+                folder = write_model(Path(scratch) / "model", size, tokenizer)
             workers = {
                 name: Worker(
                     checkout,
                     Path(scratch) / name,
-                    json.dumps([documents, queries, str(folder), options_of(checkout)]),
+                    json.dumps(
+                        [documents, queries, str(folder), {} if models else options_of(checkout)]
+                    ),
                 )
                 for name, checkout in checkouts.items()
             }
@@ -151,12 +160,13 @@ def main() -> None:
     parser.add_argument("old", type=Path, help="folder of the earlier checkout")
     parser.add_argument("new", type=Path, help="folder of the later one")
     parser.add_argument("data", type=Path, help="collection in BEIR's format")
+    parser.add_argument("--models", nargs="+", default=[], help="names, instead of random weights")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="CSV")
     options = parser.parse_args()
     checkouts = {"old": options.old.resolve(), "new": options.new.resolve()}
     tokenizer = options.new / "vdr_db" / "models" / "vdr-tiny"
-    rows = measured(checkouts, options.data, tokenizer, options.rounds)
+    rows = measured(checkouts, options.data, tokenizer, options.rounds, options.models)
     if options.out is not None:
         write_csv(options.out, rows)
 
