@@ -74,9 +74,10 @@ class Index:
 
 def best(scores: npt.NDArray[Any]) -> Ids:
     """The `LIMIT` largest scores above 0, best first, of equal ones the first."""
-    few = np.argpartition(scores, -LIMIT)[-LIMIT:]
-    few = few[np.lexsort((few, -scores[few]))]
-    return few[scores[few] > 0].astype(np.int64)
+    some = np.flatnonzero(scores > 0)  # a partition of many zeros is slow
+    if len(some) > LIMIT:
+        some = some[np.argpartition(scores[some], -LIMIT)[-LIMIT:]]
+    return some[np.lexsort((some, -scores[some]))]
 
 
 def disk(path: Path) -> int:
@@ -154,17 +155,30 @@ def by_numba(documents: SparseRows) -> tuple[Search, int, Callable[[], object]]:
             for at in range(starts[ids[i]], starts[ids[i] + 1]):
                 scores[rows[at]] += weights[i] * values[at]
 
+    @numba.njit  # type: ignore[misc]
+    def select(scores: npt.NDArray[np.float32], few: Ids) -> int:
+        count = 0
+        for row in range(len(scores)):
+            if scores[row] > 0 and (count < LIMIT or scores[row] > scores[few[count - 1]]):
+                at = min(count, LIMIT - 1)
+                while at > 0 and scores[few[at - 1]] < scores[row]:
+                    few[at] = few[at - 1]
+                    at -= 1
+                few[at] = row
+                count = min(count + 1, LIMIT)
+        return count
+
     columns = documents.to_scipy().tocsc()
     lists = (
         columns.indptr.astype(np.int64),
         columns.indices.astype(np.int32),
         columns.data.astype(np.float32),
     )
-    scores = np.empty(len(documents), np.float32)
+    scores, few = np.empty(len(documents), np.float32), np.empty(LIMIT, np.int64)
 
     def search(query: SparseRows) -> Ids:
         add_up(*lists, *query.row(0), scores)
-        return best(scores)
+        return few[: select(scores, few)].copy()
 
     return search, sum(array.nbytes for array in lists), bool
 

@@ -32,6 +32,7 @@ from measure import Row, rows_of, write_csv
 from peer_models import BASE, MINILM, TINY, model_folder
 from peers import ARMS, Arm, Dense, Encode, Source, dense
 
+from vdr_db.errors import ConfigError
 from vdr_db.readers import BeirFolder
 
 DOCUMENTS = {TINY: 24, MINILM: 6, BASE: 3}
@@ -78,14 +79,14 @@ def compared(arm: Arm, wanted: Dense, found: Dense, shape: str) -> tuple[list[Ro
 
 
 def built(source: Source, names: list[str]) -> dict[str, tuple[Arm, dict[str, Encode]]]:
-    """The arms whose packages are here."""
+    """The arms whose packages are here, and that this version of ours knows."""
     arms = {}
     for arm in ARMS:
         if arm.name not in names:
             continue
         try:
             documents, queries = arm.build(source)
-        except ImportError as error:
+        except (ImportError, ConfigError) as error:
             print(f"{source.folder.name}: {arm.name} is left out: {error}", flush=True)
         else:
             arms[arm.name] = arm, {"documents": documents, "queries": queries}

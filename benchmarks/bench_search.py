@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="of loading")
     parser.add_argument("--out", type=Path, help="CSV file to write; rows are printed in any case")
+    parser.add_argument("--append", action="store_true", help="add to the file")
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
     documents = zipf_rows(random, arguments.rows, arguments.nnz)
@@ -80,9 +81,11 @@ def main() -> int:
     writer.writerow(COLUMNS)
     writer.writerows(table)
     if arguments.out is not None:
-        with arguments.out.open("w", newline="", encoding="utf-8") as file:
+        mode = "a" if arguments.append else "w"
+        with arguments.out.open(mode, newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
+            if not arguments.append:
+                writer.writerow(COLUMNS)
             writer.writerows(table)
     return int(wrong > 0)
 
