@@ -276,6 +276,9 @@ def test_graphs_of_other_weights_are_not_run(exported, tmp_path):
     folder = shutil.copytree(exported / "model", tmp_path / "broken")
     (graph,) = folder.glob("*.onnx")
     graph.write_bytes(b"no graph")
+    with pytest.raises(ConfigError, match=r"bert\.onnx is damaged or was changed"):
+        SparseEncoder.from_pretrained(folder, runtime="onnx")
+    change_json(folder / "vdr_db.json", digests=None)
     encoder = SparseEncoder.from_pretrained(folder, runtime="onnx")
     with pytest.raises(ConfigError, match="cannot be used by ONNX Runtime"):
         encoder.encode_documents(["cat"])
