@@ -2,8 +2,8 @@
 
 Nothing is downloaded but the tiny SPLADE. `minilm` is the trained body and head of the shipped
 `vdr-mini` with the GELU that heads of masked language models have, and less what they cannot say
-(a position's own token, own weights); it keeps nearly as many columns. `bert-base-random` has weights from a seed; its bias is lowered until documents keep 256
-columns, which is what trained models keep.
+(a position's own token, own weights); it keeps nearly as many columns. `bert-base-random` has
+weights from a seed; its bias is lowered until documents keep 256 columns, as trained models do.
 """
 
 from __future__ import annotations
