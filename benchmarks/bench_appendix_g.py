@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench_search import LIMIT, WIDTH, zipf_rows
+from bench_search import LIMIT, WIDTH, Ids, best, zipf_rows
 from measure import Row, rows_of, write_csv
 
 from vdr_db.connectors import QdrantStore
@@ -46,7 +46,6 @@ CHECKED = 100
 CLOSE = 1e-5
 BAG = 8
 WORDS = 100
-Ids = npt.NDArray[np.int64]
 Search = Callable[[SparseRows], Ids]
 """Row numbers of the ten best documents of one query, best first."""
 
@@ -70,14 +69,6 @@ class Index:
     wall: float
     processor: float
     close: Callable[[], object] = bool
-
-
-def best(scores: npt.NDArray[Any]) -> Ids:
-    """The `LIMIT` largest scores above 0, best first, of equal ones the first."""
-    some = np.flatnonzero(scores > 0)  # a partition of many zeros is slow
-    if len(some) > LIMIT:
-        some = some[np.argpartition(scores[some], -LIMIT)[-LIMIT:]]
-    return some[np.lexsort((some, -scores[some]))]
 
 
 def disk(path: Path) -> int:
