@@ -72,7 +72,7 @@ POSITIONS = 0.5
 """Share of a document's positions that a step looks at: other ones each time."""
 ALONE = 2.0
 """Weight of the heads' divergence from the dense teacher, beside that of the whole."""
-MATRIX_RATE, VECTOR_RATE, TEMPERATURE_RATE = 1e-3, 6e-3, 2e-2
+MATRIX_RATE, VECTOR_RATE, TEMPERATURE_RATE = 1e-3, 1e-3, 2e-2
 K1, B, MEAN_LENGTH = 1.2, 0.75, 120.0
 COMMON, RARE = 20, 1 / 6
 """Columns of words that so many general texts hold are in every step, this share of the others."""
