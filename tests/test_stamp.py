@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from vdr_db import CrossModalEncoder, EncoderStamp, SparseEncoder  # noqa: E402
 from vdr_db.checkpoints.identity import settings_of_parts  # noqa: E402
+from vdr_db.cli.main import main  # noqa: E402
 from vdr_db.connectors import Collection, MemoryStore, QdrantStore  # noqa: E402
 from vdr_db.encoders.export import export  # noqa: E402
 from vdr_db.encoders.stamps import read_stamp  # noqa: E402
@@ -152,6 +153,21 @@ def test_what_may_differ_is_named_and_allowed_on_purpose(saved):
             Collection(store, unasked)
     with pytest.raises(StoreMismatch, match="lexical"):
         Collection(store, load(saved, lexical=True))
+
+
+@pytest.mark.parametrize(("name", "option"), [("k", "--k"), ("max_length", "--max-length")])
+def test_the_command_allows_the_same_on_purpose(saved, tmp_path, capsys, name, option):
+    texts, other = tmp_path / "texts.jsonl", tmp_path / "other"
+    texts.write_text('{"id": "a", "text": "the cat paints"}\n')
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["index", str(texts), *store, "--model", str(saved)]) == 0
+    shutil.copytree(saved, other)
+    side("document", **{name: 9})(other)
+    asked = ["search", "cat", *store, "--model", str(other)]
+    capsys.readouterr()
+    assert main(asked) == 3
+    assert f"`{name}=`" in capsys.readouterr().err
+    assert main([*asked, option, "9"]) == 0
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
