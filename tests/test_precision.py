@@ -1,7 +1,10 @@
 """Bodies in lower precision: what is rounded, what is not, and what is refused."""
 
+import hashlib
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -114,6 +117,24 @@ def test_linear_layers_round_rows_and_weights_as_they_say(seed, rows, columns, h
     wanted = by_definition(x, weight, bias)
     sizes = np.abs(x).max() * np.abs(weight).sum(1).max()
     np.testing.assert_allclose(found[0], wanted, atol=1e-6 * float(sizes) + 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_files_may_be_links_as_in_caches_of_the_hub(tmp_path, precision):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in fetch("vdr-tiny").iterdir():
+        blob = blobs / hashlib.sha256(file.name.encode()).hexdigest()
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    texts = ["a cat is laying next to a blue book"]
+    options = {"precision": precision, "runtime": "onnx"}
+    linked, shipped = (
+        SparseEncoder.from_pretrained(model, **options).encode_documents(texts)
+        for model in (snapshot, "vdr-tiny")
+    )
+    assert linked == shipped
 
 
 # Vectors

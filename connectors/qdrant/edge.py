@@ -81,6 +81,7 @@ class EdgeEngine:
         self._shard: Any = None
         self._broken: str | None = None
         self._rows_since_optimize = 0
+        self._has_copies: bool | None = None
         self._remove: weakref.finalize[..., Any] | None = None
         if self._in_memory:
             path = tempfile.mkdtemp(prefix="vdr_db-")
@@ -155,9 +156,8 @@ class EdgeEngine:
         if not self._in_memory:
             payloads = self._sums.signed(batch.points, batch.rows, payloads)
         points = list(map(edge.Point, batch.points, vectors, payloads))
-        before = self._points()
         if points and not self._in_memory:
-            self._sums.expect(before, before + len(points))
+            self._sums.expect(self._points(), len(points), batch.points)
         with self._translated("be written", batch.points):
             self._shard.update(edge.UpdateOperation.upsert_points(points))
         self._rows_since_optimize += len(points)
@@ -167,8 +167,7 @@ class EdgeEngine:
 
     def search(self, rows: SparseRows, limit: int, offset: int, filter: Any) -> list[list[Found]]:
         """The best points of each row; see `Engine.search`."""
-        queries = [self._sparse(row) for row in rows]
-        return self._query(queries, filter, limit, offset, with_payload=True)
+        return self._query([*map(self._sparse, rows)], filter, limit, offset, with_payload=True)
 
     def rankings(self, asked: HybridQuery, limit: int) -> list[list[Found]]:
         """The best points by each side; see `Engine.rankings`."""
@@ -252,20 +251,20 @@ class EdgeEngine:
         with self._translated("be written", points):
             if self._in_memory:
                 self._shard.update(make(list(points), payload))
-            for one in () if self._in_memory else self.retrieve(points, True):
+                return
+            self._sums.expect(self._points(), 0, points)
+            for one in self.retrieve(points, True):
                 new = self._sums.renewed(one, payload)
                 if new:
                     totals[one.point] = new[SUM_FIELD]
                 self._shard.update(make([one.point], {**payload, **new}))
-        if totals:
-            self._sums.wrote(totals, self._points())
+        self._sums.wrote(totals, self._points())
 
     def delete(self, points: Sequence[PointId]) -> None:
         """Removes points."""
         self._check_space(0)
-        before = self._points()
         if points and not self._in_memory:
-            self._sums.expect(max(0, before - len(points)), before)
+            self._sums.expect(self._points(), -len(points), points)
         with self._translated("be written", points):
             self._shard.update(self._edge.UpdateOperation.delete_points(list(points)))
         if points and not self._in_memory:
@@ -295,7 +294,7 @@ class EdgeEngine:
             self._check_space(self._folder.used_bytes() // _DISK_BYTES_PER_BYTE)
             with self._translated("be optimised"):
                 self._shard.optimize()
-            self._rows_since_optimize = 0
+            self._rows_since_optimize, self._has_copies = 0, None
 
     def close(self) -> None:
         """Flushes, optimises after much was written, and lets go of the folder."""
@@ -346,7 +345,7 @@ class EdgeEngine:
             ) from error
         self._folder.clear_damage()
         with self._translated("be read"):
-            why = last.told(self._sum_of, self._points())
+            why = last.told(self._sum_of, self.count(None) if last.is_counted else 0)
         if why:
             self._sums.note_lost(self._where, why)
         if lost := self._sums.lost():
@@ -374,8 +373,12 @@ class EdgeEngine:
                 return
             after = _plain_id(following)
 
-    def _points(self) -> int:
-        return int(self._shard.info().points_count)
+    def _points(self) -> int | None:
+        """How many there are; `None` where copies that a killed optimisation left count as well."""
+        told = int(self._shard.info().points_count)
+        if self._has_copies is None:
+            self._has_copies = told != self.count(None)
+        return None if self._has_copies else told
 
     def after_fork(self) -> None:
         """Leaves the shard alone for good: it would wait for the parent's threads."""

@@ -94,6 +94,11 @@ class LastUse:
     most: int | None = None
     is_whole: bool = False
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is known how many documents there may be."""
+        return self.most is not None
+
     def told(self, sum_of: Callable[[int | str], int | None], count: int) -> str:
         """What is wrong, or `""`: a sentence without its end."""
         if any(sum_of(point) != total for point, total in self.sums.items()):
@@ -124,7 +129,6 @@ class Sums:
         self._states: _States = {}
         self._last: int | None = None
         self._latest: dict[int | str, int | None] = {}
-        self._range: list[int] = []
 
     def signed(
         self, points: Sequence[int | str], rows: SparseRows, payloads: Sequence[Payload]
@@ -222,17 +226,25 @@ class Sums:
     def start(self) -> None:
         """Notes that the collection is new, so that every row will have a sum."""
         self.is_whole = True
-        self.expect(0, 0)
+        self._write(0, 0)
 
-    def expect(self, least: int, most: int) -> None:
-        """Notes how many documents there may be until the next `wrote`."""
-        self._range = [least, most]
-        self._write()
+    def expect(self, count: int | None, change: int, points: Iterable[int | str]) -> None:
+        """Notes that a write begins, which the process may not live to see the end of.
 
-    def wrote(self, totals: Mapping[int | str, int | None], count: int) -> None:
+        Args:
+            count: Documents now; `None` where that is not known.
+            change: How many may come, or go where it is below 0.
+            points: What is written: nothing is known of them until `wrote`.
+        """
+        for point in points:
+            self._latest.pop(point, None)
+        self._write(count, change)
+
+    def wrote(self, totals: Mapping[int | str, int | None], count: int | None) -> None:
         """Notes points and their new sums, `None` for a deleted one; survives the process's death.
 
-        The latest few are kept, and of deleted ones the last; `count` is of all documents.
+        The latest few are kept, and of deleted ones the last; `count` is of all documents, `None`
+        where that is not known.
         """
         for point, total in totals.items():
             self._latest.pop(point, None)
@@ -241,14 +253,15 @@ class Sums:
         there = [point for point, total in self._latest.items() if total is not None]
         for point in (*gone[:-1], *there[:-_LATEST]):
             del self._latest[point]
-        self.expect(count, count)
+        self._write(count, 0)
 
-    def _write(self) -> None:
+    def _write(self, count: int | None, change: int) -> None:
+        ends = () if count is None else (count, max(0, count + change))
         if self._last is None:
             self._last = os.open(self._shard / _LAST, os.O_WRONLY | os.O_CREAT, 0o666)
         told = {
             "points": list(self._latest.items()),
-            "range": self._range,
+            "range": [min(ends, default=0), max(ends, default=None)],
             "is_whole": self.is_whole,
         }
         content = json.dumps(told).encode()

@@ -6,6 +6,7 @@ graph ends with the states; products with the vocabulary matrix are `vdr_db.kern
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vdr_db.kernels.cpu.scan import Codes, encoded
 from vdr_db.kernels.cpu.sessions import opened
 from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.interface import FloatArray, ImageSizes, Precision
-from vdr_db.towers.onnx_int8 import LEVELS, with_integers
+from vdr_db.towers.onnx_int8 import LEVELS, weight_files, with_integers
 from vdr_db.towers.packing import TextItem
 from vdr_db.towers.stored import StoredTensor
 
@@ -253,8 +254,14 @@ def open_session(
         if precision != "int8":
             return opened(graph, threads)
         is_signed = exact_levels(threads) == LEVELS
-        rounded = with_integers(graph.read_bytes(), is_signed=is_signed)
-        return opened(rounded, threads, beside=graph.parent)
+        # Files may be links into other folders, as in caches of the hub, and a graph in memory may
+        # only point to what truly lies below one folder.
+        told = graph.read_bytes()
+        files = {name: (graph.parent / name).resolve() for name in weight_files(told)}
+        beside = Path(os.path.commonpath([graph.resolve(), *files.values()]))
+        moved = {name: file.relative_to(beside).as_posix() for name, file in files.items()}
+        rounded = with_integers(told, is_signed=is_signed, moved=moved)
+        return opened(rounded, threads, beside=beside)
     except MissingExtraError:
         raise
     except Exception as error:  # the library raises many kinds, some of them plain RuntimeError

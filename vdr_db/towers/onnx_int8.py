@@ -15,7 +15,7 @@ multiplies with the scales of W while products are in cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from vdr_db.kernels.cpu.messages import KINDS, field, fields, node, tensor
 
-__all__ = ["with_integers"]
+__all__ = ["weight_files", "with_integers"]
 
 LEVELS = 127
 _CONSTANTS: dict[str, npt.NDArray[Any]] = {
@@ -40,34 +40,76 @@ _CONSTANTS: dict[str, npt.NDArray[Any]] = {
 }
 
 
-def with_integers(model: bytes, *, is_signed: bool) -> bytes:
+def weight_files(model: bytes) -> set[str]:
+    """The files that a graph's weights lie in, as it names them.
+
+    Raises:
+        ValueError: It is no graph.
+    """
+    found = set()
+    for graph in _messages(model, 7):
+        for stored in _messages(graph, 5):
+            entries = (dict(fields(entry)) for entry in _messages(stored, 13))
+            found |= {bytes(entry[2]).decode() for entry in entries if entry[1] == b"location"}
+    return found
+
+
+def with_integers(
+    model: bytes, *, is_signed: bool, moved: Mapping[str, str] | None = None
+) -> bytes:
     """A graph of `vdr_db.towers.onnx_graphs` with integers in its linear layers.
 
     Args:
         model: The graph as its file has it.
         is_signed: Whether weights are signed: faster, and exact where unsigned times signed bytes
             are (`vdr_db.kernels.cpu.products.exact_levels`). Results are the same.
+        moved: Names of files with weights -> what they are called now.
 
     Raises:
         ValueError: It is no graph.
     """
     return b"".join(
         field(
-            number, _graph(value, is_signed) if number == 7 and isinstance(value, bytes) else value
+            number,
+            _graph(value, is_signed, moved or {})
+            if number == 7 and isinstance(value, bytes)
+            else value,
         )
         for number, value in fields(model)
     )
 
 
-def _graph(graph: bytes, is_signed: bool) -> bytes:
+def _graph(graph: bytes, is_signed: bool, moved: Mapping[str, str]) -> bytes:
     parts = [field(5, tensor(name, values)) for name, values in _CONSTANTS.items()]
     known: set[str] = set()
     for number, value in fields(graph):
         made = None
         if number == 1 and isinstance(value, bytes):
             made = _linear(value, known, is_signed)
+        elif number == 5 and isinstance(value, bytes) and moved:
+            value = _moved(value, moved)
         parts += [field(number, value)] if made is None else [field(1, one) for one in made]
     return b"".join(parts)
+
+
+def _moved(stored: bytes, moved: Mapping[str, str]) -> bytes:
+    """A tensor whose numbers lie in a file that is called something else now."""
+    parts = []
+    for number, value in fields(stored):
+        if number == 13 and isinstance(value, bytes):
+            entry = dict(fields(value))
+            if entry[1] == b"location":
+                name = moved[bytes(entry[2]).decode()]
+                value = field(1, b"location") + field(2, name.encode())
+        parts.append(field(number, value))
+    return b"".join(parts)
+
+
+def _messages(message: bytes, number: int) -> Iterator[bytes]:
+    """The messages in one field of another."""
+    return (
+        value for found, value in fields(message) if found == number and isinstance(value, bytes)
+    )
 
 
 def _linear(message: bytes, known: set[str], is_signed: bool) -> list[bytes] | None:
