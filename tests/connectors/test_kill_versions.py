@@ -88,6 +88,14 @@ def settled(store):
     return now
 
 
+def told(store):
+    """What the server knows of all of them, for the message of a failure."""
+    if not hasattr(store, "transport"):
+        return None
+    body = store.transport.call("GET", f"/{store.name}-*").body
+    return {n: (one["aliases"], one["mappings"].get("_meta")) for n, one in body.items()}
+
+
 @pytest.mark.slow
 def test_killed_while_a_collection_is_replaced(place):
     chance = random.Random(22)
@@ -109,7 +117,7 @@ def test_killed_while_a_collection_is_replaced(place):
             assert store.search(ROWS[turn], COUNT)[-1].score > 0
             live, there = settled(store)
             leftovers = store.leftovers()
-            assert there == {live, *leftovers}, (kind, turn)
+            assert there == {live, *leftovers}, (kind, turn, told(store))
             left += len(leftovers)
             if turn % 3 == 0:
                 assert store.remove_leftovers() == list(leftovers)
