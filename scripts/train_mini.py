@@ -17,7 +17,7 @@ unit embeddings, c as IDF for documents and as 1 for queries.
 The loss is the divergence from a teacher over the documents of a step, which are groups of dense
 neighbours: half of z(BM25 over stems) + 1.5 z(MiniLM's own dense vectors), z over those documents.
 The heads alone are held to the dense part of it: beside own weights that already rank most of the
-training pairs right they would learn to say nothing (`docs/adr/0023-head-on-minilm.md`).
+training pairs right they would learn to say nothing (ADR 0023).
 
 Every stage keeps what it made in the cache; a run that was stopped goes on when started again.
 Nothing but the training pairs and pairs held out of them is looked at.

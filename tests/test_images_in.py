@@ -19,6 +19,7 @@ import pytest
 from broken_images import PICTURE, broken_contents, encoded
 from image_folders import pixels, write_cross_modal
 from model_folders import write_bert
+from tiny_png import MAGIC, chunk, deep_png
 
 from vdr_db import ImageEncoder, SparseEncoder
 from vdr_db.budget import Budget
@@ -159,14 +160,10 @@ def keyed_png(depth, samples, clear):
     else:
         line = values.astype(f">u{depth // 8}").tobytes()
 
-    def chunk(name, data):
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
     head = struct.pack(">IIBBBBB", len(values), 1, depth, 0 if values.ndim == 1 else 2, 0, 0, 0)
     parts = {b"IHDR": head, b"tRNS": np.asarray(clear).astype(">u2").tobytes()}
     parts |= {b"IDAT": zlib.compress(b"\0" + line), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+    return MAGIC + b"".join(chunk(*part) for part in parts.items())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -320,28 +317,15 @@ def test_limits(tmp_path, encoder):
         encoder.encode_images([PICTURE], max_pixels=0)
 
 
-def bomb(side=7000):
-    """A PNG of `side` by `side` transparent pixels of 16 bits: 392 MB in a file of 0.4 MB."""
-    packed, line = zlib.compressobj(9), bytes(1 + 8 * side)
-    content = b"".join(packed.compress(line) for _ in range(side)) + packed.flush()
-
-    def chunk(name, data):
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-
 def test_deep_colours_count_twice():
-    content = bomb(100)
+    content = deep_png(100)
     assert read(content, Budget(image_pixels=20_000)).shape == (100, 100, 3)
     said = why(content, Budget(image_pixels=19_999))
     assert "100 by 100 pixels of 16 bits a colour, more than the 9,999" in said
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(encoder):
-    content = bomb()
+    content = deep_png(7000)
     assert len(content) < 500_000
     start = time.perf_counter()
     tracemalloc.start()

@@ -24,7 +24,7 @@ from vdr_db.encoders.export import export
 from vdr_db.errors import ConfigError
 from vdr_db.kernels.cpu.messages import field, fields
 from vdr_db.kernels.cpu.sessions import opened
-from vdr_db.towers.onnx_int8 import with_integers
+from vdr_db.towers.onnx_int8 import weight_files, with_integers
 
 TEXTS = [
     "who came up with relativity",
@@ -135,6 +135,21 @@ def test_files_may_be_links_as_in_caches_of_the_hub(tmp_path, precision):
         for model in (snapshot, "vdr-tiny")
     )
     assert linked == shipped
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors"])
+def test_graphs_do_not_lead_out_of_their_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(fetch("vdr-tiny"), folder)
+    shutil.copyfile(folder / "model.safetensors", tmp_path / "model.safetensors")
+    place = name if name.startswith("..") else str(tmp_path / name[1:])
+    for graph in folder.glob("*.onnx"):
+        told = graph.read_bytes()
+        moved = dict.fromkeys(weight_files(told), place)
+        graph.write_bytes(with_integers(told, is_signed=True, moved=moved))
+    encoder = SparseEncoder.from_pretrained(folder, precision="int8", runtime="onnx")
+    with pytest.raises(ConfigError, match="its weights must lie beside it, got"):
+        encoder.encode_documents(["a cat"])
 
 
 # Vectors

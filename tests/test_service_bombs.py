@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import socket
-import struct
 import sys
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
 from served_command import commanded, cpu_seconds, peak_mb
-from tiny_png import png
+from tiny_png import deep_png, png
 
 from vdr_db.budget import BUDGET
 
@@ -22,18 +20,6 @@ for module in ("fastapi", "uvicorn", "prometheus_client", "orjson", "torch", "PI
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory out of /proc")
 
 IMAGE = png(40, 30, lambda x, y: (6 * x, 8 * y, 90))
-
-
-def deep_bomb(side=7000):
-    packed, line = zlib.compressobj(9), bytes(1 + 8 * side)
-    content = b"".join(packed.compress(line) for _ in range(side)) + packed.flush()
-
-    def chunk(name, data):
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +54,7 @@ def served(place):
 
 def test_four_deep_images_at_once(served):
     process, client = served
-    bomb = deep_bomb()
+    bomb = deep_png(7000)
     memory, began = peak_mb(process), cpu_seconds(process)
     with ThreadPoolExecutor(4) as pool:
         waiting = [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 
 import pytest
 from image_folders import pixels
+from tiny_png import chunk, png_of
 
 pytest.importorskip("PIL.Image")
 from PIL import Image
@@ -26,19 +26,8 @@ def encoded(image, form, **options):
     return target.getvalue()
 
 
-def chunk(kind, content):
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-
 def png(width, height, content=b""):
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(content))
-        + chunk(b"IEND", b"")
-    )
+    return png_of(width, height, 8, 2, zlib.compress(content))
 
 
 def broken_contents():

@@ -352,8 +352,7 @@ class ImageEncoder(Encoder):
         sources = named_images(images)
         size = BATCH_SIZE.get(self.device.type, BATCH_SIZE_ELSEWHERE)
         size = positive("batch_size", size if batch_size is None else batch_size)
-        workers = min(4, os.cpu_count() or 1)
-        workers = positive("threads", workers if threads is None else threads)
+        workers = positive("threads", min(4, os.cpu_count() or 1) if threads is None else threads)
         items = prepared_images(
             sources,
             self.preprocessing,
@@ -404,7 +403,8 @@ class ImageEncoder(Encoder):
         """
         check_kind(image, 0)
         columns = self.vocabulary.columns_of(ids)
-        pixels = self.preprocessing.apply(read_image(image, Budget(image_pixels=max_pixels)).image)
+        budget = Budget(image_pixels=positive("max_pixels", max_pixels))
+        pixels = self.preprocessing.apply(read_image(image, budget).image)
         tower = self._tower
         found = activate(tower.states(pixels) @ tower.rows(columns).T, self.activation)
         return found / norm_of(tower.pooled(pixels), self.activation) if self.norm else found

@@ -254,18 +254,29 @@ def open_session(
         if precision != "int8":
             return opened(graph, threads)
         is_signed = exact_levels(threads) == LEVELS
-        # Files may be links into other folders, as in caches of the hub, and a graph in memory may
-        # only point to what truly lies below one folder.
         told = graph.read_bytes()
-        files = {name: (graph.parent / name).resolve() for name in weight_files(told)}
-        beside = Path(os.path.commonpath([graph.resolve(), *files.values()]))
-        moved = {name: file.relative_to(beside).as_posix() for name, file in files.items()}
+        beside, moved = _followed(graph.parent, weight_files(told))
         rounded = with_integers(told, is_signed=is_signed, moved=moved)
         return opened(rounded, threads, beside=beside)
     except MissingExtraError:
         raise
     except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
         raise _unusable(graph, str(error)) from error
+
+
+def _followed(folder: Path, names: Iterable[str]) -> tuple[Path, dict[str, str]]:
+    """The folder that files of weights truly lie below, and what each is called from there.
+
+    Files may be links into other folders, as in caches of the hub, and a graph in memory may only
+    point to what lies below one folder. A name that leads out of `folder` by itself is refused.
+    """
+    files = {}
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"its weights must lie beside it, got {name!r}")
+        files[name] = (folder / name).resolve()
+    beside = Path(os.path.commonpath([file.parent for file in files.values()] or [folder]))
+    return beside, {name: file.relative_to(beside).as_posix() for name, file in files.items()}
 
 
 def _unusable(graph: Path, why: str) -> ConfigError:
