@@ -4,8 +4,8 @@
     python benchmarks/bench_peers.py BEIR_FOLDER --out benchmarks/results/peers_cpu.csv
 
 Three sizes (`peer_models.py`), all arms (`peers.py`) in one process and round by round in turn:
-ours by torch and by ONNX Runtime, with and without the int8 scan, and in low precision where this
-version has it; sentence-transformers by torch, ONNX Runtime and OpenVINO; fastembed; torch.compile;
+ours by torch and by ONNX Runtime, with and without the int8 scan, and with bodies in low precision;
+sentence-transformers by torch, ONNX Runtime and OpenVINO; fastembed; torch.compile;
 ONNX Runtime with its own fusions, and OpenVINO, on a graph of the whole model, which ends as
 published code does or takes the maximum first. An arm whose package is missing is named and left
 out. An arm is timed only where its vectors agree with ours within its own tolerance; overlap and

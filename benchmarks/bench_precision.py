@@ -6,8 +6,7 @@ The shipped models, and one of the size of BERT-base with random weights, by eve
 runtime that has it, each with the way through its head that it chooses. Overlap: share of the
 columns of a float32 vector that the other has too, mean over documents. Times: processor time of
 documents in one call and of queries one by one, all arms in turn within a round; `time` is the
-ratio to float32 on ONNX Runtime in the same round. A random head separates no columns, so that its
-fp32 head is computed in full, and has no nDCG.
+ratio to float32 on ONNX Runtime in the same round. Random weights have no nDCG.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_peers import model_folder
 from bench_scan import encoded, flags
 from measure import Row, rows_of, write_csv
+from peer_models import BASE, model_folder
 
 from vdr_db import SparseEncoder, SparseRows
 from vdr_db.encoders.export import export
 from vdr_db.evaluation.quality import TestCollection, evaluate_model
 
-RANDOM = "bert-base-random"
-MODELS = ("vdr-tiny", "vdr-mini", RANDOM)
+MODELS = ("vdr-tiny", "vdr-mini", BASE)
 ARMS = {
     "float32 onnx": {"runtime": "onnx", "threads": 1},
     "int8 onnx": {"precision": "int8", "threads": 1},
@@ -98,19 +96,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for model in arguments.models:
             place = model
-            if model == RANDOM:
+            if model == BASE:
                 place = str(Path(scratch) / "exported")
-                export(model_folder(model, Path(scratch)), place)
+                export(model_folder(model, Path(scratch), texts["documents"]), place)
             encoders = {
                 name: SparseEncoder.from_pretrained(place, device="cpu", **options)  # type: ignore[arg-type]
                 for name, options in ARMS.items()
             }
             shape = f"{model} {collection.name} {flags()} threads=1"
             for side, some in texts.items():
-                share = 1 if model != RANDOM else 4
+                share = 1 if model != BASE else 4
                 rows += timed(encoders, side, some[::share], arguments.rounds, shape)
             # float32 on torch ranks as on ONNX Runtime: the vectors are the same up to rounding.
-            for name in (FIRST, "int8 onnx", "bfloat16 torch") if model != RANDOM else ():
+            for name in (FIRST, "int8 onnx", "bfloat16 torch") if model != BASE else ():
                 quality = evaluate_model(collection, encoders[name])
                 samples = {"ndcg_10": [quality.ndcg_10]}
                 rows += rows_of("evaluate", name, shape, name.partition(" ")[0], samples)
