@@ -3,127 +3,122 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from mini_texts import States, Texts, read_states
+from mini_texts import Means, Texts
 from torch import Tensor, nn
 
 from vdr_db.encoders.text import SparseEncoder
-from vdr_db.kernels import project_pool
 from vdr_db.text.own_weights import OwnWeights
 
-ACTIVE = {"document": 300, "query": 100}
-"""Columns above 0 that biases start with."""
-
-
-class Side(nn.Module):
-    """The head of one side, as `vdr_db.towers.text_head.ScaledHead` computes it."""
-
-    def __init__(self, matrix: Tensor, bias: Tensor, tokens: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        width = matrix.shape[0]
-        self.dense = nn.Linear(width, width)
-        self.dense.weight.data, self.dense.bias.data = matrix.clone(), bias.clone()
-        self.norm = nn.LayerNorm(width)
-        self.tokens, self.scale = nn.Parameter(tokens.clone()), nn.Parameter(scale.clone())
-        self.bias = nn.Parameter(torch.zeros_like(scale))
-        self.factor = nn.Parameter(torch.ones(()))
-
-    def transform(self, states: States, words: Tensor) -> Tensor:
-        """`[T, H]`."""
-        own = self.tokens[states.ids, None] * words[states.ids]
-        found: Tensor = self.norm(self.dense(states.hidden) + own)
-        return found
+KEPT = {"document": 256, "query": 128}
+"""Weights of a text."""
+FACTORS = {"document": 1.0, "query": 12.0}
+"""Factors of own weights that training starts with: a query's own words outweigh what the model
+adds to it; what it adds to a document weighs as much as the document's own words."""
+SHARPNESS = 200.0
+"""Scores are this times a cosine: weights of a text then differ little, as log(1 + x) has it."""
 
 
 @dataclass
 class Words:
-    """Word embeddings, centred: `[size, H]` of all tokens, `[V, H]` of the columns."""
+    """Word embeddings, centred, and the map that makes their directions alike.
+
+    Attributes:
+        all: `[size, H]` of all tokens.
+        matrix: `[V, H]` of the columns.
+        whitening: `[H, H]`, symmetric; unit rows of the matrix times this have the same spread in
+            every direction.
+    """
 
     all: Tensor
     matrix: Tensor
+    whitening: Tensor
+
+    @classmethod
+    def of(cls, encoder: SparseEncoder) -> Self:
+        """Of the body of an encoder."""
+        words = encoder.document_tower.body.embeddings.word.weight.detach()
+        words = words - words.mean(0)
+        matrix = words[torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))]
+        unit = nn.functional.normalize(matrix, dim=1)
+        values, directions = torch.linalg.eigh(torch.cov(unit.T))
+        stretched = values.rsqrt() / values.reciprocal().mean().sqrt()  # lengths stay, on average
+        return cls(words, matrix, directions @ torch.diag(stretched) @ directions.T)
 
 
-def centred(encoder: SparseEncoder) -> Words:
-    """Word embeddings less their mean."""
-    words = encoder.document_tower.body.embeddings.word.weight.detach()
-    words = words - words.mean(0)
-    columns = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
-    return Words(words, words[columns])
+class Side(nn.Module):
+    """The head of one side, as `vdr_db.towers.text_head.MeanHead` computes it."""
+
+    def __init__(self, name: str, turn: Tensor, texts: Means, words: Words) -> None:
+        super().__init__()
+        width = turn.shape[0]
+        self.words, self.k = words, KEPT[name]
+        self.dense, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        matrix = words.whitening @ turn.T
+        self.dense.weight.data = matrix
+        self.dense.bias.data = -matrix @ texts.means.mean(0)
+        # learned in units of where they start, so that one rate fits all
+        self.unit_scale = SHARPNESS / width**0.5 / (words.matrix @ words.whitening).norm(dim=1)
+        self.scale = nn.Parameter(torch.ones(len(words.matrix)))
+        self.bias = nn.Parameter(torch.zeros(len(words.matrix)))
+        self.log_factor = nn.Parameter(torch.tensor(FACTORS[name]).log())
+        self.limit = 0.0
+        with torch.no_grad():
+            found = self.scores(texts.means[:: max(1, len(texts.means) // 400)])
+            self.limit = found.topk(self.k, dim=1).values[:, -1].mean().item()
+
+    @property
+    def factor(self) -> Tensor:
+        """Of own weights."""
+        return self.log_factor.exp()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the head of the model holds."""
+        return {
+            "dense.weight": self.dense.weight,
+            "dense.bias": self.dense.bias,
+            "norm.weight": self.norm.weight,
+            "norm.bias": self.norm.bias,
+            "scale": self.scale * self.unit_scale,
+            "bias": self.bias * SHARPNESS / self.dense.in_features**0.5 - self.limit,
+        }
+
+    def scores(self, means: Tensor) -> Tensor:
+        """`[B, V]`, before activation."""
+        head = self.weights()
+        return self.norm(self.dense(means)) @ self.words.matrix.T * head["scale"] + head["bias"]
+
+    def forward(self, means: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors `[B, V]` of which k carry weights: with own weights, and of the head alone."""
+        alone = torch.log1p(self.scores(means).relu())
+        return self._cut(alone + self.factor * own), self._cut(alone)
+
+    def _cut(self, weights: Tensor) -> Tensor:
+        least = weights.detach().topk(self.k, dim=1).values[:, -1:]
+        return torch.where(weights.detach() >= least, weights, torch.zeros(()))
 
 
-def vectors(
-    side: Side, states: States, own: Tensor, words: Words, k: int, columns: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Vectors `[B, V]` over some columns or all, of which k carry weights and gradients.
+def turned(encoder: SparseEncoder, words: Words, texts: Means, own: OwnWeights) -> Tensor:
+    """The turn of texts' means that brings them nearest to their words: `[H, H]`, orthogonal.
 
-    Two of each text: with own weights, and of the head alone.
+    A turn keeps all angles, so that texts which are near for the body have columns in common, and
+    the columns are words that such texts hold (orthogonal Procrustes, Schoenemann, 1966).
     """
-    u = side.transform(states, words.all)
-    matrix, scale, bias = words.matrix, side.scale, side.bias
-    if columns is not None:
-        matrix, scale, bias = matrix[columns], scale[columns], bias[columns]
-        own = own[:, columns]
-    with torch.no_grad():
-        pooled = project_pool(u, states.bounds, matrix, return_argmax=True)
-        weights = torch.log1p((pooled.logits * scale + bias).relu())
-    assert pooled.argmax is not None
-    found = []
-    for part in (side.factor * own, None):
-        whole = weights if part is None else weights + part.detach()
-        chosen = whole.topk(k, dim=1).indices
-        places = states.bounds[:-1, None] + pooled.argmax.gather(1, chosen)
-        products = torch.linalg.vecdot(u[places], matrix[chosen])
-        kept = torch.log1p((products * scale[chosen] + bias[chosen]).relu())
-        if part is not None:
-            kept = kept + part.gather(1, chosen)
-        found.append(torch.zeros_like(weights).scatter(1, chosen, kept))
-    return found[0], found[1]
-
-
-def ridge(encoder: SparseEncoder, words: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
-    """The map of single words' states onto their unit embeddings: `[H, H]` and `[H]`."""
-    names = [encoder.vocabulary.token(id) for id in range(encoder.vocabulary.size)]
-    single = [
-        id for id, name in enumerate(names) if name.isascii() and name.isalpha() and id > 1995
-    ]
-    states = read_states(encoder, [names[id] for id in single], 8, folder)
-    whole = states.bounds.diff() == 3
-    at = states.bounds[:-1][whole] + 1
-    x, y = states.hidden[at].float(), words[states.ids[at]]
-    y = nn.functional.normalize(y, dim=1)
-    middle = x.mean(0)
-    x = x - middle
-    gram = x.T @ x
-    matrix = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y)
-    return matrix.T.contiguous(), -(middle @ matrix)
+    idf = torch.from_numpy(own.idf[np.maximum(own.canon, 0)])
+    idf[sorted(encoder.vocabulary.special_ids)] = 0
+    rows = nn.functional.normalize(words.all @ words.whitening, dim=1)
+    said = texts.sums(idf, rows)
+    pairs = [nn.functional.normalize(x - x.mean(0), dim=1) for x in (texts.means, said)]
+    left, _, right = torch.linalg.svd(pairs[0].T @ pairs[1])
+    return left @ right
 
 
 def started(
-    encoder: SparseEncoder, words: Words, texts: dict[str, Texts], own: OwnWeights, folder: Path
+    encoder: SparseEncoder, words: Words, texts: dict[str, Texts], own: OwnWeights
 ) -> nn.ModuleDict:
     """Both sides as they start."""
-    matrix, bias = ridge(encoder, words.all, folder)
-    lengths = words.all.norm(dim=1).clamp_min(1e-6)
-    tokens = 1 / lengths
-    tokens[sorted(encoder.vocabulary.special_ids)] = 0
-    ids = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
-    idf = torch.from_numpy(own.idf[own.canon[ids.numpy()]])
-    scales = {"document": idf / idf.mean(), "query": torch.ones(len(ids))}
-    sides = nn.ModuleDict()
-    for name, scale in scales.items():
-        side = Side(matrix, bias, tokens, scale / lengths[ids])
-        states = texts[name].states
-        count = len(states.bounds) - 1
-        sample = states.take(range(0, count, max(1, count // 48)))
-        with torch.no_grad():
-            u = side.transform(sample, words.all)
-            found = project_pool(u, sample.bounds, words.matrix).logits
-            # in units of a column's own scale, so that no column starts far above another
-            limit = (found / lengths[ids]).quantile(1 - ACTIVE[name] / len(ids), dim=1).mean()
-            side.bias.data = -limit * scale
-            side.factor.data = torch.tensor(1.0 if name == "query" else 0.35)
-        sides[name] = side
-    return sides
+    turn = turned(encoder, words, texts["document"].read, own)
+    return nn.ModuleDict({name: Side(name, turn, texts[name].read, words) for name in KEPT})

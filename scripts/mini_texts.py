@@ -41,7 +41,7 @@ SHARED_GONE, SHARED_SEED = 0.6, 5
 WORD = re.compile(r"(\w\w+)")
 DOCUMENT_TOKENS, QUERY_TOKENS = 128, 48
 CHUNK = 256
-"""Texts whose states lie in one file."""
+"""Texts whose means lie in one file."""
 DENSE_SHARE, TEACHER_SCALE = 1.5, 0.5
 BM25_K1, BM25_B = 1.2, 0.75
 
@@ -173,62 +173,49 @@ def fetch_body(cache: Path) -> Path:
 
 
 @dataclass
-class States:
-    """Last hidden states of texts, one after the other.
+class Means:
+    """What the body makes of texts, and their tokens, one text after the other.
 
     Attributes:
-        hidden: `[T, H]` float16.
+        means: `[N, H]` float32, of the last hidden states of a text.
         ids: `[T]` int64 token ids.
-        bounds: `[N + 1]` int64.
+        lengths: `[N]` int64.
     """
 
-    hidden: Tensor
+    means: Tensor
     ids: Tensor
-    bounds: Tensor
-
-    def take(self, texts: Sequence[int]) -> States:
-        """The states of some texts, float32."""
-        spans = [slice(int(self.bounds[i]), int(self.bounds[i + 1])) for i in texts]
-        lengths = torch.tensor([0, *(span.stop - span.start for span in spans)])
-        hidden = torch.cat([self.hidden[span] for span in spans]).float()
-        ids = torch.cat([self.ids[span] for span in spans])
-        return States(hidden, ids, lengths.cumsum(0))
-
-    def thinned(self, share: float, generator: torch.Generator | None) -> States:
-        """A share of the positions of each text, drawn by chance; the first is always there."""
-        kept = torch.rand(len(self.ids), generator=generator) < share
-        kept[self.bounds[:-1]] = True
-        counts = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
-        return States(self.hidden[kept], self.ids[kept], counts[self.bounds])
+    lengths: Tensor
 
     def dense(self) -> Tensor:
         """MiniLM's own vectors: means of length 1, `[N, H]`."""
-        owners = torch.repeat_interleave(self.bounds.diff())
-        sums = torch.zeros(len(self.bounds) - 1, self.hidden.shape[1])
-        for start in range(0, len(owners), 1 << 16):
-            part = slice(start, start + (1 << 16))
-            sums.index_add_(0, owners[part], self.hidden[part].float())
-        return nn.functional.normalize(sums, dim=1)
+        return nn.functional.normalize(self.means, dim=1)
+
+    def sums(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Sums of the rows of each text's tokens, `[N, H]`, by the weights `[size]` of tokens."""
+        bounds = np.concatenate([[0], np.cumsum(self.lengths.numpy())])
+        ids = self.ids.numpy()
+        held = sparse.csr_matrix((weights.numpy()[ids], ids, bounds), (len(bounds) - 1, len(rows)))
+        return torch.from_numpy(held @ rows.numpy())
 
 
-def read_states(
+def read_means(
     encoder: SparseEncoder, texts: Sequence[str], max_length: int, folder: Path
-) -> States:
-    """States of all texts, computed once and kept."""
+) -> Means:
+    """Means of all texts, computed once and kept."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = replace(encoder.frame("document"), max_length=max_length)
     body = encoder.document_tower.body
-    parts: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    parts = []
     for start in range(0, len(texts), CHUNK):
         file = folder / f"{start // CHUNK:04}.npz"
         if not file.exists():
             tokens = encoder.tokenizer.encode(list(texts[start : start + CHUNK]))
             lengths = np.minimum(tokens.lengths, frame.own) + 2
-            bounds = np.concatenate([[0], np.cumsum(lengths)])
-            hidden = np.zeros((bounds[-1], 384), np.float16)
-            ids = np.zeros(bounds[-1], np.int64)
-            plan = plan_batches(lengths, tokens=2048, rows=64)
-            for batch in packed_batches(tokens, plan, frame, None):
+            means = np.zeros((len(lengths), body.config.hidden_size), np.float32)
+            ids: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(lengths)
+            for batch in packed_batches(
+                tokens, plan_batches(lengths, tokens=2048, rows=64), frame, None
+            ):
                 with torch.inference_mode():
                     found = body(
                         torch.from_numpy(batch.input_ids),
@@ -237,26 +224,23 @@ def read_states(
                     )
                 for place, text in enumerate(batch.texts.tolist()):
                     span = slice(*(int(x) for x in batch.cu_seqlens[place : place + 2]))
-                    here = slice(int(bounds[text]), int(bounds[text + 1]))
-                    hidden[here] = found[span].numpy().astype(np.float16)
-                    ids[here] = batch.input_ids[span]
+                    means[text] = found[span].mean(0).numpy()
+                    ids[text] = batch.input_ids[span].astype(np.int64)
             fresh = file.with_suffix(".new.npz")
-            np.savez(fresh, hidden=hidden, ids=ids, lengths=lengths)
+            np.savez(fresh, means=means, ids=np.concatenate(ids), lengths=lengths)
             fresh.rename(file)
-            sys.stderr.write(f"states {folder.name}: {min(start + CHUNK, len(texts))}\n")
+            sys.stderr.write(f"means {folder.name}: {min(start + CHUNK, len(texts))}\n")
         with np.load(file) as kept:
-            parts.append((kept["hidden"], kept["ids"], kept["lengths"]))
-    joined = [np.concatenate([part[i] for part in parts]) for i in range(3)]
-    bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(joined[2])]))
-    return States(torch.from_numpy(joined[0]), torch.from_numpy(joined[1]), bounds)
+            parts.append([torch.from_numpy(kept[name]) for name in ("means", "ids", "lengths")])
+    return Means(*(torch.cat([part[i] for part in parts]) for i in range(3)))
 
 
-def own_tokens(states: States) -> TokenizedTexts:
+def own_tokens(texts: Means) -> TokenizedTexts:
     """The texts' own tokens, without what stands around them."""
-    bounds = states.bounds.numpy()
+    bounds = np.concatenate([[0], np.cumsum(texts.lengths.numpy())])
     inside = np.ones(bounds[-1], bool)
     inside[bounds[:-1]] = inside[bounds[1:] - 1] = False
-    ids = states.ids.numpy()[inside].astype(np.int32)
+    ids = texts.ids.numpy()[inside].astype(np.int32)
     return TokenizedTexts(ids, bounds - 2 * np.arange(len(bounds)))
 
 
@@ -265,29 +249,25 @@ class Texts:
     """Texts of one side.
 
     Attributes:
-        states: Their hidden states.
+        read: What the body makes of them.
         own: `[N, V]` own weights before their factor, over columns.
     """
 
-    states: States
+    read: Means
     own: SparseRows
 
-    def take(
-        self, chosen: Sequence[int], share: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[States, Tensor]:
-        """States of some texts, or of a share of their positions, and own weights `[B, V]`."""
-        states = self.states.take(chosen)
-        if share < 1:
-            states = states.thinned(share, generator)
-        return states, torch.from_numpy(self.own[chosen].to_scipy().toarray())
+    def take(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Means `[B, H]` and own weights `[B, V]` of some texts."""
+        own = torch.from_numpy(self.own[chosen].to_scipy().toarray())
+        return self.read.means[list(chosen)], own
 
 
-def own_texts(encoder: SparseEncoder, own: OwnWeights, side: str, states: States) -> Texts:
+def own_texts(encoder: SparseEncoder, own: OwnWeights, side: str, read: Means) -> Texts:
     """Texts of a side with their own weights over columns."""
-    rows = own.rows("query" if side == "query" else "document", own_tokens(states))
+    rows = own.rows("query" if side == "query" else "document", own_tokens(read))
     vocabulary = encoder.vocabulary
     columns = vocabulary.id_to_column[rows.indices]
-    return Texts(states, SparseRows(rows.indptr, columns, rows.values, vocabulary.columns))
+    return Texts(read, SparseRows(rows.indptr, columns, rows.values, vocabulary.columns))
 
 
 # Teacher

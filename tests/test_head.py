@@ -122,7 +122,7 @@ def test_a_model_with_fewer_rows_than_ids_is_refused():
 
 
 def test_unknown_head_and_activation_are_refused():
-    with pytest.raises(ConfigError, match=r"\['vdr', 'mlm', 'scaled'\], got 'splade'"):
+    with pytest.raises(ConfigError, match=r"\['vdr', 'mlm', 'mean'\], got 'splade'"):
         make_head("splade", CONFIG, vocabulary("all"), tied=True)
     odd = FAMILIES["bert"].body_config({"hidden_act": "mish"})
     with pytest.raises(ConfigError, match="got 'mish'"):

@@ -132,7 +132,7 @@ def _modules(listed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def opens_elsewhere(parts: TextParts) -> bool:
     """Whether sentence-transformers has, or is given, modules that make the same vectors."""
-    return parts.own_weights is None and parts.document_tower.head_name != "scaled"
+    return parts.own_weights is None and parts.document_tower.head_name != "mean"
 
 
 def _is_plain(parts: TextParts) -> bool:

@@ -211,7 +211,7 @@ class Plan:
     Attributes:
         folder: The folder with the weights.
         layout: Name of its layout.
-        head: `"vdr"`, `"mlm"`, `"scaled"` or `"token_weights"`.
+        head: `"vdr"`, `"mlm"`, `"mean"` or `"token_weights"`.
         activation: Name of the activation.
         vocabulary: Kind of the vocabulary.
         document: Tower of the documents.
@@ -297,7 +297,7 @@ def tower_names(
     Args:
         family: Of the body.
         layers: Of the body.
-        head: `"vdr"`, `"mlm"` or `"scaled"`.
+        head: `"vdr"`, `"mlm"` or `"mean"`.
         body_prefix: Prefix of the body's weights in the checkpoint.
         head_prefix: Prefix of the head's.
     """

@@ -125,14 +125,14 @@ class TextScoring:
 
         if device.type != "cpu" or not isinstance(tower, ProjectedTower):
             return self._selected(batch, own, self._logits(batch, upload))
-        states = tower.packed_states(
+        states, bounds = tower.packed_states(
             upload(batch.input_ids),
             upload(batch.position_ids),
             upload(batch.cu_seqlens),
             batch.runs,
         )
         longest = max(run.length for run in batch.runs)
-        head = ScannedHead(states, tower.matrix(), tower.bias_rows())
+        head = ScannedHead(states, bounds, tower.matrix(), tower.bias_rows())
         return self.choice.rows(
             self.backend,
             (longest, self.k, self.activation),
@@ -150,11 +150,8 @@ class TextScoring:
         rows = []
         for place in range(len(batch.texts)):
             always = None if kept is None else kept[1][kept[0][place] : kept[0][place + 1]]
-            start, stop = (int(bound) for bound in batch.cu_seqlens[place : place + 2])
             rows.append(
-                head.scanned(
-                    self.tower, start, stop, k=self.k, activation=self.activation, always=always
-                )
+                head.scanned(self.tower, place, k=self.k, activation=self.activation, always=always)
             )
         return torch.stack(rows)
 
@@ -176,12 +173,14 @@ class ScannedHead:
     """The head of a tower on the states of one batch, on the CPU.
 
     Attributes:
-        states: `[T, H]`, as the matrix wants them.
+        states: `[R, H]`, as the matrix wants them.
+        bounds: `[B + 1]`, where those of each text begin.
         matrix: `[V, H]`.
         bias: `[V]` or None.
     """
 
     states: Tensor
+    bounds: Tensor
     matrix: Tensor
     bias: Tensor | None
 
@@ -216,24 +215,24 @@ class ScannedHead:
 
     def pooled(self, batch: PackedBatch, *, longest: int, backend: Backend) -> Tensor:
         """All scores, `[B, V]`."""
-        bounds = torch.from_numpy(batch.cu_seqlens)
         found = project_pool(
-            self.states, bounds, self.matrix, self.bias, max_length=longest, backend=backend
+            *(self.states, self.bounds, self.matrix, self.bias),
+            max_length=longest,
+            backend=backend,
         )
         return found.logits[: len(batch.texts)]
 
     def scanned(
         self,
         tower: Tower,
-        start: int,
-        stop: int,
+        text: int,
         *,
         k: int | None,
         activation: Activation,
         always: npt.NDArray[np.int32] | None,
     ) -> Tensor:
-        """Scores of the text between two rows, `[V]`, -inf where they are never kept."""
-        states = self.states[start:stop]
+        """Scores of one text, `[V]`, -inf where they are never kept."""
+        states = self.states[slice(*self.bounds[text : text + 2].tolist())]
 
         def exact(columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
             chosen = torch.from_numpy(columns)
@@ -253,5 +252,5 @@ class ScannedHead:
         )
         if scores is not None:
             return torch.from_numpy(scores)
-        bounds = torch.tensor([0, stop - start], dtype=torch.int32)
+        bounds = torch.tensor([0, len(states)], dtype=torch.int32)
         return project_pool(states, bounds, self.matrix, self.bias, backend="cpu").logits[0]

@@ -34,6 +34,9 @@ LEAST_SHARE = 0.25
 PADDING = "padding"
 """Name of the position that stands for all padding, in the compatibility mode that pools it."""
 
+WHOLE = "the whole text"
+"""Name of the position that stands for a text where the head reads the mean of its states."""
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -191,10 +194,13 @@ def text_attribution(
         tower.states(item), tower.rows(columns), tower.bias(columns), way.activation
     )
     own = own_part(encoder, text, side, row)
+    if tower.head_name == "mean":  # no word of the model comes from one place
+        names, spans = [*names, WHOLE], [*spans, NOWHERE]
+        weights = np.pad(weights, ((len(names) - 1, 0), (0, 0)))
     if own and encoder.own_weights is not None:
         standing = encoder.own_weights.canon[item.input_ids]
         for d, id in enumerate(ids.tolist()):
-            weights[standing == id, d] += own.get(id, 0.0)
+            weights[: len(standing)][standing == id, d] += own.get(id, 0.0)
     if weights.shape[0] > len(names):
         padding = weights[len(names) :].max(axis=0, keepdims=True)
         weights = np.concatenate([weights[: len(names)], padding])

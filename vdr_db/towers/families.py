@@ -190,10 +190,10 @@ class Family:
         """Weights of the head, but for the decoder matrix, which may be tied.
 
         Args:
-            head: `"vdr"`, `"mlm"` or `"scaled"`.
+            head: `"vdr"`, `"mlm"` or `"mean"`.
         """
-        if head == "scaled":  # of no published model: our own names
-            return {name: (name,) for name in SCALED_HEAD}
+        if head == "mean":  # of no published model: our own names
+            return {name: (name,) for name in MEAN_HEAD}
         if head == "vdr":
             return {"norm.weight": ("ln.weight",), "norm.bias": ("ln.bias",)}
         names: WeightNames = {ours: (theirs,) for ours, theirs in self.masked_lm_head.items()}
@@ -215,10 +215,10 @@ def _linear(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
 
 
-HEADS = ("vdr", "mlm", "scaled")
+HEADS = ("vdr", "mlm", "mean")
 """Names of the heads of text encoders."""
 
-SCALED_HEAD = ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "tokens", "scale", "bias")
+MEAN_HEAD = ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "scale", "bias")
 
 _BERT_CONFIG_KEYS = {
     "vocab_size": "vocab_size",

@@ -59,7 +59,7 @@ class TowerLike(Protocol[Config_co, Item_contra]):
 
     @property
     def head_name(self) -> str:
-        """Name of the head in stamps and files: `"vdr"`, `"mlm"`, `"scaled"`, `"image"`."""
+        """Name of the head in stamps and files: `"vdr"`, `"mlm"`, `"mean"`, `"image"`."""
 
     @property
     def columns(self) -> int:
@@ -72,7 +72,8 @@ class TowerLike(Protocol[Config_co, Item_contra]):
 
         Returns:
             `[P, H]` float32, one row for each position the tower reads: for a text its tokens,
-            special ones and padding included, for an image its patches in rows from the top.
+            special ones and padding included, for an image its patches in rows from the top. A
+            head of the mean has one row for the whole text.
         """
 
     def pooled(self, item: Item_contra) -> FloatArray:

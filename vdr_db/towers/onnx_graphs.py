@@ -193,7 +193,7 @@ def text_graph(
         weights: Of body and head by the names of our modules.
         folder: Where the graph will lie.
         config: Of the body.
-        head: `"vdr"`, `"mlm"` or `"scaled"`.
+        head: `"vdr"`, `"mlm"` or `"mean"`.
 
     Raises:
         ConfigError: An activation has no operator.
@@ -220,11 +220,9 @@ def text_graph(
     if head == "mlm":
         changed = to.activation(to.linear(hidden, "head.dense"), config.head_activation)
         states = to.norm(changed, "head.norm", eps)
-    elif head == "scaled":
-        share = to.add("Gather", [to.weight("head.tokens"), ids])
-        own = to.add("Mul", [words, to.add("Unsqueeze", [share, to.constant([1])])])
-        changed = to.add("Add", [to.linear(hidden, "head.dense"), own])
-        states = to.norm(changed, "head.norm", VDR_NORM_EPS)
+    elif head == "mean":
+        mean = to.add("ReduceMean", [to.linear(hidden, "head.dense"), to.constant([0])])
+        states = to.norm(mean, "head.norm", VDR_NORM_EPS)
     else:
         states = to.norm(hidden, "head.norm", VDR_NORM_EPS)
     return to.model({"states": (states, ["P", config.hidden_size])})

@@ -66,10 +66,6 @@ class Tower(ProjectedTower):
         """What is added to the score of each column, `[V]`, or None."""
         return self.head.bias_rows()
 
-    def _hidden(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
-        """Hidden states as the head reads them."""
-        return self.head.with_tokens(hidden, input_ids, self.body.embeddings.word.weight)
-
     def packed_states(
         self,
         input_ids: Tensor,
@@ -78,10 +74,9 @@ class Tower(ProjectedTower):
         runs: Sequence[Run],
         *,
         layout: Padding | Ragged | None = None,
-    ) -> Tensor:
-        """States of all tokens after the head's transform, `[T, H]`."""
+    ) -> tuple[Tensor, Tensor]:
+        """States after the head's transform, and where those of each text begin."""
         if layout is None:
             layout = self.body.layout(runs, cu_seqlens, device=input_ids.device)
-        hidden = self._hidden(input_ids, self.body(input_ids, position_ids, runs, layout))
-        states: Tensor = self.head.transform(hidden)
-        return states
+        hidden = self.body(input_ids, position_ids, runs, layout)
+        return self.head.read(hidden, cu_seqlens)

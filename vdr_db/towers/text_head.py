@@ -1,16 +1,17 @@
 """Heads: from hidden states to one score for each column of the vocabulary.
 
 All heads transform the `[T, H]` hidden states, then leave the product with the vocabulary matrix
-and the maximum over a text's tokens to `vdr_db.kernels.project_pool`, which never holds
+and the maximum over a text's states to `vdr_db.kernels.project_pool`, which never holds
 `[T, V]`.
 
 - `vdr`: LayerNorm (epsilon 1e-5), then the body's own word embeddings of the kept columns; no bias.
 - `mlm`: dense, activation and LayerNorm of the model's masked language model, then its decoder
   with bias, tied to the word embeddings or not.
-- `scaled`: dense and LayerNorm (epsilon 1e-5) with a share of each position's own word embedding,
-  then the word embeddings, each times a scale of its column, with bias:
-  `LayerNorm(A h + a + g_t w_t) . (c_v w_v) + b_v` for a position with token t. For bodies that were
-  never a masked language model.
+- `mean`: dense, the mean over a text's positions and LayerNorm (epsilon 1e-5), then the word
+  embeddings, each times a scale of its column, with bias:
+  `LayerNorm(mean(A h + a)) . (c_v w_v) + b_v`. One state stands for a text, so there is no maximum,
+  and a product costs one row. For bodies that were trained to say what a text is about by the mean
+  of their states, and never were a masked language model.
 
 Source: Zhou et al., "Retrieval-based Disentangled Representation Learning with Natural Language
 Supervision", ICLR 2024 (`vdr`); Formal et al., "SPLADE", SIGIR 2021 (`mlm`).
@@ -22,14 +23,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdr_db.errors import ConfigError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, BodyConfig
+from vdr_db.towers.packing import ROW_MULTIPLE
 from vdr_db.towers.text_body import ACTIVATIONS, Linear, unfilled
 
-__all__ = ["HEADS", "Head", "MlmHead", "ScaledHead", "VdrHead", "make_head"]
+__all__ = ["HEADS", "Head", "MeanHead", "MlmHead", "VdrHead", "make_head"]
 
 VDR_NORM_EPS = 1e-5
 """Epsilon of the VDR head's LayerNorm, torch's default, not the 1e-12 of BERT's own norms."""
@@ -56,9 +59,17 @@ class Head(nn.Module, ABC):
     def transform(self, hidden: Tensor) -> Tensor:
         """Hidden states `[T, H]` as the vocabulary matrix wants them, same shape."""
 
-    def with_tokens(self, hidden: Tensor, input_ids: Tensor, word_embeddings: Tensor) -> Tensor:
-        """What `transform` reads: hidden states `[T, H]`, and beside them what else it needs."""
-        return hidden
+    def read(self, hidden: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """States of texts as the vocabulary matrix wants them, and where those of each begin.
+
+        Args:
+            hidden: `[T, H]`, of the body.
+            cu_seqlens: `[B + 1]` integers, where texts begin.
+
+        Returns:
+            States `[R, H]`, and `[B + 1]` bounds; texts after the B-th only fill up.
+        """
+        return self.transform(hidden), cu_seqlens
 
     def matrix(self, word_embeddings: Tensor) -> Tensor:
         """Rows of the vocabulary matrix, `[V, H]`.
@@ -153,10 +164,10 @@ class MlmHead(Head):
         return self._chosen(self.bias)
 
 
-class ScaledHead(Head):
-    """Dense and norm, with each position's own word; word embeddings with a scale and a bias."""
+class MeanHead(Head):
+    """The mean of what dense makes of a text's states, then a norm; scaled word embeddings."""
 
-    name = "scaled"
+    name = "mean"
 
     def __init__(self, config: BodyConfig, vocabulary: Vocabulary) -> None:
         """Builds the parts on the meta device."""
@@ -164,19 +175,24 @@ class ScaledHead(Head):
         width = config.hidden_size
         self.dense = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=VDR_NORM_EPS, device="meta")
-        self.tokens = unfilled(config.vocab_size)
         self.scale = unfilled(config.vocab_size)
         self.bias = unfilled(config.vocab_size)
 
-    def with_tokens(self, hidden: Tensor, input_ids: Tensor, word_embeddings: Tensor) -> Tensor:
-        """Hidden states and, beside them, the weighted word embedding of each token: `[T, 2H]`."""
-        own = self.tokens[input_ids, None] * word_embeddings[input_ids]
-        return torch.cat([hidden, own.to(hidden.dtype)], dim=1)
-
     def transform(self, hidden: Tensor) -> Tensor:
-        """States after dense and norm, `[T, H]`, of what `with_tokens` gives."""
-        width = hidden.shape[1] // 2
-        return self.norm(self.dense(hidden[:, :width]) + hidden[:, width:])  # type: ignore[no-any-return]
+        """A text's mean after the norm."""
+        return self.norm(hidden)  # type: ignore[no-any-return]
+
+    def read(self, hidden: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """One state for each text; on a CPU in whole multiples, see `ROW_MULTIPLE`."""
+        # dense before the mean: its products then are those of a body, the same in any batch
+        means = torch.segment_reduce(
+            self.dense(hidden).float(), "mean", offsets=cu_seqlens, unsafe=True
+        )
+        states = self.transform(means.to(hidden.dtype))
+        rest = -len(states) % ROW_MULTIPLE if states.device.type == "cpu" else 0
+        states = F.pad(states, (0, 0, 0, rest))
+        bounds = torch.arange(len(states) + 1, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+        return states, bounds
 
     def matrix(self, word_embeddings: Tensor) -> Tensor:
         """Word embeddings, each times its scale, `[V, H]`."""
@@ -208,6 +224,6 @@ def make_head(name: str, config: BodyConfig, vocabulary: Vocabulary, *, tied: bo
         )
     if name == "vdr":
         return VdrHead(config, vocabulary)
-    if name == "scaled":
-        return ScaledHead(config, vocabulary)
+    if name == "mean":
+        return MeanHead(config, vocabulary)
     return MlmHead(config, vocabulary, tied=tied)

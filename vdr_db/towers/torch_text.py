@@ -66,8 +66,8 @@ class ProjectedTower(TorchTextTower):
         """States of a text's tokens after the head's transform, `[P, H]` float32."""
         ids, positions, bounds, runs = self.alone(item)
         with self.evaluating():
-            hidden = self.packed_states(ids, positions, bounds, runs)[: runs[0].stop]
-        found: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
+            states, bounds = self.packed_states(ids, positions, bounds, runs)
+        found: npt.NDArray[np.float32] = states[: int(bounds[1])].float().cpu().numpy()
         return found
 
     def forward(
@@ -100,8 +100,7 @@ class ProjectedTower(TorchTextTower):
         if isinstance(layout, Ragged):
             longest = layout.longest
         return project_pool(
-            self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
-            cu_seqlens,
+            *self.packed_states(input_ids, position_ids, cu_seqlens, runs, layout=layout),
             self.matrix(),
             self.bias_rows(),
             backend=backend,
@@ -118,5 +117,8 @@ class ProjectedTower(TorchTextTower):
         runs: Sequence[Run],
         *,
         layout: Padding | Ragged | None = None,
-    ) -> Tensor:
-        """States of all tokens after the head's transform, `[T, H]`; arguments as in `forward`."""
+    ) -> tuple[Tensor, Tensor]:
+        """States after the head's transform, and where those of each text begin.
+
+        Arguments as in `forward`; see `vdr_db.towers.text_head.Head.read`.
+        """

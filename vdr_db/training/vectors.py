@@ -31,7 +31,7 @@ _Row = TypeVar("_Row", GatedRows, Tensor)
 
 @dataclass(frozen=True)
 class _Given:
-    """What the kernels take of a batch: `[T, H]`, `[B + 1]`, `[V, H]`, `[V]`, longest text."""
+    """What the kernels take of a batch: `[R, H]`, `[B + 1]`, `[V, H]`, `[V]`, longest text."""
 
     hidden: Tensor
     bounds: Tensor
@@ -166,9 +166,10 @@ class Side:
         dense = gated = None
         if needs & {"dense", "gated"}:
             head, words = self.tower.head, self.tower.body.embeddings.word.weight
+            states, places = head.read(hidden, bounds)
             given = _Given(
-                _widened(head.transform(head.with_tokens(hidden, input_ids, words))),
-                bounds,
+                _widened(states),
+                places,
                 head.matrix(words),
                 head.bias_rows(),
                 # of the batch, not of the frame: rows that only fill up may be longer

@@ -1,4 +1,4 @@
-"""The head `scaled`: its formula, both runtimes, two heads over one body, and training of it."""
+"""The head `mean`: its formula, both runtimes, two heads over one body, and training of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_heads(folder, *, seed=0, own_query=True):
     chance = torch.Generator().manual_seed(seed)
     body, towers = bare.document_tower.body, []
     for _ in range(2 if own_query else 1):
-        head = make_head("scaled", body.config, bare.vocabulary, tied=True)
+        head = make_head("mean", body.config, bare.vocabulary, tied=True)
         head.to_empty(device="cpu")
         width = body.config.hidden_size
         for name, weight in head.named_parameters():
@@ -68,16 +68,18 @@ def test_scores_follow_the_formula(encoder, side):
         hidden = tower.body(ids, positions, runs)[: len(item.input_ids)].double()
         words = tower.body.embeddings.word.weight.double()
         head = {name: weight.double() for name, weight in tower.head.named_parameters()}
-        best = torch.full((words.shape[0],), -torch.inf, dtype=torch.float64)
-        for h, id in zip(hidden, item.input_ids.tolist(), strict=True):
-            x = head["dense.weight"] @ h + head["dense.bias"] + head["tokens"][id] * words[id]
-            x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
-            u = head["norm.weight"] * x + head["norm.bias"]
-            for v in range(words.shape[0]):
-                score = u @ (head["scale"][v].clamp(min=0) * words[v]) + head["bias"][v]
-                best[v] = max(best[v], score)
+        x = head["dense.weight"] @ hidden.mean(0) + head["dense.bias"]
+        x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+        u = head["norm.weight"] * x + head["norm.bias"]
+        scores = torch.stack(
+            [
+                u @ (scale.clamp(min=0) * word)
+                for scale, word in zip(head["scale"], words, strict=True)
+            ]
+        )
+        scores = scores + head["bias"]
     chosen = torch.from_numpy(encoder.vocabulary.column_to_id.astype(np.int64))
-    np.testing.assert_allclose(tower.pooled(item), best[chosen].numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tower.pooled(item), scores[chosen].numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_one_body_is_written_once(encoder, exported, tmp_path):
