@@ -138,10 +138,8 @@ class ImageEncoder(Encoder):
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."
             )
-        self._tower = tower
-        self.preprocessing = preprocessing
-        self.k = k
-        self.scale = scale
+        self._tower, self.preprocessing = tower, preprocessing
+        self.k, self.scale = k, scale
         self._know_weights(digest)
 
     @classmethod
@@ -409,7 +407,8 @@ class ImageEncoder(Encoder):
         tower = self._tower
         found = activate(tower.states(pixels) @ tower.rows(columns).T, self.activation)
         length = norm_of(tower.pooled(pixels), self.activation) if self.norm else np.float32(1)
-        return found * np.float32(self.scale or 1) / length
+        weights: FloatArray = found * np.float32(self.scale or 1) / length
+        return weights
 
     def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
         good = [i for i, one in enumerate(batch) if one.pixels is not None]
@@ -417,8 +416,8 @@ class ImageEncoder(Encoder):
         empty = SparseRows.empty(1, self.vocabulary.size)
         if not good:
             return SparseRows.concat([empty] * len(batch))
-        names = [f"image {batch[i].name!r} (number {first + i})" for i in good]
-        rows = scaled(self._rows(pixels, names), self.scale)
+        named = [f"image {batch[i].name!r} (number {first + i})" for i in good]
+        rows = scaled(self._rows(pixels, named), self.scale)
         if len(good) == len(batch):
             return rows
         place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
@@ -429,10 +428,8 @@ class ImageEncoder(Encoder):
         tower = self._tower
         if isinstance(tower, OnnxImageTower):
             select = partial(row_of, k=self.k, activation=self.activation, norm=self.norm)
-            found = [
-                select(tower.pooled(one), self.vocabulary, name=name)
-                for one, name in zip(pixels, names, strict=True)
-            ]
+            pairs = zip(pixels, names, strict=True)
+            found = [select(tower.pooled(one), self.vocabulary, name=name) for one, name in pairs]
             return SparseRows.concat(found)
         import torch
 
