@@ -6,7 +6,7 @@
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-mini        trains the model `vdr-mini` again: ABSTRACTS=FOLDER adds texts
 # make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
-# make train-tiny-image  trains `vdr-tiny-image`, of texts and images, again (needs npm)
+# make train-mini-image  trains the image part of `vdr-mini` again (needs npm)
 # make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
 # make gate   compiles every kernel for every card with three versions of Triton, and runs their tests
 #             by the interpreter of each; takes two hours
@@ -19,7 +19,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check docs workflows bench gpu gate train-mini train-tiny train-tiny-image clean
+.PHONY: demo test check docs workflows bench gpu gate train-mini train-tiny train-mini-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -87,11 +87,10 @@ train-tiny: CACHE ?= build/train-tiny
 train-tiny: $(VENV)/ready-test
 	$(BIN)/python scripts/train_tiny.py --cache $(CACHE) --out vdr_db/models/vdr-tiny
 
-train-tiny-image: CACHE ?= build/train-tiny-image
-train-tiny-image: $(VENV)/ready-test
+train-mini-image: CACHE ?= build/train-mini-image
+train-mini-image: $(VENV)/ready-test
 	$(BIN)/python -m pip install --quiet resvg-py
-	$(BIN)/python scripts/train_tiny_image.py --cache $(CACHE) --out vdr_db/models/vdr-tiny-image \
-		--dense
+	$(BIN)/python scripts/train_mini_image.py --cache $(CACHE) --out vdr_db/models/vdr-mini --dense
 
 gpu: $(VENV)/ready-test
 	$(BIN)/python benchmarks/sanitize.py

@@ -7,8 +7,9 @@
 images and the other way, so chance is R@10 = 10 / N. Rows:
 
 - `vdr`: V(text) . V(image), images with k words; the k of the model, and a sweep;
-- `np`: BoW(text) . V(image), for which no model is run on the text;
-- `clip`: the dense baseline, same bodies, data and steps, one vector of 128 numbers each;
+- `np`: BoW(text) . V(image), for which no model is run on the text; with own weights, these;
+- `documents`: V(image) . V(text) with the text as a collection stores it, images looking for texts;
+- `clip`: the dense baseline, same bodies, data and steps, one vector as wide as the texts' states;
 - `cnn`: figures measured before with a frozen CNN and a small head, for comparison;
 - `chance`.
 
@@ -54,7 +55,8 @@ def sparse_rows(encoder: CrossModalEncoder, name: str, pairs: list[Pair]) -> Ite
         texts = texts_of(pairs, kind)
         for model, queries in (
             ("vdr", encoder.encode_queries(texts)),
-            ("np", encoder.bag_of_tokens(texts)),
+            ("np", encoder.bag_of_tokens(texts, "query")),
+            ("documents", encoder.encode_documents(texts)),
         ):
             for kept in SWEEP:
                 found = recalls(queries.dot(encoded.rows.topk(kept)))
@@ -75,7 +77,7 @@ def dense_rows(run: Path, name: str, pairs: list[Pair]) -> Iterator[Row]:
 def dense_texts(
     encoder: CrossModalEncoder, texts: list[str], matrix: torch.Tensor
 ) -> npt.NDArray[np.float64]:
-    """`[N, 128]` unit vectors of texts."""
+    """`[N, H]` unit vectors of texts."""
     from vdr_db.training.vectors import Side
 
     side = Side.of(encoder.text, "query", lexical=False)
@@ -88,7 +90,7 @@ def dense_texts(
 def dense_images(
     encoder: CrossModalEncoder, pairs: list[Pair], matrix: torch.Tensor, *, as_one_patch: bool
 ) -> npt.NDArray[np.float64]:
-    """`[N, 128]` unit vectors of images."""
+    """`[N, H]` unit vectors of images."""
     from vdr_db.training.images.views import PairImages
 
     images = PairImages(pairs, encoder.image.preprocessing, seed=0)

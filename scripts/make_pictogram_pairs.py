@@ -161,7 +161,8 @@ def draw(svg: str, target: Path) -> bool:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE_PX))
+            # Without dots per inch, sizes in millimetres or points count as 0.
+            data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE_PX, dpi=96))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic in Rust is no Exception

@@ -123,8 +123,8 @@ def curve(case: str, folder: Path) -> dict[str, list[float]]:
         lengths = {"model.max_length": "48", "model.query_max_length": "16"}
         changes = {**lengths, "data.train": json.dumps(data)}
     elif case.startswith(MAIN):
-        script = recipe("train_tiny_image")
-        settings = SCRIPTS / "train_tiny_image.yaml"
+        script = recipe("train_mini_image")
+        settings = SCRIPTS / "train_mini_image.yaml"
         warm = _output(folder, WARM_UP)
         if case == MAIN and not warm.exists():
             curve(WARM_UP, folder)
@@ -134,6 +134,8 @@ def curve(case: str, folder: Path) -> dict[str, list[float]]:
             "vdr-tiny-image dense": {**script.DENSE, **TRAINED_TEXT},
         }
         own = {
+            "model.start": "vdr-tiny",
+            "model.query_k": "64",
             "image.stem": str(folder / "stem.pth"),
             "image.cache": str(folder / "states"),
             "image.size": "64",

@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from vdr_db.checkpoints.digests import DIGESTS, check_digests, weight_digests
 from vdr_db.checkpoints.folders import understood, written_folder
 from vdr_db.checkpoints.graphs import chosen_runtime, folder_obstacles, trainable
-from vdr_db.checkpoints.image_graph import open_image_tower, weight_files, write_image_graph
-from vdr_db.checkpoints.image_plan import IMAGE_FORMAT, PROJECTION, ImagePlan, read_image_plan
+from vdr_db.checkpoints.image_graph import open_image_tower, weight_file, write_image_graph
+from vdr_db.checkpoints.image_plan import (
+    IMAGE_FORMAT,
+    OWN_IDS,
+    OWN_ROWS,
+    PROJECTION,
+    ImagePlan,
+    read_image_plan,
+)
 from vdr_db.checkpoints.layouts import IMAGE_FILE, TEXT_PART
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.text import LoadOptions
@@ -44,6 +54,7 @@ class ImageParts:
         activation: Turns scores into weights.
         k: Dimensions kept of each image, or None for all.
         norm: Whether vectors have L2 norm 1 before selection.
+        scale: What weights are multiplied with after that, or None.
         model: Name or folder it came from.
         revision: Revision on the hub.
         digest: Of the weights before they were rounded to the dtype; `""` where they were not.
@@ -56,6 +67,7 @@ class ImageParts:
     activation: Activation
     k: int | None
     norm: bool
+    scale: float | None = None
     model: str = ""
     revision: str = ""
     digest: str = ""
@@ -84,7 +96,7 @@ def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -
     vocabulary = Vocabulary.from_tokenizer(tokenizer, plan.vocabulary)
     obstacles = {
         **options.obstacles(),
-        **folder_obstacles(plan.graphs, weight_files(plan), vocabulary.kind),
+        **folder_obstacles(plan.graphs, [weight_file(plan)], vocabulary.kind),
     }
     is_stored = options.is_described and (plan.folder / SAFETENSORS).is_file()
     runtime: Literal["onnx", "torch"] = "onnx"
@@ -106,6 +118,7 @@ def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -
         activation=plan.activation,  # type: ignore[arg-type] # checked by the encoder
         k=plan.k if options.k == "checkpoint" else options.k,
         norm=plan.norm,
+        scale=plan.scale,
         model=model,
         revision=revision,
         digest=known,
@@ -121,18 +134,25 @@ def _refuse_deep(plan: ImagePlan) -> None:
                 check_layers(sizes.get(key), Checkpoint(plan.folder))
 
 
-def save_image(parts: ImageParts, folder: str | os.PathLike[str], *, is_tied: bool = False) -> None:
+def save_image(
+    parts: ImageParts,
+    folder: str | os.PathLike[str],
+    *,
+    own: npt.NDArray[np.int64] | None = None,
+) -> None:
     """Writes an image encoder as a folder that `load_image` reads back.
 
     Args:
         parts: What to save.
         folder: Where to.
-        is_tied: The projection is the matrix of the text encoder in the folder `text` beside, and
-            is not written.
+        own: Columns whose rows of the projection are not those of the text encoder in the folder
+            `text` beside: only these are written. None writes the whole projection.
 
     Raises:
         ConfigError: The place holds something else, or cannot be written.
     """
+    import torch
+
     tower = trainable(parts.tower)
     settings = {
         "format": IMAGE_FORMAT,
@@ -142,11 +162,15 @@ def save_image(parts: ImageParts, folder: str | os.PathLike[str], *, is_tied: bo
         "vocabulary": parts.vocabulary.kind,
         "norm": parts.norm,
         "k": parts.k,
-        **({"projection": TEXT_PART} if is_tied else {}),
+        **({} if parts.scale is None else {"scale": parts.scale}),
+        **({} if own is None else {"projection": TEXT_PART}),
     }
     weights = tower.state_dict()
-    if is_tied:
-        del weights[PROJECTION]
+    if own is not None:
+        rows = weights.pop(PROJECTION)[own]
+        if own.size:
+            ids = parts.vocabulary.column_to_id[own]
+            weights |= {OWN_ROWS: rows, OWN_IDS: rows.new_tensor(ids, dtype=torch.int32)}
     with written_folder(folder, IMAGE_FILE) as fresh:
         save_weights(weights, fresh / SAFETENSORS)
         parts.tokenizer.save(fresh)

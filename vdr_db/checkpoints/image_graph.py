@@ -1,20 +1,18 @@
 """The ONNX graph of an image encoder: written beside its weights, and opened as a tower.
 
-A projection that is the matrix of the text encoder lies in another folder, and a graph may point
-only to files below its own: then it lies in the folder of the `CrossModalEncoder` around both.
+It ends before the projection, which may lie in the folder of a text encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from safetensors import safe_open
 
 from vdr_db.checkpoints.graphs import matrix_rows, note_graphs, stored_weights
-from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
+from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint
@@ -22,17 +20,16 @@ from vdr_db.errors import ConfigError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.image_config import BodySizes, HybridConfig, VitConfig, image_config
 from vdr_db.towers.onnx import OnnxImageTower
-from vdr_db.towers.stored import StoredTensor
+from vdr_db.towers.stored import SharedMatrix, StoredTensor
 
-__all__ = ["open_image_tower", "weight_files", "write_image_graph"]
+__all__ = ["open_image_tower", "weight_file", "write_image_graph"]
 
 GRAPH = "image.onnx"
 
 
-def weight_files(plan: ImagePlan) -> list[Path]:
-    """The safetensors files that the graph points to."""
-    folders = [plan.folder, *([] if plan.matrix_of is None else [plan.matrix_of])]
-    return [folder / SAFETENSORS for folder in folders]
+def weight_file(plan: ImagePlan) -> Path:
+    """The safetensors file that the graph points to."""
+    return plan.folder / SAFETENSORS
 
 
 def open_image_tower(
@@ -48,15 +45,15 @@ def open_image_tower(
     Raises:
         ConfigError: Weights are missing.
     """
-    weights, config = _weights(plan), _config(plan)
+    weights, config = _weights(plan, vocabulary), _config(plan)
     width = config.output_size if isinstance(config, HybridConfig) else config.hidden_size
     tower = OnnxImageTower(
-        _graph_file(plan),
+        plan.folder / GRAPH,
         weights,
         BodySizes(config.image_size, config.patches, width),
         head_name="image",
         matrix=PROJECTION,
-        column_to_row=_rows(plan, weights, vocabulary),
+        column_to_row=np.arange(weights[PROJECTION].shape[0]),
         threads=threads,
     )
     tower.constants = asdict(config)
@@ -76,23 +73,10 @@ def write_image_graph(plan: ImagePlan, settings: Path) -> None:
     """
     from vdr_db.towers.onnx_image_graphs import image_graph
 
-    file, weights = _graph_file(plan), _weights(plan)
-    graph = image_graph(weights, file.parent, _config(plan))
+    file = plan.folder / GRAPH
+    graph = image_graph(_own_weights(plan), plan.folder, _config(plan))
     file.write_bytes(graph.SerializeToString(deterministic=True))
-    note_graphs(settings, [file], weight_files(plan), plan.vocabulary)
-
-
-def _graph_file(plan: ImagePlan) -> Path:
-    return (plan.folder if plan.matrix_of is None else plan.folder.parent) / GRAPH
-
-
-def _rows(
-    plan: ImagePlan, weights: Mapping[str, StoredTensor], vocabulary: Vocabulary
-) -> npt.NDArray[np.int64]:
-    """Row of the projection of each column: a lent matrix has one for each token id."""
-    if plan.matrix_of is None:
-        return np.arange(weights[PROJECTION].shape[0])
-    return matrix_rows(vocabulary)
+    note_graphs(settings, [file], [weight_file(plan)], plan.vocabulary)
 
 
 def _config(plan: ImagePlan) -> VitConfig | HybridConfig:
@@ -104,16 +88,32 @@ def _config(plan: ImagePlan) -> VitConfig | HybridConfig:
     return image_config(plan.body_kind, plan.body_settings)
 
 
-def _weights(plan: ImagePlan) -> dict[str, StoredTensor]:
+def _own_weights(plan: ImagePlan) -> dict[str, StoredTensor]:
+    """Weights in the folder itself, but for rows that replace those of a lent matrix."""
     checkpoint = Checkpoint(plan.folder)
     names = plan.names or {name: (name,) for name in checkpoint.names}
+    others = {OWN_ROWS, OWN_IDS}
+    return stored_weights(
+        checkpoint, {ours: it for ours, it in names.items() if ours not in others}
+    )
+
+
+def _weights(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, StoredTensor | SharedMatrix]:
+    weights: dict[str, StoredTensor | SharedMatrix] = {**_own_weights(plan)}
     if plan.matrix_of is None:
-        return stored_weights(checkpoint, names)
+        return weights
     text = read_plan(plan.matrix_of)
     lender = Checkpoint(text.folder)
     lent, _ = weight_names(text, text.document, lender)
     matrix = DECODER if DECODER in lent else WORDS
-    return {
-        **stored_weights(checkpoint, names),
-        **stored_weights(lender, {PROJECTION: lent[matrix]}),
-    }
+    own, ids = Checkpoint(plan.folder).stored(OWN_ROWS), np.zeros(0, np.int64)
+    if own is not None:
+        with safe_open(own.file, framework="np") as tensors:
+            ids = tensors.get_tensor(OWN_IDS)
+    weights[PROJECTION] = SharedMatrix(
+        stored_weights(lender, {matrix: lent[matrix]})[matrix],
+        matrix_rows(vocabulary),
+        own,
+        vocabulary.columns_of(ids),
+    )
+    return weights

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vdr_db.checkpoints.folders import settings_of
-from vdr_db.checkpoints.layouts import IMAGE_FILE, IMAGE_PART, TEXT_PART
+from vdr_db.checkpoints.layouts import IMAGE_FILE, IMAGE_PART, OWN_FILE, TEXT_PART
 from vdr_db.checkpoints.plan import GRAPHS
 from vdr_db.checkpoints.upstream import DEFAULT_K, DOCUMENT, HEAD_WIDTH, IMAGE_TYPES, QUERY
 from vdr_db.checkpoints.weights import Checkpoint
@@ -23,10 +23,20 @@ from vdr_db.images.preprocessing import Preprocessing
 from vdr_db.towers.families import WeightNames
 from vdr_db.towers.image_config import VitConfig
 
-__all__ = ["IMAGE_FORMAT", "PROJECTION", "ImagePlan", "read_image_plan", "upstream_names"]
+__all__ = [
+    "IMAGE_FORMAT",
+    "OWN_IDS",
+    "OWN_ROWS",
+    "PROJECTION",
+    "ImagePlan",
+    "read_image_plan",
+    "upstream_names",
+]
 
 IMAGE_FORMAT = 1
 PROJECTION = "head.projection"
+OWN_ROWS, OWN_IDS = "head.own_rows", "head.own_ids"
+"""Rows of a projection that the text encoder lends all others of, and their token ids."""
 UPSTREAM_TOKENIZER = "bert-base-uncased"
 
 
@@ -44,6 +54,7 @@ class ImagePlan:
         activation: Name of the activation.
         k: Dimensions kept of each image, or None for all.
         norm: Whether vectors have L2 norm 1 before selection.
+        scale: What weights are multiplied with after that, or None.
         tokenizer_id: Model on the hub whose tokenizer is meant when the folder holds none.
         ignored: Prefixes of weights that belong to something else.
         matrix_of: Folder of the text encoder whose matrix is the projection, or None.
@@ -59,6 +70,7 @@ class ImagePlan:
     activation: str
     k: int | None
     norm: bool
+    scale: float | None = None
     tokenizer_id: str | None = None
     ignored: tuple[str, ...] = ()
     matrix_of: Path | None = None
@@ -105,6 +117,7 @@ def _read_own(folder: Path) -> ImagePlan:
             activation=saved["activation"],
             k=saved["k"],
             norm=saved["norm"],
+            scale=saved.get("scale"),
             matrix_of=_beside(file, saved.get("projection")),
             graphs=saved.get(GRAPHS),
         )
@@ -119,7 +132,8 @@ def _beside(file: Path, projection: object) -> Path | None:
     """Folder of the text encoder that lends its matrix, or None."""
     if projection is None:
         return None
-    place = file.parent.parent / TEXT_PART
+    around = file.parent.parent
+    place = around if (around / OWN_FILE).is_file() else around / TEXT_PART
     if projection != TEXT_PART or not place.is_dir():
         raise ConfigError(
             f"{file} takes its projection from a text encoder, which must lie in {place}, got "

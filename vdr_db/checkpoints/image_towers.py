@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdr_db.checkpoints.image_plan import PROJECTION, ImagePlan
+from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, PROJECTION, ImagePlan
 from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.weights import (
     Checkpoint,
@@ -46,14 +46,14 @@ def build_tower(
     with torch.inference_mode(False):  # inference tensors could neither be trained nor stamped
         body = make_body(plan.body_kind, plan.body_settings)
         tower = ImageTower(body, ImageHead(body.hidden_size, vocabulary.columns))
-        _fill(tower, plan)
+        _fill(tower, plan, vocabulary)
         # before rounding, so that all dtypes of a model are one model
         known = "" if kind == torch.float32 else digest(dict(tower.named_parameters()))
         tower.to(device=place, dtype=kind).eval()
     return tower, known
 
 
-def _fill(tower: ImageTower, plan: ImagePlan) -> None:
+def _fill(tower: ImageTower, plan: ImagePlan, vocabulary: Vocabulary) -> None:
     """Weights of the checkpoint, float32 on the CPU; counters and the like as they are stored."""
     checkpoint = Checkpoint(plan.folder)
     parameters = {name for name, _ in tower.named_parameters()}
@@ -68,12 +68,16 @@ def _fill(tower: ImageTower, plan: ImagePlan) -> None:
     if plan.matrix_of is not None:
         weights.pop(PROJECTION)
         buffers[PROJECTION] = _text_matrix(plan.matrix_of)
+        if OWN_ROWS in present:
+            own = vocabulary.columns_of(checkpoint.tensor(OWN_IDS).numpy())
+            buffers[PROJECTION][torch.from_numpy(own)] = checkpoint.floats(OWN_ROWS)
     used = assign(tower, checkpoint, weights, others=buffers)
-    refuse_unexpected(checkpoint, used | {names[ours][0] for ours in buffers}, plan.ignored)
+    used |= {names[ours][0] for ours in buffers} | {OWN_ROWS, OWN_IDS}
+    refuse_unexpected(checkpoint, used, plan.ignored)
 
 
 def _text_matrix(folder: Path) -> Tensor:
-    """A copy of the vocabulary matrix of a text encoder, `[V, H]` float32."""
+    """A copy of the vocabulary matrix of a text encoder without scales, `[V, H]` float32."""
     tower = load_text(folder, LoadOptions(device="cpu", runtime="torch")).document_tower
     assert isinstance(tower, Tower)
-    return tower.matrix().detach().clone()
+    return tower.plain_matrix().detach().clone()

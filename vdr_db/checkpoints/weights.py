@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from vdr_db.errors import ConfigError
 from vdr_db.towers.families import TOLERATED, WeightNames
-from vdr_db.towers.stored import StoredTensor, stored_tensors
+from vdr_db.towers.stored import SharedMatrix, StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ __all__ = [
     "save_weights",
 ]
 
-Weight: TypeAlias = "Tensor | StoredTensor | npt.NDArray[np.float32]"
+Weight: TypeAlias = "Tensor | StoredTensor | SharedMatrix | npt.NDArray[np.float32]"
 """A weight in memory, or where it lies in its file."""
 
 MANY_LAYERS = 256
@@ -346,7 +346,7 @@ def digest(weights: Mapping[str, Weight]) -> str:
     total = hashlib.sha256()
     for name in sorted(weights):
         weight = weights[name]
-        if isinstance(weight, StoredTensor):
+        if isinstance(weight, (StoredTensor, SharedMatrix)):
             values = weight.read()
         elif isinstance(weight, np.ndarray):
             values = np.ascontiguousarray(weight)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vdr_db.checkpoints.folders import settings_of, written_folder
 from vdr_db.checkpoints.graphs import Runtime
@@ -172,18 +173,31 @@ class CrossModalEncoder:
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
+        from vdr_db.checkpoints.image import ImageParts, save_image
+
         with written_folder(folder, CROSS_MODAL_FILE) as fresh:
             self.text.save_pretrained(fresh / TEXT_PART)
-            self.image._save(fresh / IMAGE_PART, is_tied=self.is_tied)
+            save_image(self.image._parts(ImageParts), fresh / IMAGE_PART, own=self._own_columns())
             content = json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n"
             (fresh / CROSS_MODAL_FILE).write_text(content, "utf-8")
 
     @property
     def is_tied(self) -> bool:
-        """Whether images are projected by the same matrix as texts."""
+        """Whether images are projected by the matrix of texts, or by most of its rows."""
+        return self._own_columns() is not None
+
+    def _own_columns(self) -> npt.NDArray[np.int64] | None:
+        """Columns whose rows images do not share with texts; None where they are most of them."""
         parts = np.array_split(np.arange(self.vocabulary.columns), PARTS_COMPARED)
         text, image = self.text.tower("document"), self.image._main_tower
-        return all(np.array_equal(text.rows(part), image.rows(part)) for part in parts)
+        own: list[npt.NDArray[np.int64]] = []
+        for part in parts:
+            theirs, ours = text.plain_rows(part), image.rows(part)
+            if theirs.shape != ours.shape:
+                return None
+            own.append(part[(theirs != ours).any(axis=1)])
+        found = np.concatenate(own)
+        return found if 2 * found.size < self.vocabulary.columns else None
 
     @property
     def vocabulary(self) -> Vocabulary:

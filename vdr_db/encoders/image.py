@@ -27,7 +27,7 @@ from vdr_db.checkpoints.weights import Weight
 from vdr_db.counts import counted
 from vdr_db.encoders.base import Encoder, positive, progress
 from vdr_db.encoders.encoded_images import EncodedImages
-from vdr_db.encoders.rows import row_of
+from vdr_db.encoders.rows import row_of, scaled
 from vdr_db.errors import ConfigError, require
 from vdr_db.images.batches import PreparedImage, image_batches, named_images, prepared_images
 from vdr_db.images.preprocessing import Preprocessing
@@ -71,6 +71,7 @@ class ImageEncoder(Encoder):
         activation: Turns scores into weights.
         k: Dimensions kept of each image, or None for all.
         norm: Whether vectors have L2 norm 1 before selection.
+        scale: What weights are multiplied with after that; None for nothing.
         backend: Of the kernels.
         model: Name or folder it came from.
         revision: Revision on the hub.
@@ -86,6 +87,7 @@ class ImageEncoder(Encoder):
         activation: Activation = "elu1p",
         k: int | None = None,
         norm: bool = True,
+        scale: float | None = None,
         backend: Backend = "auto",
         model: str = "",
         revision: str = "",
@@ -101,6 +103,7 @@ class ImageEncoder(Encoder):
             activation: Turns scores into weights.
             k: Dimensions kept of each image; None for all.
             norm: Scale each vector to L2 norm 1 before selection.
+            scale: Multiply weights after that, so that images score as texts beside them do.
             backend: Of the kernels.
             model: Name for the stamp.
             revision: Revision for the stamp.
@@ -135,9 +138,8 @@ class ImageEncoder(Encoder):
                 f"`k` must be None or an integer in [1, {columns}], got {k!r}; the model computes "
                 "that many dimensions."
             )
-        self._tower = tower
-        self.preprocessing = preprocessing
-        self.k = k
+        self._tower, self.preprocessing = tower, preprocessing
+        self.k, self.scale = k, scale
         self._know_weights(digest)
 
     @classmethod
@@ -270,12 +272,9 @@ class ImageEncoder(Encoder):
         Raises:
             ConfigError: The place holds something else, or cannot be written.
         """
-        self._save(folder, is_tied=False)
-
-    def _save(self, folder: str | os.PathLike[str], *, is_tied: bool) -> None:
         from vdr_db.checkpoints.image import ImageParts, save_image
 
-        save_image(self._parts(ImageParts), folder, is_tied=is_tied)
+        save_image(self._parts(ImageParts), folder)
 
     @property
     def tower(self) -> ImageTower:
@@ -407,7 +406,9 @@ class ImageEncoder(Encoder):
         pixels = self.preprocessing.apply(read_image(image, budget).image)
         tower = self._tower
         found = activate(tower.states(pixels) @ tower.rows(columns).T, self.activation)
-        return found / norm_of(tower.pooled(pixels), self.activation) if self.norm else found
+        length = norm_of(tower.pooled(pixels), self.activation) if self.norm else np.float32(1)
+        weights: FloatArray = found * np.float32(self.scale or 1) / length
+        return weights
 
     def _encode_batch(self, batch: Sequence[PreparedImage], *, first: int) -> SparseRows:
         good = [i for i, one in enumerate(batch) if one.pixels is not None]
@@ -415,8 +416,8 @@ class ImageEncoder(Encoder):
         empty = SparseRows.empty(1, self.vocabulary.size)
         if not good:
             return SparseRows.concat([empty] * len(batch))
-        names = [f"image {batch[i].name!r} (number {first + i})" for i in good]
-        rows = self._rows(pixels, names)
+        named = [f"image {batch[i].name!r} (number {first + i})" for i in good]
+        rows = scaled(self._rows(pixels, named), self.scale)
         if len(good) == len(batch):
             return rows
         place = np.full(len(batch), len(good), np.int64)  # the empty row at the end
@@ -427,10 +428,8 @@ class ImageEncoder(Encoder):
         tower = self._tower
         if isinstance(tower, OnnxImageTower):
             select = partial(row_of, k=self.k, activation=self.activation, norm=self.norm)
-            found = [
-                select(tower.pooled(one), self.vocabulary, name=name)
-                for one, name in zip(pixels, names, strict=True)
-            ]
+            pairs = zip(pixels, names, strict=True)
+            found = [select(tower.pooled(one), self.vocabulary, name=name) for one, name in pairs]
             return SparseRows.concat(found)
         import torch
 

@@ -13,7 +13,7 @@ from vdr_db.kernels.plain import norm_of, select_topk
 from vdr_db.sparse import SparseRows
 from vdr_db.text.vocabulary import Vocabulary
 
-__all__ = ["assemble_rows", "lexical_columns", "row_of"]
+__all__ = ["assemble_rows", "lexical_columns", "row_of", "scaled"]
 
 
 def row_of(
@@ -94,3 +94,11 @@ def lexical_columns(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Bounds `[B + 1]` and columns `[n]` of token ids that are kept in any case."""
     return lexical.indptr, vocabulary.id_to_column[lexical.indices]
+
+
+def scaled(rows: SparseRows, factor: float | None) -> SparseRows:
+    """Rows with all weights multiplied by a factor above 0; None leaves them as they are."""
+    if factor is None:
+        return rows
+    values = rows.values * np.float32(factor)
+    return SparseRows(rows.indptr, rows.indices, values, rows.shape[1])

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from vdr_db.checkpoints.identity import settings_of_parts
-from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, TEXT_PART, read_plan
+from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.encoders.checks import checked_texts
 from vdr_db.sparse import SparseRows
@@ -80,7 +80,7 @@ class TokenQueries:
             ConfigError: There is no such model, or a file of it is damaged.
         """
         folder, revision = locate_model(name_or_folder, revision)
-        if (folder / CROSS_MODAL_FILE).is_file():
+        if (folder / CROSS_MODAL_FILE).is_file() and not (folder / OWN_FILE).is_file():
             folder = folder / TEXT_PART
         plan = read_plan(folder)
         tokenizer = find_tokenizer(

@@ -26,7 +26,7 @@ from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.interface import FloatArray, ImageSizes, Precision
 from vdr_db.towers.onnx_int8 import LEVELS, weight_files, with_integers
 from vdr_db.towers.packing import TextItem
-from vdr_db.towers.stored import StoredTensor
+from vdr_db.towers.stored import SharedMatrix, StoredTensor
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -70,7 +70,7 @@ class OnnxTower(Generic[Config, Item]):
     def __init__(
         self,
         graph: Path,
-        weights: Mapping[str, StoredTensor],
+        weights: Mapping[str, StoredTensor | SharedMatrix],
         config: Config,
         *,
         head_name: str,
@@ -127,7 +127,7 @@ class OnnxTower(Generic[Config, Item]):
         leak(self._session)
         self._session, self._lock = None, threading.Lock()
 
-    def named_parameters(self) -> Iterable[tuple[str, StoredTensor]]:
+    def named_parameters(self) -> Iterable[tuple[str, StoredTensor | SharedMatrix]]:
         """Its weights by the names of the torch modules."""
         return self.weights.items()
 
@@ -189,10 +189,14 @@ class OnnxTower(Generic[Config, Item]):
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
-        rows = self.weights[self._matrix].read(self._rows[columns])
+        rows = self.plain_rows(columns)
         if self._scale is not None:
             rows *= self._scale[columns, None]
         return rows
+
+    def plain_rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
+        """The same rows without a head's scales."""
+        return self.weights[self._matrix].read(self._rows[columns])
 
     def bias(self, columns: npt.NDArray[np.int64]) -> FloatArray | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["StoredTensor", "header_digest", "stored_tensors"]
+__all__ = ["SharedMatrix", "StoredTensor", "header_digest", "stored_tensors"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -87,6 +87,43 @@ class StoredTensor:
         if self.dtype == "BF16":
             return (chosen.astype(np.uint32) << 16).view(np.float32)
         return chosen.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class SharedMatrix:
+    """Rows of a tensor of another folder, some of them replaced by rows of a second tensor.
+
+    Attributes:
+        lent: `[N, H]`, of the other folder.
+        chosen: `[V]`, which of its rows these are.
+        own: `[M, H]`, what replaces; None for nothing.
+        places: `[M]`, which of the V rows are replaced, each once.
+    """
+
+    lent: StoredTensor
+    chosen: npt.NDArray[np.int64]
+    own: StoredTensor | None
+    places: npt.NDArray[np.int64]
+
+    dtype = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(V, H)`."""
+        return (self.chosen.size, *self.lent.shape[1:])
+
+    def read(self, rows: npt.NDArray[np.int64] | slice | None = None) -> FloatArray:
+        """The rows in memory, float32; see `StoredTensor.read`."""
+        asked = np.arange(self.chosen.size)[slice(None) if rows is None else rows]
+        found = self.lent.read(self.chosen[asked])
+        if self.own is not None:
+            replaced = np.full(self.chosen.size, -1)
+            replaced[self.places] = np.arange(self.places.size)
+            replaced = replaced[asked]
+            found[replaced >= 0] = self.own.read(replaced[replaced >= 0])
+        return found
+
+    mapped = read
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:

@@ -62,6 +62,10 @@ class Tower(ProjectedTower):
         """The vocabulary matrix, `[V, H]`."""
         return self.head.matrix(self.body.embeddings.word.weight)
 
+    def plain_matrix(self) -> Tensor:
+        """The vocabulary matrix without a head's scales, `[V, H]`."""
+        return self.head.plain_matrix(self.body.embeddings.word.weight)
+
     def bias_rows(self) -> Tensor | None:
         """What is added to the score of each column, `[V]`, or None."""
         return self.head.bias_rows()

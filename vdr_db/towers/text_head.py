@@ -80,6 +80,10 @@ class Head(nn.Module, ABC):
         """
         return self._rows(word_embeddings)
 
+    def plain_matrix(self, word_embeddings: Tensor) -> Tensor:
+        """The same without scales of columns."""
+        return self.matrix(word_embeddings)
+
     def bias_rows(self) -> Tensor | None:
         """Bias of each column, `[V]`, or None."""
         return None
@@ -197,6 +201,10 @@ class MeanHead(Head):
     def matrix(self, word_embeddings: Tensor) -> Tensor:
         """Word embeddings, each times its scale, `[V, H]`."""
         return self._rows(word_embeddings, self.scale)  # what is below 0 counts as 0
+
+    def plain_matrix(self, word_embeddings: Tensor) -> Tensor:
+        """Word embeddings as they are, `[V, H]`."""
+        return self._chosen(word_embeddings)
 
     def bias_rows(self) -> Tensor:
         """Bias of the kept columns, `[V]`."""

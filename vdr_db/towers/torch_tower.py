@@ -51,6 +51,10 @@ class TorchTower(nn.Module, ABC):
     def matrix(self) -> Tensor:
         """The vocabulary matrix, `[V, H]` in the dtype of the weights."""
 
+    def plain_matrix(self) -> Tensor:
+        """The same without a head's scales: what images may share."""
+        return self.matrix()
+
     def bias_rows(self) -> Tensor | None:
         """What is added to the score of each column, `[V]`, or None."""
         return None
@@ -92,6 +96,10 @@ class TorchTower(nn.Module, ABC):
     def rows(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
         return self._chosen(self.matrix(), columns)
+
+    def plain_rows(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows of `plain_matrix`, `[D, H]` float32."""
+        return self._chosen(self.plain_matrix(), columns)
 
     def bias(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
         """What is added to the scores of some columns, `[D]` float32, or None."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vdr_db.errors import ConfigError
+from vdr_db.kernels.names import Activation
 
 __all__ = ["ImageConfig"]
 
@@ -31,7 +32,9 @@ class ImageConfig:
         intermediate_size: Width of the feed-forward parts.
         projection: `"text"` shares the matrix of the text side, which for a ViT must be as wide as
             `hidden_size`; where `train_text` trains its embeddings, images train them as well.
-            `"own"` trains another one, which starts from it where widths agree.
+            `"own"` trains another one, which starts from it where widths agree. `"named"` trains
+            the rows of words that two or more training pairs hold; all others stay the texts'.
+        activation: Of a new image side; empty for that of the text side.
         head_scale: Factor of the norm of a new image head. It comes from the text side, whose
             logits may be too large for images to learn from: columns far below 0 have no slope.
         k: Columns of an image that the trained model keeps.
@@ -63,7 +66,8 @@ class ImageConfig:
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 512
-    projection: Literal["text", "own"] = "text"
+    projection: Literal["text", "own", "named"] = "text"
+    activation: Activation | Literal[""] = ""
     head_scale: float = 1.0
     k: int | None = 256
     sampled_columns: int = 0

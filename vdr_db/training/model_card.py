@@ -28,6 +28,11 @@ _KINDS = (
     ),
 )
 """Class and first sentence, without images and with them."""
+_PROJECTIONS = {
+    "text": "the text side's matrix",
+    "own": "its own",
+    "named": "the text side's matrix, but for rows of its own of words in training texts",
+}
 
 
 def write_model_card(
@@ -36,6 +41,7 @@ def write_model_card(
     outcome: Outcome,
     *,
     command: str,
+    name: str = "",
     notes: Sequence[str] = (),
     quality: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
@@ -46,13 +52,14 @@ def write_model_card(
         config: What it was trained with.
         outcome: How the run ended.
         command: What was typed.
+        name: That it is loaded by; empty for its folder's.
         notes: Paragraphs on licence and limits.
         quality: Collection -> figures, measured afterwards.
 
     Returns:
         The card.
     """
-    run = config.run
+    run, name = config.run, name or folder.name
     kind, sentence = _KINDS[config.image is not None]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     made = {
@@ -66,14 +73,14 @@ def write_model_card(
     }
     files = [f"| {Path(item.path).name} | {item.weight:g} |" for item in config.data.train]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    text = f"""# {folder.name}
+    text = f"""# {name}
 
 {sentence}
 
 ```python
 from vdr_db import {kind}
 
-encoder = {kind}.from_pretrained("{folder.name}")
+encoder = {kind}.from_pretrained("{name}")
 ```
 
 ## What it is
@@ -132,7 +139,7 @@ def _parts(config: TrainConfig) -> dict[str, Any]:
         "image side": _short(image.start) or body,
         "images": f"{image.size} x {image.size} pixels",
         "kept per image": image.k,
-        "projection": "the text side's matrix" if image.projection == "text" else "its own",
+        "projection": _PROJECTIONS[image.projection],
     }
 
 

@@ -44,10 +44,12 @@ def start_folder(start: str) -> str:
     return str(fetch(start)) if is_known(start) and not Path(start).is_dir() else start
 
 
-def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
+def load_start(
+    settings: ModelConfig, device: torch.device, *, own_weights: bool = False
+) -> SparseEncoder:
     """The first weights, float32, with k and lengths they will be used with.
 
-    Own weights are left out: nothing here learns beside them.
+    Own weights are left out unless asked for: no text side learns beside them.
     """
     return SparseEncoder.from_pretrained(
         start_folder(settings.start),
@@ -59,7 +61,7 @@ def load_start(settings: ModelConfig, device: torch.device) -> SparseEncoder:
         query_k=settings.query_k,
         max_length=settings.encode_max_length,
         lexical=False,
-        own_weights=False,
+        own_weights=None if own_weights else False,
         runtime="torch",
     )
 
@@ -135,10 +137,10 @@ def set_dropout(encoder: SparseEncoder, rate: float | None) -> None:
 
 def in_dtype(encoder: SparseEncoder, dtype: torch.dtype) -> SparseEncoder:
     """An encoder with weights of another dtype; the given one stays as it is."""
-    document = copy.deepcopy(encoder.document_tower).to(dtype)
-    query = document if encoder.is_shared else copy.deepcopy(encoder.query_tower).to(dtype)
+    # Copied together, so that what both towers share they still share.
+    document, query = copy.deepcopy((encoder.document_tower, encoder.query_tower))
     smaller = copy.copy(encoder)
-    smaller.document_tower, smaller.query_tower = document, query
+    smaller.document_tower, smaller.query_tower = document.to(dtype), query.to(dtype)
     return smaller
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.image_stem import IMAGENET_MEAN, IMAGENET_STD, read_published
 from vdr_db.training.image_settings import ImageConfig
+from vdr_db.training.images.data import Pair
 from vdr_db.training.models import in_dtype, load_start, start_folder
 from vdr_db.training.settings import TrainConfig
 
@@ -27,6 +30,7 @@ __all__ = [
     "channel_statistics",
     "has_stem_states",
     "load_pair",
+    "named_columns",
     "save_pair",
     "standardise",
     "trainable_pair",
@@ -35,6 +39,8 @@ __all__ = [
 POSITION_SPREAD = 0.02
 STEM = "body.stem."
 SMALLEST_DEVIATION = 1e-3
+NAMED = 2
+"""Pairs that a word must be in to get a row of its own: one image alone is learned by heart."""
 
 
 def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> CrossModalEncoder:
@@ -43,9 +49,9 @@ def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> 
     Raises:
         ConfigError: A checkpoint cannot be loaded as configured, or the two do not fit together.
     """
-    text = load_start(config.model, device)
-    # One tower for all texts, with vectors of length 1.
-    text.document_tower, text.norm = text.query_tower, True
+    text = load_start(config.model, device, own_weights=not image.train_text)
+    if text.own_weights is None:  # one tower for all texts, with vectors of length 1
+        text.document_tower, text.norm = text.query_tower, True
     if image.start:
         side = ImageEncoder.from_pretrained(
             start_folder(image.start),
@@ -56,6 +62,8 @@ def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> 
         )
     else:
         side = _image_encoder(image, text, device, config.run.seed)
+    if image.projection != "own":
+        _check_widths(text, side, image.projection)
     if image.projection == "text":
         is_trained = image.train_text and not config.model.freeze_embeddings
         _share_matrix(text, side, is_trained=is_trained)
@@ -77,7 +85,7 @@ def _image_encoder(
     is_hybrid = settings.body == "hybrid"
     body: ImageBody
     if is_hybrid:
-        output = text.document_tower.body.config.hidden_size
+        output = text.query_tower.body.config.hidden_size
         body = HybridBody(HybridConfig(**sizes, output_size=output, contrast=settings.contrast))
     else:
         body = VitBody(VitConfig(**sizes))
@@ -102,7 +110,7 @@ def _image_encoder(
         tokenizer=text.tokenizer,
         vocabulary=Vocabulary.from_tokenizer(text.tokenizer, text.vocabulary.kind),
         preprocessing=preprocessing,
-        activation=text.activation,
+        activation=settings.activation or text.activation,
         k=settings.k,
         norm=True,
         backend=text.backend,
@@ -137,13 +145,13 @@ def _head_of(text: SparseEncoder, weights: dict[str, Tensor]) -> dict[str, Tenso
 
     States of patches then start at the scale that the rows of the matrix were trained for.
     """
-    tower = text.document_tower
+    tower = text.query_tower
     norm = tower.head.norm
     assert isinstance(norm, nn.LayerNorm)
     theirs = {
         "head.norm.weight": norm.weight,
         "head.norm.bias": norm.bias,
-        "head.projection": tower.head.matrix(tower.body.embeddings.word.weight),
+        "head.projection": tower.plain_matrix(),
     }
     return {
         name: tensor.detach().clone()
@@ -152,18 +160,19 @@ def _head_of(text: SparseEncoder, weights: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool) -> None:
-    tower = text.document_tower
-    words = tower.body.embeddings.word.weight
-    matrix = tower.head.matrix(words)
-    head = image.tower.head
-    if matrix.shape != head.projection.shape:
+def _check_widths(text: SparseEncoder, image: ImageEncoder, projection: str) -> None:
+    theirs, ours = text.query_tower.plain_matrix().shape, image.tower.head.projection.shape
+    if theirs != ours:
         raise ConfigError(
-            f"`image.projection: text` needs an image encoder with states of width "
-            f"{matrix.shape[1]} and {matrix.shape[0]} columns, as the text side has, got "
-            f"{list(head.projection.shape)}; set `image.hidden_size` of a ViT, or set "
-            "`image.projection: own`."
+            f"`image.projection: {projection}` needs an image encoder with states of width "
+            f"{theirs[1]} and {theirs[0]} columns, as the text side has, got {list(ours)}; set "
+            "`image.hidden_size` of a ViT, or set `image.projection: own`."
         )
+
+
+def _share_matrix(text: SparseEncoder, image: ImageEncoder, *, is_trained: bool) -> None:
+    words, matrix = text.query_tower.body.embeddings.word.weight, text.query_tower.plain_matrix()
+    head = image.tower.head
     if not is_trained:
         head.projection = nn.Parameter(matrix.detach(), requires_grad=False)
     elif matrix.data_ptr() == words.data_ptr() and matrix.shape == words.shape:
@@ -197,6 +206,16 @@ def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
             narrow.bias.copy_(-narrow.weight @ mean)
 
 
+def named_columns(text: SparseEncoder, pairs: Sequence[Pair]) -> Tensor:
+    """Columns of tokens that the texts of at least `NAMED` pairs hold, `[M]` int64, ascending."""
+    every = sorted({one for pair in pairs for one in pair.texts})
+    held = dict(zip(every, text.bag_of_tokens(every, "query"), strict=True))
+    counts = np.zeros(text.vocabulary.size, np.int64)
+    for pair in pairs:
+        counts[np.unique(np.concatenate([held[one].indices for one in pair.texts]))] += 1
+    return torch.from_numpy(text.vocabulary.columns_of(np.flatnonzero(counts >= NAMED)))
+
+
 def trainable_pair(
     encoder: CrossModalEncoder, config: TrainConfig, image: ImageConfig
 ) -> dict[str, nn.Parameter]:
@@ -208,15 +227,15 @@ def trainable_pair(
         if not frozen:
             parameters[name] = parameter
 
-    words = encoder.text.document_tower.body.embeddings.word.weight
-    is_given = image.projection == "text" or config.loss.objective == "dpr"
+    words = encoder.text.query_tower.body.embeddings.word.weight
+    is_given = image.projection != "own" or config.loss.objective == "dpr"
     for name, parameter in encoder.image.tower.named_parameters():
         if parameter is words:
             continue  # of the text side
         is_stem = has_stem_states(encoder) and name.startswith(STEM)
         is_matrix = name == "head.projection" and is_given
         add(f"image.{name}", parameter, frozen=is_stem or is_matrix)
-    for name, parameter in encoder.text.document_tower.named_parameters():
+    for name, parameter in encoder.text.query_tower.named_parameters():
         is_word = name.endswith("word.weight") and config.model.freeze_embeddings
         add(f"text.{name}", parameter, frozen=is_word or not image.train_text)
     return parameters

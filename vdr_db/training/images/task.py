@@ -20,11 +20,12 @@ from vdr_db.training.images.models import (
     channel_statistics,
     has_stem_states,
     load_pair,
+    named_columns,
     save_pair,
     standardise,
     trainable_pair,
 )
-from vdr_db.training.images.vectors import DenseHeads, ImageSide, TextSide
+from vdr_db.training.images.vectors import DenseHeads, ImageSide, NamedRows, TextSide
 from vdr_db.training.images.views import PairImages, StemStates
 from vdr_db.training.images.watch import HeldOutPairs
 from vdr_db.training.models import DTYPES, MODEL_FOLDER, set_dropout
@@ -112,7 +113,14 @@ class ImageTask(Task[ImageExample, ImageBatch]):
             self.parameters |= {f"dense.{name}": p for name, p in dense.named_parameters()}
         self.texts = TextSide(encoder, image, dense)
         centre = self._centred(device) if has_stem_states(encoder) else None
-        self.side = ImageSide(encoder, image, dense=dense, is_sparse=not is_dense, centre=centre)
+        named = None
+        if image.projection == "named" and not is_dense:
+            columns = named_columns(encoder.text, self.data.pairs).to(device)
+            named = NamedRows(encoder.image.tower.head.projection, columns)
+            self.parameters["image.named.word.weight"] = named.rows  # learns as embeddings do
+        self.side = ImageSide(
+            encoder, image, dense=dense, is_sparse=not is_dense, centre=centre, named=named
+        )
 
     def _centred(self, device: torch.device) -> Tensor:
         """Mean of the stem's channels, `[C]`; a new body is made to see them standardised."""
@@ -172,14 +180,21 @@ class ImageTask(Task[ImageExample, ImageBatch]):
         """Recalls of texts and images looking for each other, and nDCG@10."""
         if self._held_out is None:
             return {}
+        self._settle()
         if self.config.loss.objective == "dpr":
             return self._held_out.measure_dense(self.texts, self.side)
         return self._held_out.measure(self.encoder, self.side)
 
     def save(self, output: Path) -> None:
         """Writes both encoders, and the maps of dense vectors where there are some."""
+        self._settle()
         save_pair(self.encoder, output / MODEL_FOLDER, DTYPES[self.config.model.save_dtype])
         if self.texts.dense is not None:
             dense = {name: p.detach() for name, p in self.texts.dense.named_parameters()}
             one = torch.tensor(self.image.as_one_patch)
             torch.save({**dense, "as_one_patch": one}, output / DENSE_FILE)
+
+    def _settle(self) -> None:
+        """Puts what is trained beside the encoders into them."""
+        if self.side.named is not None:
+            self.side.named.settle()

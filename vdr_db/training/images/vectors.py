@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from vdr_db.encoders.cross_modal import CrossModalEncoder
 from vdr_db.encoders.selection import SMALLEST_NORM
 from vdr_db.kernels import project_pool
+from vdr_db.sparse import SparseRows
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.columns import ColumnSample
 from vdr_db.training.sparse_ops import GatedRows, weigh
 from vdr_db.training.vectors import Need, Side, Vectors, known
 
-__all__ = ["DenseHeads", "ImageSide", "TextSide"]
+__all__ = ["DenseHeads", "ImageSide", "NamedRows", "TextSide"]
 
 
 class DenseHeads(nn.Module):
@@ -55,8 +56,39 @@ class DenseHeads(nn.Module):
             self.register_parameter(name, nn.Parameter(drawn))
 
 
+class NamedRows:
+    """Rows of a projection that are trained while all others stay; used in training only.
+
+    Attributes:
+        columns: `[M]` int64, whose rows.
+        rows: `[M, H]`, the rows; the projection gets them by `settle`.
+    """
+
+    def __init__(self, projection: Tensor, columns: Tensor) -> None:
+        """Starts from the rows as they are."""
+        self.projection, self.columns = projection, columns
+        self.rows = nn.Parameter(projection.detach()[columns].clone())
+        self._places = torch.full(projection.shape[:1], -1, device=columns.device)
+        self._places[columns] = torch.arange(len(columns), device=columns.device)
+
+    def of(self, columns: Tensor | None) -> Tensor:
+        """Rows of some columns of the projection, or of all, with the gradient of those trained."""
+        found = self.projection.detach() if columns is None else self.projection.detach()[columns]
+        places = self._places if columns is None else self._places[columns]
+        (trained,) = torch.nonzero(places >= 0, as_tuple=True)
+        return found.index_put((trained,), self.rows[places[trained]])
+
+    def settle(self) -> None:
+        """Writes the rows into the projection."""
+        with torch.no_grad():
+            self.projection[self.columns] = self.rows
+
+
 class TextSide:
-    """Texts as vectors of length 1; those of a frozen encoder are computed once."""
+    """Texts as vectors of length 1; those of a frozen encoder are computed once.
+
+    With own weights, which no text side learns beside, they are those of the encoder's queries.
+    """
 
     def __init__(
         self, encoder: CrossModalEncoder, settings: ImageConfig, dense: DenseHeads | None = None
@@ -69,12 +101,12 @@ class TextSide:
                 many columns the gradient of a text's length is estimated.
             dense: Of dense vectors; None without.
         """
-        is_frozen = not settings.train_text
-        self.unit_sample = 0 if is_frozen else settings.sampled_columns
+        self.is_frozen, self.dense = not settings.train_text, dense
+        self.unit_sample = 0 if self.is_frozen else settings.sampled_columns
         self.side = Side.of(encoder.text, "query", lexical=True)
-        self.is_frozen, self.dense = is_frozen and dense is None, dense
         self.matrix = encoder.image.tower.head.projection
         self._texts: dict[str, tuple[GatedRows, GatedRows]] = {}
+        self._states: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
         """Vectors of texts: `cls` for dense ones, gated rows and perhaps bags for sparse ones."""
@@ -85,6 +117,10 @@ class TextSide:
                 0, both.rows, self.matrix[both.columns] * both.weights[:, None]
             )
             return Vectors(cls=F.normalize(sums[: len(texts)] + sums[len(texts) :], dim=1))
+        if needs == {"cls"}:
+            assert self.dense is not None
+            states = self._first_states(texts)
+            return Vectors(cls=F.normalize(states @ self.dense.text.T, dim=1))
         if not self.is_frozen:
             return self._encode(texts, needs)
         missing = list(dict.fromkeys(text for text in texts if text not in self._texts))
@@ -99,32 +135,53 @@ class TextSide:
         own = GatedRows.concat([bag for _, bag in rows]) if "bags" in needs else None
         return Vectors(gated=GatedRows.concat([gated for gated, _ in rows]), bags=own)
 
-    def _encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
+    def _first_states(self, texts: Sequence[str]) -> Tensor:
+        """States of first tokens, `[B, H]`; those of a frozen encoder are computed once."""
+        if not self.is_frozen:
+            return known(self._tokens(texts, {"cls"}).cls)
+        missing = list(dict.fromkeys(text for text in texts if text not in self._states))
+        if missing:
+            with torch.no_grad():
+                found = known(self._tokens(missing, {"cls"}).cls)
+            self._states |= dict(zip(missing, found, strict=True))
+        return torch.stack([self._states[text] for text in texts])
+
+    def _tokens(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
         tokens = self.side.encoder.tokenizer.encode(list(texts))
         chosen = np.arange(len(texts))
+        return self.side.encode(tokens, chosen, needs, unit_sample=self.unit_sample)
+
+    def _encode(self, texts: Sequence[str], needs: set[Need]) -> Vectors:
+        encoder = self.side.encoder
+        if encoder.own_weights is not None:
+            gated = self._over_columns(encoder.encode_queries(texts))
+            bags = self._over_columns(encoder.bag_of_tokens(texts, "query"))
+            return Vectors(gated=_unit(gated), bags=_unit(bags))
         with_all = "gated" in needs and not self.unit_sample
-        found = self.side.encode(
-            tokens,
-            chosen,
-            needs | ({"dense"} if with_all else set()),
-            unit_sample=self.unit_sample,
-        )
-        gated, cls = found.gated, found.cls
+        found = self._tokens(texts, needs | ({"dense"} if with_all else set()))
+        gated = known(found.gated)
         if with_all:
             # The norm is that of all columns.
             norms = torch.linalg.vector_norm(known(found.dense), dim=1).clamp_min(SMALLEST_NORM)
-            gated = known(gated)
             gated = replace(gated, weights=gated.weights / norms[gated.rows])
-        if cls is not None and self.dense is not None:
-            cls = F.normalize(cls @ self.dense.text.T, dim=1)
-        bags = None if found.bags is None else _unit(found.bags)
-        return Vectors(gated=gated, bags=bags, cls=cls)
+        return Vectors(gated=gated, bags=None if found.bags is None else _unit(found.bags))
+
+    def _over_columns(self, rows: SparseRows) -> GatedRows:
+        """Rows of the encoder over its columns instead of token ids."""
+        vocabulary, device = self.side.encoder.vocabulary, self.side.encoder.device
+        columns = vocabulary.id_to_column[rows.indices].astype(np.int64)
+        return GatedRows(
+            torch.tensor(np.asarray(rows.indptr, np.int64), device=device),
+            torch.tensor(columns, device=device),
+            torch.tensor(rows.values, device=device),
+            vocabulary.columns,
+        )
 
 
-def _unit(bags: GatedRows) -> GatedRows:
-    """Bags of tokens with L2 norm 1; an empty one stays empty."""
-    counts = bags.indptr.diff().to(bags.weights.dtype)
-    return replace(bags, weights=bags.weights / counts[bags.rows].sqrt())
+def _unit(rows: GatedRows) -> GatedRows:
+    """Rows with L2 norm 1; an empty one stays empty."""
+    squares = rows.weights.new_zeros(len(rows)).index_add(0, rows.rows, rows.weights.square())
+    return replace(rows, weights=rows.weights / squares.sqrt()[rows.rows])
 
 
 class ImageSide:
@@ -138,6 +195,7 @@ class ImageSide:
         dense: DenseHeads | None = None,
         is_sparse: bool = True,
         centre: Tensor | None = None,
+        named: NamedRows | None = None,
     ) -> None:
         """Takes the image side of an encoder.
 
@@ -147,9 +205,10 @@ class ImageSide:
             dense: Of dense vectors; None takes mean states, to compare with rows of the matrix.
             is_sparse: Whether vectors are sparse ones.
             centre: `[C]`, what channels that are dropped are set to; None for 0.
+            named: Rows of the projection that are trained; None for those of the encoder.
         """
         self.encoder, self.settings = encoder.image, settings
-        self.dense, self.is_sparse, self.centre = dense, is_sparse, centre
+        self.dense, self.is_sparse, self.centre, self.named = dense, is_sparse, centre, named
 
     def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> Vectors:
         """Vectors of images.
@@ -217,6 +276,8 @@ class ImageSide:
         bounds = torch.arange(count + 1, dtype=torch.int32, device=states.device) * patches
         packed = states.float().flatten(0, 1)
         projection: Tensor = self.encoder.tower.head.projection
-        if columns is not None:
+        if self.named is not None:
+            projection = self.named.of(columns)
+        elif columns is not None:
             projection = projection[columns]
         return project_pool(packed, bounds, projection, backend=self.encoder.backend).logits

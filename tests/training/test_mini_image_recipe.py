@@ -1,0 +1,142 @@
+"""`scripts/train_mini_image.py`: its stages, and the folder it makes of a text model and images."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from shape_pictures import write_shapes
+from stem_weights import published_weights
+from training_curves import SCRIPTS, recipe
+
+from vdr_db import CrossModalEncoder, SparseEncoder
+from vdr_db.checkpoints.assets import fetch
+from vdr_db.connectors import VDRQdrant
+from vdr_db.encoders.stamps import read_stamp
+from vdr_db.training.images.data import read_pairs
+from vdr_db.training.images.task import ImageTask
+from vdr_db.training.trainer import Trainer
+
+SMALL = {
+    "image.size": "64",
+    "image.hidden_size": "64",
+    "image.intermediate_size": "64",
+    "image.views": "0",
+    "run.steps": "3",
+    "run.batch_size": "8",
+    "run.threads": "1",
+    "optimiser.warmup_steps": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return recipe("train_mini_image")
+
+
+@pytest.fixture(scope="module")
+def made(script, tmp_path_factory):
+    """A text model with images beside it, after a few steps of both stages, and their pairs."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "pairs").mkdir()
+    for name, each in (("train", 2), ("validation", 1)):
+        write_shapes(folder / "pairs", name, each=each)
+    torch.save(published_weights(), folder / "stem.pth")
+    shutil.copy(SCRIPTS / script.SETTINGS, folder / script.SETTINGS)
+    shutil.copytree(fetch("vdr-mini"), folder / "model", ignore=shutil.ignore_patterns("image"))
+    own = {**SMALL, "model.start": str(folder / "model"), "image.cache": str(folder / "states")}
+    stages = {"warm": script.WARM_UP, "run": {"image.start": str(folder / "warm" / "model")}}
+    for name, changes in stages.items():
+        Trainer(ImageTask(script.configured(folder, changes | own)), folder / name).run()
+    watched = read_pairs(folder / "pairs" / "validation.jsonl")
+    script.add_images(folder / "run" / "model", folder / "model", watched)
+    return folder, watched
+
+
+def test_every_stage_loads_and_differs_where_it_says(script, tmp_path):
+    shutil.copy(SCRIPTS / script.SETTINGS, tmp_path / script.SETTINGS)
+    main = script.configured(tmp_path, {})
+    warm = script.configured(tmp_path, script.WARM_UP)
+    dense = script.configured(tmp_path, script.DENSE)
+    assert main.loss.objective == "vdr"
+    assert warm.loss.objective == dense.loss.objective == "dpr"
+    stages = (warm, main, dense)
+    assert [stage.image.as_one_patch for stage in stages] == [True, True, True]
+    assert [stage.image.train_text for stage in stages] == [False, False, False]
+    # The baseline has the same body, data and batches.
+    assert dense.data == main.data
+    assert dense.run.batch_size == main.run.batch_size
+    assert dense.model == main.model
+    assert dense.optimiser == main.optimiser
+    for name in ("body", "size", "hidden_size", "layers", "dropout", "patch_dropout", "views"):
+        assert getattr(dense.image, name) == getattr(main.image, name)
+
+
+def test_one_folder_opens_for_texts_and_for_both(made):
+    folder, watched = made
+    alone = SparseEncoder.from_pretrained("vdr-mini", device="cpu")
+    texts = SparseEncoder.from_pretrained(folder / "model", device="cpu")
+    both = CrossModalEncoder.from_pretrained(folder / "model", device="cpu")
+    given = ["a blue sun", "a heavy book"]
+    for name in ("encode_documents", "encode_queries", "bag_of_tokens"):
+        assert getattr(both, name)(given) == getattr(texts, name)(given)
+        assert getattr(both, name)(given) == getattr(alone, name)(given)
+    stamp = both.stamp()
+    assert alone.stamp().difference(stamp) == stamp.difference(alone.stamp()) == []
+    assert stamp.image is not None
+    assert read_stamp(folder / "model") == stamp
+
+    by_torch = CrossModalEncoder.from_pretrained(folder / "model", device="cpu", runtime="torch")
+    assert by_torch.stamp() == stamp
+    images = [pair.image for pair in watched[:3]]
+    rows, other = both.encode_images(images).rows, by_torch.encode_images(images).rows
+    np.testing.assert_allclose(rows.to_scipy().toarray(), other.to_scipy().toarray(), rtol=1e-3)
+    ids = rows[0].indices[:5]
+    weights = [one.image.patch_weights(images[0], ids) for one in (both, by_torch)]
+    np.testing.assert_allclose(*weights, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(weights[0].max(0), rows[0].values[:5], rtol=1e-3)
+
+
+def test_only_words_of_names_get_rows(made):
+    folder, _ = made
+    stored = load_file(folder / "model" / "image" / "model.safetensors")
+    both = CrossModalEncoder.from_pretrained(folder / "model", device="cpu", runtime="torch")
+    names = {pair.texts[0] for pair in read_pairs(folder / "pairs" / "train.jsonl")}
+    held = np.unique(both.bag_of_tokens(sorted(names), "query").indices)
+    assert "head.projection" not in stored
+    np.testing.assert_array_equal(stored["head.own_ids"], held)
+    words = both.text.query_tower.body.embeddings.word.weight.detach().numpy()
+    assert (stored["head.own_rows"] != words[held].astype(np.float16)).any(axis=1).all()
+    assert both.is_tied
+    kept = both.image.tower.matrix().detach()
+    columns = both.vocabulary.columns_of(held)
+    np.testing.assert_array_equal(kept[columns].numpy(), stored["head.own_rows"].astype(np.float32))
+
+
+def test_images_score_for_their_names_as_documents_do(made):
+    folder, watched = made
+    both = CrossModalEncoder.from_pretrained(folder / "model", device="cpu")
+    names = [pair.texts[0] for pair in watched]
+    queries = both.encode_queries(names)
+    images = both.encode_images([pair.image for pair in watched]).rows
+    own = [np.diagonal(queries.dot(rows)) for rows in (images, both.encode_documents(names))]
+    assert own[0].mean() == pytest.approx(own[1].mean(), rel=0.01)
+    saved = json.loads((folder / "model/image/vdr_db_image.json").read_text())
+    assert both.image.scale == saved["scale"]
+
+
+def test_texts_and_images_go_into_one_collection(made):
+    folder, watched = made
+    with VDRQdrant("x", encoder=folder / "model", path=":memory:") as both:
+        both.add_images([pair.image for pair in watched])
+        both.add_texts(["A sonata is music for one or two players."], ids=["sonata"])
+        assert both.search("sonata", limit=1)[0].id == "sonata"
+        assert len(both.search("blue sun", limit=3, filter={"modality": "image"})) == 3
+
+
+def test_the_card_names_what_a_stage_changes(script):
+    assert script.listed({"run.steps": "5", "image.dense": "heads"}) == (
+        "`run.steps: 5`, `image.dense: heads`"
+    )
