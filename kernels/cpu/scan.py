@@ -156,21 +156,20 @@ def scan(
         scores[columns] = found = exact(columns)
         return found
 
-    # Written with `not below`, so that NaN is never dropped.
-    left = np.flatnonzero(~(above < floor))
-    if k is not None and left.size > k:
+    wanted = ~(above < floor)  # `not below`, here and later, so that NaN is never dropped
+    if k is not None and np.count_nonzero(wanted) > k:
         if k > most:
             return None
-        best = left[np.argpartition(near[left], left.size - k)[left.size - k :]]
-        least = compute(np.sort(best)).min()
+        best = np.flatnonzero(~(near < np.partition(near, V - k)[V - k]))[:k]
+        least = compute(best).min()
         if np.isnan(least):
             return None
-        left = left[~(above[left] < least)]
-    if left.size > most:
+        wanted &= ~(above < least)
+    if np.count_nonzero(wanted) > most:
         return None
     if always is not None:
-        left = np.union1d(left, always)
-    left = left[~done[left]]
+        wanted[always] = True
+    left = np.flatnonzero(wanted & ~done)
     if left.size:
         compute(left)
     return scores
