@@ -32,8 +32,8 @@ __all__ = [
 # Elasticsearch's limit for `_id`; one limit for all stores keeps collections portable.
 MAX_ID_BYTES = 512
 
-_STRING_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:string-id")
-_TEXT_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:text")
+_STRING_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:string-id").bytes
+_TEXT_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "vdr_db:text").bytes
 
 
 def checked_id(id: Any) -> Id:
@@ -102,13 +102,19 @@ def point_id(id: Id) -> int | str:
         else:
             if str(parsed) == id and parsed.version != 5:
                 return id
-    return str(uuid.uuid5(_STRING_IDS, id))
+    return _uuid5(_STRING_IDS, id.encode())
 
 
 def content_id(text: str) -> str:
     """The id of a text without one: a UUID of version 5 of the text, the same in every run."""
-    digest = hashlib.sha1(_TEXT_IDS.bytes + text.encode("utf-8", "surrogatepass"))
-    return str(uuid.UUID(bytes=digest.digest()[:16], version=5))
+    return _uuid5(_TEXT_IDS, text.encode("utf-8", "surrogatepass"))
+
+
+def _uuid5(space: bytes, name: bytes) -> str:
+    """The text of `uuid.uuid5`, without making a `UUID` on the way: every row written needs one."""
+    text = hashlib.sha1(space + name, usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
 def id_order(id: Id) -> tuple[bool, Id]:

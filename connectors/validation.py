@@ -219,9 +219,10 @@ def refuse_reserved(payload: Mapping[str, Any] | None, id: Id) -> None:
     if not isinstance(payload, Mapping):
         return
     for name in payload:
-        is_reserved = isinstance(name, str) and name.startswith(RESERVED_PREFIX)
+        if not (isinstance(name, str) and name.startswith(RESERVED_PREFIX)):
+            continue
         is_of_passage = name in PASSAGE_FIELDS and payload.keys() >= set(PASSAGE_FIELDS)
-        if is_reserved and name != FINGERPRINT_FIELD and not is_of_passage:
+        if name != FINGERPRINT_FIELD and not is_of_passage:
             raise InputError(
                 f"payload fields starting with {RESERVED_PREFIX!r} belong to the library, got "
                 f"{name!r} for id {id!r}; give the field another name."

@@ -176,13 +176,14 @@ def test_an_application_made_before_its_workers_fork(tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_child_encodes_with_onnx_runtime(threads):
+@pytest.mark.parametrize("backend", ["cpu", "cpu-int8"])
+def test_a_child_encodes_with_onnx_runtime(threads, backend):
     pytest.importorskip("onnxruntime")
     told = run(
         """
         from vdr_db import SparseEncoder
         texts = ["hot water on green leaves", "a giraffe"] * 20
-        encoder = SparseEncoder.from_pretrained("vdr-tiny", runtime="onnx")
+        encoder = SparseEncoder.from_pretrained("vdr-tiny", runtime="onnx", backend=place)
         expected = encoder.encode_documents(texts)
 
         def again():
@@ -194,6 +195,7 @@ def test_a_child_encodes_with_onnx_runtime(threads):
         with fork.Pool(1) as pool:
             print(pool.apply(encoder.encode_documents, (texts,)).nnz == expected.nnz)
         """,
+        backend,
         threads=threads,
     )
     assert told == ["True", "True", "0 0 0", "True"]

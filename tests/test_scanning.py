@@ -209,7 +209,7 @@ def test_codes_are_made_once_for_each_version():
     owner, made = Owner(), []
 
     def make():
-        made.append(encoded(np.eye(4, dtype=np.float32).__getitem__, 4, None))
+        made.append(encoded(np.eye(4, dtype=np.float32).__getitem__, 4, None, 1))
         return made[-1]
 
     assert codes_of(owner, 1, make) is codes_of(owner, 1, make) is made[0]

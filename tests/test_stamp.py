@@ -21,10 +21,13 @@ from vdr_db import CrossModalEncoder, EncoderStamp, SparseEncoder  # noqa: E402
 from vdr_db.checkpoints.identity import settings_of_parts  # noqa: E402
 from vdr_db.cli.main import main  # noqa: E402
 from vdr_db.connectors import Collection, MemoryStore, QdrantStore  # noqa: E402
+from vdr_db.connectors.probes import PROBES  # noqa: E402
 from vdr_db.encoders.export import export  # noqa: E402
 from vdr_db.encoders.stamps import read_stamp  # noqa: E402
 from vdr_db.encoders.token_queries import TokenQueries  # noqa: E402
 from vdr_db.errors import StoreMismatch  # noqa: E402
+from vdr_db.ingest import RecordSource, ingest  # noqa: E402
+from vdr_db.readers import Record  # noqa: E402
 
 TEXTS = ["the cat paints a blue book", "theory of light"]
 
@@ -242,6 +245,25 @@ def test_an_old_stamp_of_texts_and_images_is_put_together_again(tmp_path):
     assert old.difference(both.text.stamp()), "as it was"
     other = replace(both.stamp(), image=replace(both.image.stamp(), weights="0" * 64))
     assert "weights digest" in old.difference(other)[0]
+
+
+def test_an_ingest_encodes_the_probes_once_for_each_side(saved, monkeypatch):
+    encoder, seen = load(saved), []
+    for name in ("encode_documents", "encode_queries"):
+        encode = getattr(encoder, name)
+
+        def watched(texts, *, name=name, encode=encode, **options):
+            seen.append((name, list(texts) == list(PROBES)))
+            return encode(texts, **options)
+
+        monkeypatch.setattr(encoder, name, watched)
+    store, documents = MemoryStore(), ("encode_documents", False)
+    records = [Record("a", TEXTS[0], {}, "")]
+    ingest(RecordSource(records), store, encoder=encoder)
+    assert seen == [("encode_documents", True), ("encode_queries", True), documents]
+    seen.clear()
+    ingest(RecordSource(records), store, encoder=encoder)
+    assert seen == [("encode_documents", True), documents], "compared with those that are kept"
 
 
 def test_an_encoder_that_makes_other_vectors_is_found_out(saved, monkeypatch):

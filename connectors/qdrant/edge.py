@@ -81,6 +81,7 @@ class EdgeEngine:
         self._shard: Any = None
         self._broken: str | None = None
         self._rows_since_optimize = 0
+        self._writes, self._flushed_writes = 0, -1
         self._has_copies: bool | None = None
         self._remove: weakref.finalize[..., Any] | None = None
         if self._in_memory:
@@ -191,16 +192,9 @@ class EdgeEngine:
         with self._translated("be searched"):
             # No more can be found than there are points, and limits beyond them cost memory.
             most = max(1, self._shard.info().points_count)
-            requests = [
-                edge.QueryRequest(
-                    limit=min(limit, most),
-                    offset=min(offset, most),
-                    query=query,
-                    filter=native,
-                    with_payload=with_payload,
-                )
-                for query in queries
-            ]
+            page = {"limit": min(limit, most), "offset": min(offset, most)}
+            shared = {**page, "filter": native, "with_payload": with_payload}
+            requests = [edge.QueryRequest(query=query, **shared) for query in queries]
             if len(requests) == 1:
                 answers = [self._shard.query(requests[0])]
             else:
@@ -283,9 +277,12 @@ class EdgeEngine:
     def flush(self) -> None:
         """Writes everything through to the disk."""
         self._check_usable()
-        if self._shard is not None:
+        # The engine syncs all its files, even where nothing was written since it did last.
+        writes = self._writes
+        if self._shard is not None and writes != self._flushed_writes:
             with self._translated("be flushed"):
                 self._shard.flush()
+            self._flushed_writes = writes
 
     def optimize(self) -> None:
         """Rewrites segments that grew or lost many rows; the disk needs room for a second copy."""
@@ -295,6 +292,7 @@ class EdgeEngine:
             with self._translated("be optimised"):
                 self._shard.optimize()
             self._rows_since_optimize, self._has_copies = 0, None
+            self._writes += 1
 
     def close(self) -> None:
         """Flushes, optimises after much was written, and lets go of the folder."""
@@ -429,6 +427,8 @@ class EdgeEngine:
             full = isinstance(error, OSError) or any(s in str(error) for s in _UNAVAILABLE_SIGNS)
             kind = StoreUnavailable if full else StoreError
             raise kind(f"{self._where} cannot {action}{named}: {_short(error)}.") from error
+        finally:
+            self._writes += bool(points)
 
 
 def _remove_folder(path: str, owner: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vdr_db.connectors.base import BatchLimits
-from vdr_db.connectors.failures import is_passing
+from vdr_db.connectors.failures import classify, is_passing
 from vdr_db.connectors.qdrant.engine import (
     IndexKind,
     Manifest,
@@ -192,9 +192,14 @@ class ServerEngine(ServerCalls):
     def _look(self) -> Any:
         """What the server tells about the collection, `None` when it has no such one."""
         with self._translated("be opened"):
-            if not self._client.collection_exists(self._collection):
+            try:
+                return self._client.get_collection(self._collection)
+            except Exception as error:
+                # One request where it is there, as before every write; only then is it asked for.
+                is_missing = classify(error).kind not in ("transient", "timeout")
+                if not is_missing or self._client.collection_exists(self._collection):
+                    raise
                 return None
-            return self._client.get_collection(self._collection)
 
     def create(self, manifest: Manifest) -> None:
         """Makes the collection with its payload indexes."""

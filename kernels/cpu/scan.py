@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.kernels.cpu.products import CODE_ZERO, exact_levels, largest_of_codes
+from vdr_db.kernels.cpu.products import PACKED_ROWS, PackedRows, exact_levels
 from vdr_db.kernels.names import Activation
 
 __all__ = ["Codes", "encoded", "scan"]
@@ -40,15 +40,13 @@ TINY = np.float32(1e-30)  # covers what underflows, also where denormal numbers 
 TINY_NORM = 1e-16  # the same for norms, whose squares underflow earlier
 LARGEST_PRODUCT = 1e37  # no sum up to here overflows
 
-_ROWS_AT_ONCE = 4096
-
 
 @dataclass(frozen=True)
 class Codes:
     """A matrix in 8 bit integers, with what bounds the error of each row.
 
     Attributes:
-        codes: `[V, H]` uint8, `CODE_ZERO` more than the integer.
+        packed: The integers, `[V, H]`.
         scales: `[V]`, what one step of a row's integers stands for.
         per_norm: `[V]`, error of a score for each unit of a state's norm.
         per_rest: `[V]`, error of a score for each unit of the norm of what a state's integers miss.
@@ -57,7 +55,7 @@ class Codes:
         largest_norm: Of a row.
     """
 
-    codes: npt.NDArray[np.uint8]
+    packed: PackedRows
     scales: FloatArray
     per_norm: FloatArray
     per_rest: FloatArray
@@ -68,30 +66,33 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Bytes of memory: a quarter of the matrix in fp32, and 16 to 20 bytes a row."""
-        parts = (self.codes, self.scales, self.per_norm, self.per_rest, self.per_score)
+        parts = (self.packed, self.scales, self.per_norm, self.per_rest, self.per_score)
         return sum(part.nbytes for part in parts)
 
 
-def encoded(read: Callable[[slice], FloatArray], V: int, bias: FloatArray | None) -> Codes:
+def encoded(
+    read: Callable[[slice], FloatArray], V: int, bias: FloatArray | None, threads: int | None
+) -> Codes:
     """Codes of a matrix.
 
     Args:
         read: Some rows of the matrix, `[n, H]` float32.
         V: Number of rows.
         bias: `[V]` float32, or None.
+        threads: Of ONNX Runtime; None for one a core.
     """
     H = read(slice(0, 1)).shape[1]
-    codes = np.full((V, H), CODE_ZERO, np.uint8)
+    packed = PackedRows(exact_levels(threads), threads)
     scales, norms, rests, kept = (np.zeros(V, np.float32) for _ in range(4))
-    for first in range(0, V, _ROWS_AT_ONCE):
-        part = slice(first, min(first + _ROWS_AT_ONCE, V))
+    for first in range(0, V, PACKED_ROWS):
+        part = slice(first, min(first + PACKED_ROWS, V))
         rows = read(part)
         is_finite = np.isfinite(np.abs(rows).max(1))
         if not is_finite.all():
             rows = np.where(is_finite[:, None], rows, np.float32(0))
         scale = np.maximum(np.abs(rows).max(1) / np.float32(LEVELS), TINY)
         integers = np.clip(np.rint(rows / scale[:, None]), -LEVELS, LEVELS)
-        np.add(integers, CODE_ZERO, out=codes[part], casting="unsafe")
+        packed.add(integers.astype(np.int8))
         integers *= scale[:, None]
         kept[part] = _norms(integers)
         norms[part] = _norms(rows)
@@ -102,7 +103,7 @@ def encoded(read: Callable[[slice], FloatArray], V: int, bias: FloatArray | None
     if bias is not None:
         per_score += 16 * UNIT * np.abs(bias)
     return Codes(
-        codes,
+        packed,
         scales,
         per_norm=SLACK * (rests + rounded * norms) + TINY,
         per_rest=SLACK * kept + TINY,
@@ -120,7 +121,6 @@ def scan(
     k: int | None,
     activation: Activation,
     always: npt.NDArray[np.int32] | None = None,
-    threads: int | None = None,
 ) -> FloatArray | None:
     """Scores of all columns that a selection may keep, -inf for the others.
 
@@ -134,18 +134,17 @@ def scan(
         k: How many columns are kept, or None for all with a weight.
         activation: Turns scores into weights; with all but `elu1p` only scores above 0 have one.
         always: Columns whose score is wanted in any case, in any order.
-        threads: Of ONNX Runtime; None for one a core.
 
     Returns:
         `[V]` float32; or None where a scan decides nothing: too many columns are left, a number is
         not finite, or all columns have a weight. Then the scores are to be computed as ever.
     """
-    V = len(codes.codes)
+    V = len(codes.scales)
     most = int(MOST_SHARE * V)
     floor = -np.inf if activation == "elu1p" else 0.0
     if (k is None or k > most) and floor < 0:
         return None
-    bounds = _bounds(codes, states, threads)
+    bounds = _bounds(codes, states)
     if bounds is None:
         return None
     near, above = bounds
@@ -157,43 +156,40 @@ def scan(
         scores[columns] = found = exact(columns)
         return found
 
-    # Written with `not below`, so that NaN is never dropped.
-    left = np.flatnonzero(~(above < floor))
-    if k is not None and left.size > k:
+    wanted = ~(above < floor)  # `not below`, here and later, so that NaN is never dropped
+    if k is not None and np.count_nonzero(wanted) > k:
         if k > most:
             return None
-        best = left[np.argpartition(near[left], left.size - k)[left.size - k :]]
-        least = compute(np.sort(best)).min()
+        best = np.flatnonzero(~(near < np.partition(near, V - k)[V - k]))[:k]
+        least = compute(best).min()
         if np.isnan(least):
             return None
-        left = left[~(above[left] < least)]
-    if left.size > most:
+        wanted &= ~(above < least)
+    if np.count_nonzero(wanted) > most:
         return None
     if always is not None:
-        left = np.union1d(left, always)
-    left = left[~done[left]]
+        wanted[always] = True
+    left = np.flatnonzero(wanted & ~done)
     if left.size:
         compute(left)
     return scores
 
 
-def _bounds(
-    codes: Codes, states: FloatArray, threads: int | None
-) -> tuple[FloatArray, FloatArray] | None:
+def _bounds(codes: Codes, states: FloatArray) -> tuple[FloatArray, FloatArray] | None:
     """Score of each column by its integers, and a bound that its score in fp32 keeps below."""
-    levels = exact_levels(threads)
+    packed, levels = codes.packed, codes.packed.levels
     largest = np.abs(states).max(initial=0)
     if not levels or not np.isfinite(largest):
         return None
     scale = np.maximum(largest / np.float32(levels), TINY)
     integers = np.clip(np.rint(states / scale), -levels, levels)
-    tokens = integers.astype(np.int8)
+    tokens = (integers + packed.zero).astype(np.uint8)
     integers *= scale
     norm = _norms(states).max()
     rest = _norms(states - integers).max() + 8 * UNIT * norm
     if not float(norm) * codes.largest_norm < LARGEST_PRODUCT:
         return None
-    near = largest_of_codes(codes.codes, tokens, threads).astype(np.float32)
+    near = packed.largest(tokens).astype(np.float32)
     near *= codes.scales * scale
     if codes.bias is not None:
         near += codes.bias

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 __all__ = ["opened"]
 
+_WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
+
 
 def opened(
-    model: bytes | Path, threads: int | None, *, beside: Path | None = None
+    model: bytes | Path,
+    threads: int | None,
+    *,
+    beside: Path | None = None,
+    keeps_memory: bool = True,
 ) -> InferenceSession:
     """A session for one graph.
 
@@ -23,6 +29,7 @@ def opened(
         model: The graph, or its file.
         threads: For one run; None for one a core.
         beside: Folder of weights that a graph in memory points to.
+        keeps_memory: Whether what a run took is kept for the next one.
 
     Raises:
         Exception: Of many kinds, some plain RuntimeError: the graph cannot be run.
@@ -32,6 +39,7 @@ def opened(
     end_children_at_once()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about constants that it folds, as it should
+    options.enable_cpu_mem_arena = keeps_memory
     if threads is not None:
         options.intra_op_num_threads = threads
     # Threads that spin between runs take the time of whoever else works on the machine.
@@ -44,6 +52,3 @@ def opened(
         providers=["CPUExecutionProvider"],
     )
     return session
-
-
-_WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"

@@ -82,6 +82,36 @@ def test_writes_survive_without_close(path):
         assert store.count() == 8
 
 
+def test_flushing_syncs_files_only_after_a_write(path):
+    class Watched:
+        def __init__(self, shard):
+            self.shard, self.flushes = shard, 0
+
+        def __getattr__(self, name):
+            return getattr(self.shard, name)
+
+        def flush(self):
+            self.flushes += 1
+            self.shard.flush()
+
+    store = opened(path)
+    watched = store._engine._shard = Watched(store._engine._shard)
+    writes = (
+        lambda: store.upsert(rows(1), ["d"]),
+        lambda: store.update_payloads(["d"], [{"n": 7}]),
+        lambda: store.delete(["d"]),
+        store.optimize,
+    )
+    for i, write in enumerate(writes, 1):
+        write()
+        store.flush()
+        store.flush()
+        assert watched.flushes == i
+    store.upsert(rows(1), ["e"])
+    store.close()
+    assert watched.flushes == len(writes) + 1
+
+
 def test_only_one_opener(path):
     with opened(path) as store:
         with pytest.raises(StoreUnavailable, match=f"already open in process {os.getpid()};"):

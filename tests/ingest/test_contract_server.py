@@ -124,6 +124,9 @@ def test_a_server_store_ranks_as_memory_does(tmp_path, protocol):
             one.create(600, encoder.stamp())
             one.upsert(rows, ids, payloads)
         assert server.requests["upsert"] == 2  # 500 rows in batches of at most 256
+        before = server.requests.copy()
+        store.upsert(rows[:1], ids[:1], payloads[:1])
+        assert server.requests - before == {"upsert": 1, "info": 1}, "one look before a write"
         for filter in (None, {"tags": "odd", "year": {"gte": 2000}}):
             for ours, truth in zip(
                 store.search_batch(queries, 10, filter),

@@ -9,30 +9,37 @@ from hypothesis import strategies as st
 from vdr_db.kernels import ACTIVATIONS
 from vdr_db.kernels.cpu import products
 from vdr_db.kernels.cpu import scan as scans
-from vdr_db.kernels.cpu.products import exact_levels, largest, largest_of_codes
+from vdr_db.kernels.cpu.products import PackedRows, exact_levels, largest
 from vdr_db.kernels.cpu.scan import encoded, scan
 from vdr_db.kernels.plain import select_topk
 
 THREADS = 1
 
 
-@pytest.mark.parametrize("is_integer", [False, True])
-def test_the_written_bytes_are_a_model(is_integer):
-    model = onnx.load_from_string(products.product_graph(is_integer=is_integer))
-    onnx.checker.check_model(model, full_check=True)
-    multiply = "MatMulInteger" if is_integer else "MatMul"
-    assert [node.op_type for node in model.graph.node] == ["Transpose", multiply, "ReduceMax"]
+def test_the_written_bytes_are_models():
+    rows = np.ones((5, 3), np.int8)
+    for written, operators in (
+        (products.float_graph(), ["Transpose", "MatMul", "ReduceMax"]),
+        (products.integer_graph(rows, 128), ["MatMulInteger"]),
+    ):
+        model = onnx.load_from_string(written)
+        onnx.checker.check_model(model, full_check=True)
+        assert [node.op_type for node in model.graph.node] == operators
 
 
-@pytest.mark.parametrize("positions", [1, 7, 16, 513, 1100])
+@pytest.mark.parametrize("positions", [1, 7, 16, 129, 1100])
 def test_products_of_integers_are_exact_up_to_the_levels(positions):
     rng = np.random.default_rng(positions)
     levels = exact_levels(THREADS)
     assert levels in (63, 127)
-    codes = rng.choice(np.array([1, 2, 128, 254, 255], np.uint8), (2500, 72))
-    tokens = rng.choice(np.array([-levels, levels, 0, 1], np.int8), (positions, 72))
-    wanted = (codes.astype(np.int64) - 128) @ tokens.T.astype(np.int64)
-    assert np.array_equal(largest_of_codes(codes, tokens, THREADS), wanted.max(1))
+    packed = PackedRows(levels, THREADS)
+    rows = rng.choice(np.array([-127, -126, 0, 1, 127], np.int8), (2500, 72))
+    packed.add(rows[:1000])
+    packed.add(rows[1000:])
+    states = rng.choice(np.array([-levels, levels, 0, 1]), (positions, 72))
+    wanted = (rows.astype(np.int64) @ states.T).max(1)
+    assert np.array_equal(packed.largest((states + packed.zero).astype(np.uint8)), wanted)
+    assert packed.nbytes == rows.nbytes
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -88,7 +95,7 @@ def drawn(case, V):
     rng = np.random.default_rng(seed)
     rows, states = made(rows_kind, rng, V, H), made(states_kind, rng, positions, H)
     bias = made("plain", rng, 1, V)[0] if has_bias else None
-    codes = encoded(rows.__getitem__, V, bias)
+    codes = encoded(rows.__getitem__, V, bias, THREADS)
 
     def exact(columns):
         found = largest(rows[columns], states, THREADS)
@@ -102,7 +109,7 @@ def drawn(case, V):
 def test_no_score_is_above_its_bound(case):
     V = 48
     rows, states, bias, codes, exact = drawn(case, V)
-    bounds = scans._bounds(codes, states, THREADS)
+    bounds = scans._bounds(codes, states)
     if bounds is None:  # only products that might overflow
         assert np.abs(states).max() * np.abs(rows).max() > 1e9
         return
@@ -124,7 +131,7 @@ def test_a_selection_keeps_its_bits(case, activation, data):
     always = None if own is None else np.array(own, np.int32)
     options = {"activation": activation, "lexical": always}
     full = exact(np.arange(V))
-    found = scan(codes, states, exact, k=k, activation=activation, always=always, threads=THREADS)
+    found = scan(codes, states, exact, k=k, activation=activation, always=always)
     if found is None:
         return
     for wanted, got in zip(
@@ -147,8 +154,8 @@ def test_few_columns_of_a_head_that_separates_are_computed():
         computed.append(columns.size)
         return largest(rows[columns], states, THREADS)
 
-    codes = encoded(rows.__getitem__, 20_000, None)
-    found = scan(codes, states, exact, k=100, activation="elu1p", threads=THREADS)
+    codes = encoded(rows.__getitem__, 20_000, None, THREADS)
+    found = scan(codes, states, exact, k=100, activation="elu1p")
     assert found is not None
     assert sum(computed) < 260
     assert codes.nbytes < rows.nbytes / 2
@@ -171,8 +178,8 @@ def test_what_is_not_finite_takes_the_plain_way_or_shows(where):
     def exact(columns):
         return largest(rows[columns], states, THREADS)
 
-    codes = encoded(rows.__getitem__, 400, None)
-    found = scan(codes, states, exact, k=9, activation="log1p_relu", threads=THREADS)
+    codes = encoded(rows.__getitem__, 400, None, THREADS)
+    found = scan(codes, states, exact, k=9, activation="log1p_relu")
     if where != "rows":
         assert found is None
     elif found is not None:
@@ -181,6 +188,6 @@ def test_what_is_not_finite_takes_the_plain_way_or_shows(where):
 
 def test_where_all_columns_have_a_weight_there_is_nothing_to_scan():
     rows = np.eye(40, dtype=np.float32)
-    codes = encoded(rows.__getitem__, 40, None)
+    codes = encoded(rows.__getitem__, 40, None, THREADS)
     for k in (None, 39):
-        assert scan(codes, rows, lambda c: c, k=k, activation="elu1p", threads=THREADS) is None
+        assert scan(codes, rows, lambda c: c, k=k, activation="elu1p") is None

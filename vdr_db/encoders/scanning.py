@@ -44,7 +44,7 @@ def codes_of(tower: object, weights: object, make: Callable[[], Codes]) -> Codes
         make: Makes them.
     """
     known = _codes.get(tower)
-    if known is None or known[0] != weights:
+    if known is None or known[0] != weights or not known[1].packed.is_open:
         known = _codes[tower] = (weights, make())
     return known[1]
 

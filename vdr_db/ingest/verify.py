@@ -101,8 +101,8 @@ def _read_back(store: Store, sample: Sequence[Sampled], call: Call, problems: li
             good += 1
             continue
         indices, weights = record.row.row(0)
-        if not np.array_equal(indices, one.indices) or not np.allclose(
-            weights, one.weights, rtol=_STORED_TOLERANCE, atol=0.0
+        if not np.array_equal(indices, one.indices) or not bool(
+            (np.abs(weights - one.weights) <= _STORED_TOLERANCE * one.weights).all()
         ):
             problems.append(f"document {one.id!r} came back with another vector than was written")
             continue

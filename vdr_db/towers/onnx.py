@@ -185,7 +185,7 @@ class OnnxTower(Generic[Config, Item]):
             part = self.matrix[rows]
             return part if self._scale is None else part * self._scale[rows, None]
 
-        return encoded(read, self.columns, self._bias)
+        return encoded(read, self.columns, self._bias, self.threads)
 
     def rows(self, columns: npt.NDArray[np.int64]) -> FloatArray:
         """Rows of the vocabulary matrix, `[D, H]` float32."""
