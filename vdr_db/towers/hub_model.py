@@ -221,8 +221,8 @@ class HubModelTower(ProjectedTower):
         runs: Sequence[Run],
         *,
         layout: Padding | Ragged | None = None,
-    ) -> Tensor:
-        """States of all tokens, `[T, H]`; see `ProjectedTower`.
+    ) -> tuple[Tensor, Tensor]:
+        """States of all tokens, `[T, H]`, and `cu_seqlens`; see `ProjectedTower`.
 
         Raises:
             ConfigError: Padding is to take part, as in a compatibility mode of VDR.
@@ -234,7 +234,7 @@ class HubModelTower(ProjectedTower):
             )
         if layout is None and self.packs:
             layout = self._layout(runs, cu_seqlens)
-        return self._hidden(input_ids, position_ids, runs, layout)
+        return self._hidden(input_ids, position_ids, runs, layout), cu_seqlens
 
     def _layout(self, runs: Sequence[Run], cu_seqlens: Tensor) -> Padding | Ragged | None:
         device = cu_seqlens.device
