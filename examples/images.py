@@ -19,7 +19,7 @@ if not Path(folder).is_dir():
         (draw.ellipse if name == "circle" else draw.rectangle)((24, 24, 104, 104), fill="navy")
         image.save(Path(folder, f"{name}.png"))
 
-with VDRQdrant("album", "vdr-tiny-image", path=":memory:") as album:
+with VDRQdrant("album", path=":memory:") as album:
     names = album.add_images(folder, thumbnail_px=64)
     album.add_texts(["A circle.", "A square."], ids=["text of a circle", "text of a square"])
     hits = album.search(query, filter={"modality": "image"}, limit=3)

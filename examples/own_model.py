@@ -36,13 +36,13 @@ lines = [f"{question}\t{answer}\n" for question, answer in PAIRS.items()]
 (folder / "pairs.tsv").write_text("".join(lines), "utf-8")
 config = build_config(
     {
-        "model": {"start": "vdr-tiny", "shared": False, "max_length": 32},
+        "model": {"start": "vdr-mini", "shared": False, "max_length": 32},
         "data": {"train": [{"path": str(folder / "pairs.tsv")}]},
         "optimiser": {"lr": 5e-4, "warmup_steps": 2},
         "run": {"steps": 30, "batch_size": 6, "checkpoint_every": 30},
     }
 )
 Trainer(TextTask(config), folder).run()
-before, after = found("vdr-tiny"), found(str(folder / "model"))
+before, after = found("vdr-mini"), found(str(folder / "model"))
 for query in ASKED:
     print(f"{query}: before {before[query]!r}, after {after[query]!r}")
