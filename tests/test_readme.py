@@ -122,7 +122,7 @@ def test_the_quality_table_is_that_of_the_result_file():
     expected = [
         f"| {name} | {int(documents):,} | {int(queries):,} | "
         + " | ".join(
-            " / ".join(f"{values[ranker, metric]:.3f}" for ranker in ("vdr-tiny", "BM25"))
+            " / ".join(f"{values[ranker, metric]:.3f}" for ranker in ("vdr-mini", "BM25"))
             for metric in metrics
         )
         + " |"
