@@ -5,7 +5,6 @@
 # make workflows  checks .github/workflows with actionlint, built from its Go module
 # make bench  every benchmark of this machine, into benchmarks/results/
 # make train-mini        trains the model `vdr-mini` again: ABSTRACTS=FOLDER adds texts
-# make train-tiny        trains the model `vdr-tiny` again, from packages to vdr_db/models/vdr-tiny
 # make train-mini-image  trains the image part of `vdr-mini` again (needs npm)
 # make gpu    kernel tests, sanitizer and benchmarks on a CUDA device (see benchmarks/README.md)
 # make gate   compiles every kernel for every card with three versions of Triton, and runs their tests
@@ -19,7 +18,7 @@ BIN = $(VENV)/bin
 # Test files that run at the same time.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test check docs workflows bench gpu gate train-mini train-tiny train-mini-image clean
+.PHONY: demo test check docs workflows bench gpu gate train-mini train-mini-image clean
 
 $(VENV)/ready-base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -82,10 +81,6 @@ train-mini: CACHE ?= build/train-mini
 train-mini: $(VENV)/ready-test
 	$(BIN)/python scripts/train_mini.py --cache $(CACHE) --out vdr_db/models/vdr-mini \
 		$(if $(ABSTRACTS),--abstracts $(ABSTRACTS))
-
-train-tiny: CACHE ?= build/train-tiny
-train-tiny: $(VENV)/ready-test
-	$(BIN)/python scripts/train_tiny.py --cache $(CACHE) --out vdr_db/models/vdr-tiny
 
 train-mini-image: CACHE ?= build/train-mini-image
 train-mini-image: $(VENV)/ready-test

@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV")
     options = parser.parse_args()
     checkouts = {"old": options.old.resolve(), "new": options.new.resolve()}
-    tokenizer = options.new / "vdr_db" / "models" / "vdr-tiny"
+    tokenizer = options.new / "vdr_db" / "models" / "vdr-mini"
     rows = measured(checkouts, options.data, tokenizer, options.rounds, options.models)
     if options.out is not None:
         write_csv(options.out, rows)

@@ -36,7 +36,7 @@ def main() -> None:
         above = (engine.image_bytes(IMAGE) - engine.image_bytes(base)) / 1e6
         told = engine.output("run", "--rm", "--network=none", IMAGE, "demo")
         sys.stdout.write(f"{told}\nlayers above the base: {above:.0f} MB\n")
-        if "vdr-tiny" not in told:
+        if "vdr-mini" not in told:
             raise SystemExit("the demo in the image told nothing of its model")
         if arguments.out:
             samples = {"layers above the base (MB)": [above]}

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from measure import rows_of, write_csv
 
+from vdr_db.checkpoints.assets import DEFAULT_MODEL
 from vdr_db.connectors import Passages, VDRQdrant
 from vdr_db.encoders.text import SparseEncoder
 from vdr_db.evaluation.quality import TestCollection
@@ -131,7 +132,7 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--model", default="vdr-tiny")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--cuts", nargs="+", default=CUTS, metavar="TOKENS/OVERLAP")
     parser.add_argument("--only", nargs="+", metavar="KIND", help="cut, answers, texts, passages …")
     parser.add_argument("--out", type=Path)

@@ -27,7 +27,7 @@ from vdr_db import SparseEncoder, SparseRows
 from vdr_db.encoders.export import export
 from vdr_db.evaluation.quality import TestCollection, evaluate_model
 
-MODELS = ("vdr-tiny", "vdr-mini", BASE)
+MODELS = ("vdr-mini", BASE)
 ARMS = {
     "float32 onnx": {"runtime": "onnx", "threads": 1},
     "int8 onnx": {"precision": "int8", "threads": 1},

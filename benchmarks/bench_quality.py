@@ -44,7 +44,7 @@ from vdr_db.evaluation.quality import (
 )
 from vdr_db.training.teachers import DenseTeacher
 
-MODELS = ("vdr-tiny", "tiny-splade@256")
+MODELS = ("vdr-mini", "tiny-splade@256")
 DENSE_LENGTH, DENSE_SHARE = 256, 1.5
 """Tokens of a text that the dense encoder reads, and its weight beside BM25."""
 METRICS = {

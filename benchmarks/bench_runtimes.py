@@ -23,6 +23,7 @@ import torch
 from measure import rows_of, write_csv
 
 from vdr_db import SparseEncoder, SparseRows
+from vdr_db.checkpoints.assets import DEFAULT_MODEL
 from vdr_db.readers import BeirFolder
 
 CLOSE = 1e-4
@@ -51,7 +52,7 @@ def main() -> None:
     """Compares, measures and prints, or writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="BEIR folder")
-    parser.add_argument("--model", default="vdr-tiny")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--documents", type=int, default=192)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=7)

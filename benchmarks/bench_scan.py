@@ -32,7 +32,7 @@ from vdr_db.kernels.cpu.products import exact_levels
 from vdr_db.readers import BeirFolder
 
 K = (32, 128, 256, 768)
-MODELS = ("vdr-tiny", "vdr-mini", "tiny-splade")
+MODELS = ("vdr-mini", "tiny-splade")
 FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
 
 

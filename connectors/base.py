@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from vdr_db.checkpoints.assets import DEFAULT_MODEL, REPLACED
 from vdr_db.connectors.passages import Passages
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, StoreMismatch
@@ -331,9 +332,15 @@ def check_stamp(
         return
     made_for = "" if stamp is None else f", made for {stamp.model!r},"
     opened_with = "" if wanted[1] is None else f" with {wanted[1].model!r}"
+    way = "use the model it was made for, or another collection."
+    if stamp is not None and stamp.model in REPLACED:
+        way = (
+            f"{stamp.model!r} is not shipped any more: encode again with {DEFAULT_MODEL!r} into a "
+            "new collection (another name or folder; on a server `rebuild`, or `vdr-db ingest "
+            "--versioned`), or pass a folder that holds the old weights as the model."
+        )
     raise StoreMismatch(
-        f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; "
-        "use the model it was made for, or another collection."
+        f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; {way}"
     )
 
 

@@ -105,9 +105,24 @@ def test_a_cache_that_cannot_be_written_is_named(asset, registry, tmp_path, monk
 
 
 def test_unknown_names_are_refused():
-    known = r"\['tiny-splade', 'vdr-mini', 'vdr-tiny', 'vdr-tiny-image'\]"
+    known = r"\['tiny-splade', 'vdr-mini'\]"
     with pytest.raises(ConfigError, match=rf"`name` must be one of {known}, got 'huge'"):
         fetch("huge")
+
+
+@pytest.mark.parametrize("name", ["vdr-tiny", "vdr-tiny-image"])
+def test_models_that_left_say_what_replaced_them(name, tmp_path, monkeypatch):
+    from vdr_db.encoders.text import SparseEncoder
+
+    said = rf"'{name}' is not shipped any more: use 'vdr-mini', .* encode again, or pass a folder"
+    with pytest.raises(ConfigError, match=said):
+        fetch(name)
+    with pytest.raises(ConfigError, match=said):
+        SparseEncoder.from_pretrained(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # where old weights may lie
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        SparseEncoder.from_pretrained(name)
 
 
 def test_the_shipped_model_needs_no_network(registry, monkeypatch, tmp_path):
@@ -118,23 +133,22 @@ def test_the_shipped_model_needs_no_network(registry, monkeypatch, tmp_path):
         assert (folder / "README.md").is_file()
         files = [file for file in folder.rglob("*") if file.is_file()]
         assert {"model.safetensors", "tokenizer.json"} <= {file.name for file in files}
-        most = 48_000_000 if name == "vdr-mini" else 25_000_000
-        assert sum(file.stat().st_size for file in files) <= most
+        assert sum(file.stat().st_size for file in files) <= 61_000_000
     assert registry.calls == []
     assert not (tmp_path / "none").exists()
 
 
 def test_a_shipped_model_that_is_gone_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "__file__", str(tmp_path / "checkpoints" / "assets.py"))
-    with pytest.raises(ConfigError, match=r"'vdr-tiny' must lie in .*install the package again"):
-        fetch("vdr-tiny")
+    with pytest.raises(ConfigError, match=r"'vdr-mini' must lie in .*install the package again"):
+        fetch("vdr-mini")
 
 
 def test_names_are_models_wherever_models_are_loaded(tmp_path, monkeypatch):
     from vdr_db.encoders.text import SparseEncoder
 
     encoder = SparseEncoder.from_pretrained(DEFAULT_MODEL, device="cpu")
-    assert (encoder.model, encoder.activation) == (DEFAULT_MODEL, "elu1p")
+    assert (encoder.model, encoder.activation) == (DEFAULT_MODEL, "log1p_relu")
     monkeypatch.chdir(tmp_path)
     (tmp_path / DEFAULT_MODEL).mkdir()  # a folder of the caller's wins
     with pytest.raises(ConfigError, match=r"config\.json"):

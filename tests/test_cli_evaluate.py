@@ -52,7 +52,7 @@ def test_modes_stand_beside_each_other(run, folder):
     assert alpha["document_nonzeros"] == full["document_nonzeros"] > beta["document_nonzeros"]
     assert beta["query_nonzeros"] == full["query_nonzeros"] > alpha["query_nonzeros"]
     code, out, _ = run(folder, "--mode", "all")
-    assert out[0].rstrip() == "tiny: 3 documents, 2 judged queries, vdr-tiny"
+    assert out[0].rstrip() == "tiny: 3 documents, 2 judged queries, vdr-mini"
     assert [line.split()[0] for line in out[1:]] == ["mode", "full", "alpha", "beta", "BM25"]
     assert [json.loads(line)["mode"] for line in run(folder, "--mode", "beta", "--json")[1]] == [
         "beta",
@@ -65,7 +65,7 @@ def test_a_sweep_as_tables_json_and_picture(run, folder, tmp_path):
     ks = ("--query-ks", "2,8", "--document-ks", "16,4,4", "--sweep", "k")
     code, out, _ = run(folder, *ks, "--mode", "all", "--plot", picture)
     assert code == 0
-    assert out[0] == "tiny: 3 documents, 2 judged queries, vdr-tiny"
+    assert out[0] == "tiny: 3 documents, 2 judged queries, vdr-mini"
     assert out[1].startswith("BM25: nDCG@10 0.")
     start = next(i for i, line in enumerate(out) if line.strip() == "nDCG@10")
     assert " ".join(out[start + 1].split()) == "query k weights doc 4 doc 16 doc tokens"
@@ -84,7 +84,7 @@ def test_a_sweep_as_tables_json_and_picture(run, folder, tmp_path):
         (16, 2),
         (16, 8),
     ]
-    assert {row["ranker"] for row in rows} == {"vdr-tiny"}
+    assert {row["ranker"] for row in rows} == {"vdr-mini"}
     assert all(row["document_nonzeros"] == row["document_k"] for row in rows)
 
 
@@ -152,7 +152,7 @@ def odd_folder(tmp_path):
 
 
 @pytest.mark.parametrize("more", [(), ("--keep-identical",)])
-def test_odd_collections_are_measured_as_beir_and_trec_eval_do(run, odd_folder, vdr_tiny, more):
+def test_odd_collections_are_measured_as_beir_and_trec_eval_do(run, odd_folder, vdr_mini, more):
     pytrec_eval = pytest.importorskip("pytrec_eval")
     from vdr_db.connectors import VDRQdrant
     from vdr_db.evaluation import TestCollection
@@ -165,7 +165,7 @@ def test_odd_collections_are_measured_as_beir_and_trec_eval_do(run, odd_folder, 
     assert "1 judged queries are not in queries.jsonl" in err
     collection = TestCollection.load(odd_folder)
     found = {}
-    with VDRQdrant("odd", vdr_tiny, path=":memory:") as store:
+    with VDRQdrant("odd", vdr_mini, path=":memory:") as store:
         ids = [document.id for document in collection.documents]
         store.add_texts(collection.document_texts, ids=ids)
         for query in collection.queries:

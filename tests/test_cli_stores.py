@@ -24,7 +24,7 @@ TEXTS = [
     ("sea", "A lighthouse warns ships of rocks near the coast.", 4),
 ]
 # The Elasticsearch stand-in takes at most 32 clauses.
-SMALL = ("--model", "vdr-tiny", "--k", "16")
+SMALL = ("--model", "vdr-mini", "--k", "16")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_every_command(run, place, corpus, spool, tmp_path, monkeypatch):
     assert code == 0, err
     assert str(facts["collection"]["server"] or "").startswith(place.told)
     assert (facts["collection"]["name"], facts["collection"]["texts"]) == (name, 4)
-    assert facts["collection"]["made with"]["model"] == "vdr-tiny"
+    assert facts["collection"]["made with"]["model"] == "vdr-mini"
 
     # `evaluate` searches what is there, and fills what is not.
     code, (quality,), err = run("evaluate", corpus, *store, *SMALL, "--no-bm25")

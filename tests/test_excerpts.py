@@ -122,15 +122,15 @@ def test_tokenizers_that_look_across_white_space_get_the_whole_text():
     assert not is_local("another kind of tokenizer")
 
 
-def test_twenty_megabytes_take_neither_time_nor_memory(vdr_tiny):
+def test_twenty_megabytes_take_neither_time_nor_memory(vdr_mini):
     text = "the heart beats and the water runs " * 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once for an encoder that others share
-        cut = vdr_tiny.truncated
-        rows = vdr_tiny.encode_documents([text])
-    assert vdr_tiny.truncated == cut + 1
+        cut = vdr_mini.truncated
+        rows = vdr_mini.encode_documents([text])
+    assert vdr_mini.truncated == cut + 1
     assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
-    assert rows == vdr_tiny.encode_documents([text[: len(text) // 100]])
+    assert rows == vdr_mini.encode_documents([text[: len(text) // 100]])

@@ -144,7 +144,7 @@ def test_an_application_made_before_its_workers_fork(tmp_path):
         from vdr_db.connectors import Collection, MemoryStore
         from vdr_db.serve import SearchService, make_app
 
-        encoder = SparseEncoder.from_pretrained("vdr-tiny", runtime="onnx")
+        encoder = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx")
         kept = VDRQdrant("texts", encoder, path=place)
         memory = Collection(MemoryStore(), encoder)
         apps = []
@@ -183,12 +183,12 @@ def test_a_child_encodes_with_onnx_runtime(threads, backend):
         """
         from vdr_db import SparseEncoder
         texts = ["hot water on green leaves", "a giraffe"] * 20
-        encoder = SparseEncoder.from_pretrained("vdr-tiny", runtime="onnx", backend=place)
+        encoder = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx", backend=place)
         expected = encoder.encode_documents(texts)
 
         def again():
             assert encoder.encode_documents(texts).values.tobytes() == expected.values.tobytes()
-            other = SparseEncoder.from_pretrained("vdr-tiny", runtime="onnx")
+            other = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx")
             print(other.encode_queries(texts).nnz > 0)
 
         print(in_child(again), in_child(lambda: None), in_child(again, ends="os._exit"))
@@ -210,7 +210,7 @@ def test_a_child_of_a_process_where_torch_computed():
         texts = ["hot water on green leaves " * 20, "a giraffe"] * 8
 
         def load():
-            return SparseEncoder.from_pretrained("vdr-tiny", runtime="torch", device="cpu")
+            return SparseEncoder.from_pretrained("vdr-mini", runtime="torch", device="cpu")
 
         def load_there():
             print(load().encode_documents(texts).nnz > 0)

@@ -114,7 +114,7 @@ def test_a_vector_depends_on_its_text_alone(tmp_path):
 
 def test_the_shipped_model_agrees_with_torch(sample_texts):
     texts = sample_texts
-    onnx, by_torch = both(fetch("vdr-tiny"))
+    onnx, by_torch = both(fetch("vdr-mini"))
     assert onnx.stamp() == by_torch.stamp()
     assert_close(onnx.encode_documents(texts), by_torch.encode_documents(texts))
     assert_close(onnx.encode_queries(texts[:20]), by_torch.encode_queries(texts[:20]))

@@ -178,7 +178,7 @@ def test_the_command_line_works_in_the_base_install(bare_python, tmp_path):
         ("import vdr_db.serve", "serve"),
         ("from vdr_db.kernels import project_pool", "torch"),
         ("from vdr_db import SparseRows; SparseRows.empty(1, 1).to_scipy()", "bench"),
-        ("from vdr_db.encoders.export import export; export('vdr-tiny', 'x')", "export"),
+        ("from vdr_db.encoders.export import export; export('vdr-mini', 'x')", "export"),
     ],
 )
 def test_missing_extras_are_named(bare_python, code, extra):

@@ -73,7 +73,7 @@ def test_without_offsets_each_character_counts_as_a_token():
 
 @pytest.fixture(scope="module")
 def encoder():
-    return SparseEncoder.from_pretrained("vdr-tiny", max_length=16)
+    return SparseEncoder.from_pretrained("vdr-mini", max_length=16)
 
 
 @settings(max_examples=60)
@@ -123,7 +123,7 @@ def test_answers_at_the_end_of_long_documents_are_found(tmp_path):
         import bench_passages as bench
     finally:
         sys.path[:] = path
-    encoder = SparseEncoder.from_pretrained("vdr-tiny", max_length=128)
+    encoder = SparseEncoder.from_pretrained("vdr-mini", max_length=128)
     whole = TestCollection.load(unpack_sample(tmp_path / "debian"))
     made = bench.long_documents([replace(whole, queries=whole.queries[:16])], 40)
     assert all(
@@ -135,4 +135,4 @@ def test_answers_at_the_end_of_long_documents_are_found(tmp_path):
     texts, _ = bench.recall_10(made, encoder, *kinds["texts"])
     passages, _ = bench.recall_10(made, encoder, made.texts, made.ids, Passages())
     assert passages >= 2 * cut
-    assert passages >= 0.95 * texts
+    assert passages >= 0.85 * texts

@@ -31,7 +31,7 @@ SHORT = ["the cat paints a blue wave", "", "water"]
 RUNTIMES = ("onnx", "torch")
 
 
-def loaded(runtime, backend, folder="vdr-tiny", **options):
+def loaded(runtime, backend, folder="vdr-mini", **options):
     return SparseEncoder.from_pretrained(
         folder, runtime=runtime, backend=backend, device="cpu", **options
     )

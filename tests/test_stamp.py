@@ -179,8 +179,8 @@ def test_a_folder_tells_the_stamp_of_both_runtimes(saved, runtime):
     assert EncoderStamp.from_dict(json.loads(json.dumps(read_stamp(saved).to_dict()))) == (
         read_stamp(saved)
     )
-    shipped = CrossModalEncoder.from_pretrained("vdr-tiny-image", runtime=runtime)
-    assert read_stamp("vdr-tiny-image") == shipped.stamp()
+    shipped = CrossModalEncoder.from_pretrained("vdr-mini", runtime=runtime)
+    assert read_stamp("vdr-mini") == shipped.stamp()
 
 
 def test_text_and_image_part_are_apart(tmp_path):

@@ -21,30 +21,30 @@ TEXTS = ["Green tea, please!", "", "a tall beast " * 300, "Naïve café"]
 
 def test_bags_are_those_of_the_model():
     # One of its own, as an encoder warns of cut texts once.
-    vdr_tiny = SparseEncoder.from_pretrained("vdr-tiny", device="cpu")
-    queries = TokenQueries.from_pretrained("vdr-tiny")
+    vdr_mini = SparseEncoder.from_pretrained("vdr-mini", device="cpu")
+    queries = TokenQueries.from_pretrained("vdr-mini")
     with pytest.warns(UserWarning, match="longer than"):
-        expected = vdr_tiny.bag_of_tokens(TEXTS)
+        expected = vdr_mini.bag_of_tokens(TEXTS, side="query")
     assert queries.bag_of_tokens(TEXTS) == expected
     assert queries.truncated == 1
     assert queries.encode_queries(TEXTS) == expected
-    assert queries.token_ids("tea") == vdr_tiny.token_ids("tea")
-    assert queries.stamp().difference(vdr_tiny.stamp()) == []
+    assert queries.token_ids("tea") == vdr_mini.token_ids("tea")
+    assert queries.stamp().difference(vdr_mini.stamp()) == []
 
 
-def test_a_collection_is_searched_by_them(vdr_tiny, tiny_splade_folder):
-    queries = TokenQueries.from_pretrained("vdr-tiny")
-    with VDRQdrant("a", vdr_tiny, path=":memory:") as notes:
+def test_a_collection_is_searched_by_them(vdr_mini, tiny_splade_folder):
+    queries = TokenQueries.from_pretrained("vdr-mini")
+    with VDRQdrant("a", vdr_mini, path=":memory:") as notes:
         notes.add_texts(["green tea", "tall giraffes"], ids=["tea", "zoo"])
         expected = notes.search("tea", mode="alpha")
         notes._encoding = type(notes._encoding)(queries)
         assert notes.search("tea", mode="alpha") == expected
         assert notes.explain("tea", "tea", mode="alpha")[0].token == "tea"
     other = TokenQueries.from_pretrained(tiny_splade_folder)
-    with VDRQdrant("a", vdr_tiny, path=":memory:") as notes:
+    with VDRQdrant("a", vdr_mini, path=":memory:") as notes:
         notes.add_texts(["green tea"])
         notes._encoding = type(notes._encoding)(other)
-        with pytest.raises(StoreMismatch, match="activation"):
+        with pytest.raises(StoreMismatch, match="vocabulary kind"):
             notes._check_fit()
 
 

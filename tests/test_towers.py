@@ -60,7 +60,7 @@ def test_what_plans_is_imported_without_torch():
 @pytest.mark.parametrize("kind", ["own", "upstream", "hugging face"])
 def test_a_folder_is_planned_and_its_texts_are_batched_without_torch(tmp_path, kind):
     if kind == "own":
-        folder = fetch("vdr-tiny")
+        folder = fetch("vdr-mini")
     else:
         folder = (write_upstream if kind == "upstream" else write_bert)(tmp_path / "m")
     code = f"""
@@ -123,7 +123,7 @@ def test_the_largest_weight_over_positions_is_the_vector(tmp_path, name, side):
 
 
 def test_the_largest_weight_over_patches_is_the_vector():
-    words = SparseEncoder.from_pretrained("vdr-tiny", device="cpu")
+    words = SparseEncoder.from_pretrained("vdr-mini", device="cpu")
     config = VitConfig(32, 16, hidden_size=32, layers=1, heads=2, intermediate_size=48)
     tower = ImageTower(VitBody(config), ImageHead(32, words.vocabulary.columns))
     generator = torch.Generator().manual_seed(3)

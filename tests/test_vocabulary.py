@@ -134,8 +134,8 @@ def test_tokenizers_with_holes_and_shared_ids():
         Vocabulary.from_tokenizer(Tokenizer({"<pad>": 0, "b": 0}))
 
 
-def test_texts_of_other_languages_fall_into_letters(vdr_tiny):
-    words, tokenizer = vdr_tiny.vocabulary, vdr_tiny.tokenizer
+def test_texts_of_other_languages_fall_into_letters(vdr_mini):
+    words, tokenizer = vdr_mini.vocabulary, vdr_mini.tokenizer
 
     def share(text):
         return words.foreign_share(tokenizer.encode([text]).input_ids)

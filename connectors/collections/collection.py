@@ -14,7 +14,6 @@ from vdr_db.connectors.collections.encoding import (
     Encoder,
     Encoding,
     Mode,
-    load_encoder,
 )
 from vdr_db.connectors.collections.reading import Reading
 from vdr_db.connectors.collections.writing import write
@@ -83,8 +82,13 @@ class Collection(Reading):
 
     @property
     def encoder(self) -> Encoder | None:
-        """Makes vectors of texts; one that is only named is loaded now."""
+        """Makes vectors of texts; one that is only named is loaded now, for texts."""
         return self._encoding.get()
+
+    @property
+    def encoder_with_images(self) -> Encoder | None:
+        """The same; of one that is only named the part of images is loaded, too, if it has one."""
+        return self._encoding.with_images()
 
     @property
     def documents(self) -> Documents:
@@ -258,7 +262,8 @@ class Collection(Reading):
         """A collection like this one in what `rebuild` of the store gives, for a new encoder."""
         fresh = copy.copy(self)
         if encoder is not None:
-            fresh._encoding = Encoding(load_encoder(encoder))
+            fresh._encoding = Encoding(encoder)
+            fresh._encoding.get()
         width, stamp = fresh._encoding.width, fresh._encoding.new_stamp()
         with rebuild(width=width, stamp=stamp, **options) as fresh.store:
             yield fresh

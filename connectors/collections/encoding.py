@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
-from vdr_db.checkpoints.assets import DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, fetch, is_known
+from vdr_db.checkpoints.assets import DEFAULT_MODEL, fetch, is_known
 from vdr_db.connectors.base import Documents, Store
 from vdr_db.connectors.encoder import Encoder
 from vdr_db.connectors.images import EncodedImages, EncodeImages
@@ -20,6 +20,9 @@ from vdr_db.forks import renew_after_fork
 from vdr_db.sparse import SparseRows
 from vdr_db.stamp import EncoderStamp
 
+if TYPE_CHECKING:
+    from vdr_db.encoders.text import SparseEncoder
+
 __all__ = [
     "AnyEncoder",
     "Encoder",
@@ -27,6 +30,7 @@ __all__ = [
     "Mode",
     "TextOptions",
     "checked_mode",
+    "has_images",
     "load_encoder",
 ]
 
@@ -55,6 +59,8 @@ AnyEncoder: TypeAlias = Encoder | str | os.PathLike[str]
 
 class Encoding:
     """An encoder as a collection uses it: loaded when first needed, one call at a time.
+
+    Of a model that is named, the part of images is loaded when an image comes.
 
     Args:
         encoder: An encoder, or the name or folder of a model.
@@ -124,14 +130,33 @@ class Encoding:
         """The encoder, loaded now where it is only named; errors as in `load_encoder`."""
         with self.turn:
             if self._encoder is None and self._name is not None:
-                self._encoder = load_encoder(self._name)
-                try:
-                    if self._check is not None:
-                        self._check()
-                except BaseException:
-                    self._encoder = self._stamp = None
-                    raise
+                stored = None if self._store is None else self._store.stamp
+                # Stamps of earlier versions hold both parts in one.
+                is_one = stored is not None and stored.reads_images and stored.image is None
+                self._take(load_encoder(self._name, images=is_one))
             return self._encoder
+
+    def with_images(self) -> Encoder | None:
+        """The encoder with its part of images, loaded now where it is only named."""
+        with self.turn:
+            encoder = self.get()
+            if encoder is None or self._name is None or hasattr(encoder, "encode_images"):
+                return encoder
+            both = _with_images(encoder, self._name)
+            if both is not encoder:
+                self._take(both)
+            return both
+
+    def _take(self, encoder: Encoder) -> None:
+        """Uses an encoder that was loaded, unless the check refuses it."""
+        before = self._encoder, self._stamp
+        self._encoder, self._stamp = encoder, None
+        try:
+            if self._check is not None:
+                self._check()
+        except BaseException:
+            self._encoder, self._stamp = before
+            raise
 
     def need(self, what: str) -> Encoder:
         """The encoder, for texts; a `ConfigError` if there is none or it reads images only."""
@@ -203,13 +228,13 @@ class Encoding:
 
     def images(self, what: str) -> EncodeImages:
         """`encode_images` of the encoder, one call at a time; a `ConfigError` without one."""
-        encoder = self.get()
+        encoder = self.with_images()
         encode: EncodeImages | None = getattr(encoder, "encode_images", None)
         if encode is None:
             has = "no encoder" if encoder is None else type(encoder).__name__
             raise ConfigError(
                 f"`{what}` needs an encoder that reads images, got {has}; open the collection with "
-                f"encoder={DEFAULT_IMAGE_MODEL!r} or another vdr_db.CrossModalEncoder."
+                f"encoder={DEFAULT_MODEL!r} or another vdr_db.CrossModalEncoder."
             )
 
         def in_turn(images: Any, **options: int) -> EncodedImages:
@@ -224,8 +249,8 @@ class Encoding:
         return str(token_id) if encoder is None else encoder.vocabulary.token(token_id)
 
 
-def load_encoder(encoder: AnyEncoder) -> Encoder:
-    """The model of a name or folder, of texts or of texts and images; an encoder as it is.
+def load_encoder(encoder: AnyEncoder, *, images: bool = False) -> Encoder:
+    """The model of a name or folder, of texts or with `images` of both; an encoder as it is.
 
     Raises:
         ConfigError: It cannot be found or is damaged.
@@ -233,18 +258,30 @@ def load_encoder(encoder: AnyEncoder) -> Encoder:
     """
     if not isinstance(encoder, (str, os.PathLike)):
         return encoder
-    from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
-
-    name, folder = os.fspath(encoder), Path(encoder)
-    if is_known(name) and not folder.is_dir():
-        folder = fetch(name)
-    if (folder / CROSS_MODAL_FILE).is_file():
-        from vdr_db.encoders.cross_modal import CrossModalEncoder
-
-        return CrossModalEncoder.from_pretrained(encoder)
     from vdr_db.encoders.text import SparseEncoder
 
-    return SparseEncoder.from_pretrained(encoder)
+    text = SparseEncoder.from_pretrained(encoder)
+    return _with_images(text, os.fspath(encoder)) if images else text
+
+
+def has_images(name: str) -> bool:
+    """Whether the model of a name or folder holds an encoder of images beside that of texts."""
+    from vdr_db.checkpoints.layouts import CROSS_MODAL_FILE
+
+    folder = Path(name)
+    if is_known(name) and not folder.is_dir():
+        folder = fetch(name)
+    return (folder / CROSS_MODAL_FILE).is_file()
+
+
+def _with_images(text: Encoder, name: str) -> Encoder:
+    """The encoder of texts of a model with that of images beside it, where the model has one."""
+    if not has_images(name):
+        return text
+    from vdr_db.encoders.cross_modal import CrossModalEncoder
+    from vdr_db.encoders.image import ImageEncoder
+
+    return CrossModalEncoder(cast("SparseEncoder", text), ImageEncoder.from_pretrained(name))
 
 
 def checked_mode(mode: Mode | None, documents: Documents) -> Mode:

@@ -223,7 +223,7 @@ class VDRQdrant(Collection):
             ConfigError: It is to be adopted without encoder and width.
         """
         if width is None and encoder is not None:
-            encoder = load_encoder(encoder)
+            encoder = load_encoder(encoder, images=True)
             width = encoder.vocabulary.size
         options["existing"] = Existing(adopt, width, options.get("documents") or "encoded")
         return cls(collection, encoder, **options)

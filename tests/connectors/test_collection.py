@@ -346,9 +346,9 @@ def test_the_encoder_of_a_collection_is_remembered(tmp_path, encoder):
         }
         # The default model is another one, which is told when it is needed.
         for _ in range(2):
-            with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
+            with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-mini'"):
                 articles.search(QUESTION)
-        with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-tiny'"):
+        with pytest.raises(StoreMismatch, match=r"made for 'words'.*with 'vdr-mini'"):
             articles.add_texts(TEXTS)
 
 

@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
 
 def test_a_name_is_enough(place):
     with VDRQdrant("articles") as articles:
-        assert repr(articles).endswith(f"in {place}/articles.qdrant), vdr-tiny)")
+        assert repr(articles).endswith(f"in {place}/articles.qdrant), vdr-mini)")
         assert articles.count() == 0
         assert list(place.iterdir()) == [], "nothing is made by looking"
         ids = articles.add_texts(TEXTS)
@@ -143,7 +143,7 @@ def test_a_model_by_its_name(place, monkeypatch):
     loaded = []
     load = encoding.load_encoder
     monkeypatch.setattr(
-        encoding, "load_encoder", lambda name: (loaded.append(name), load("vdr-tiny"))[1]
+        encoding, "load_encoder", lambda name, **_: (loaded.append(name), load("vdr-mini"))[1]
     )
     monkeypatch.setenv("VDR_DB_MODEL", "the/model of the environment")
     with VDRQdrant("a", path=":memory:") as first, VDRQdrant("b", place, path=":memory:") as second:

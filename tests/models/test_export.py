@@ -111,7 +111,7 @@ def test_an_encoder_is_uploaded_as_it_is_saved(tmp_path, monkeypatch):
 
 def test_an_older_folder_of_two_towers_still_loads(tmp_path):
     """Format 1 kept both towers in one file."""
-    encoder = SparseEncoder.from_pretrained("vdr-tiny", device="cpu", runtime="torch")
+    encoder = SparseEncoder.from_pretrained("vdr-mini", device="cpu", runtime="torch")
     encoder.save_pretrained(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "vdr_db.json").read_text())["format"] == 2
     back = SparseEncoder.from_pretrained(tmp_path / "saved", device="cpu")

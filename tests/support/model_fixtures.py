@@ -30,11 +30,11 @@ def tiny_splade(tiny_splade_folder: Path) -> SparseEncoder:
 
 
 @pytest.fixture(scope="session")
-def vdr_tiny() -> SparseEncoder:
+def vdr_mini() -> SparseEncoder:
     """The model this library brings, on the CPU; do not change it."""
     from vdr_db.encoders.text import SparseEncoder
 
-    return SparseEncoder.from_pretrained("vdr-tiny", device="cpu")
+    return SparseEncoder.from_pretrained("vdr-mini", device="cpu")
 
 
 @pytest.fixture(scope="session")

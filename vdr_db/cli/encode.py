@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vdr_db.cli.options import (
-    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_field_options,
     add_image_options,
@@ -39,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; or use --input")
     parser.add_argument("--input", metavar="FILE", help="file of texts, - for standard input")
     add_field_options(parser)
-    shown = f"{DEFAULT_MODEL}, {DEFAULT_IMAGE_MODEL} with --images"
-    add_model_options(parser, default=None, shown=shown)
+    add_model_options(parser, default=None, shown=DEFAULT_MODEL)
     parser.add_argument("--queries", action="store_true", help="encode as queries, not documents")
     parser.add_argument("--top", type=int, default=16, help="words shown per text (default: 16)")
     parser.add_argument(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from vdr_db.cli.exits import DONE, NOTHING_FOUND
 from vdr_db.cli.images import image_payload, show_image
 from vdr_db.cli.options import (
-    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_model_options,
     add_store_options,
@@ -104,8 +103,8 @@ def _explain_pair(arguments: argparse.Namespace, query: str) -> int:
     """Why an image matches a text, without a collection."""
     from vdr_db.connectors import Collection, MemoryStore
 
-    with _naming_the_fix(arguments.model or DEFAULT_IMAGE_MODEL):
-        encoder = load_cross_modal(arguments, name=DEFAULT_IMAGE_MODEL)
+    with _naming_the_fix(arguments.model or DEFAULT_MODEL):
+        encoder = load_cross_modal(arguments, name=DEFAULT_MODEL)
     file = Path(arguments.image)
     with Collection(MemoryStore(), encoder) as collection:
         try:
@@ -232,7 +231,7 @@ def _load_image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
         with opened(arguments) as collection:
             stamp = collection.store.stamp
         arguments.model = stamp.model if stamp else None
-    name = arguments.model or DEFAULT_IMAGE_MODEL
+    name = arguments.model or DEFAULT_MODEL
     with _naming_the_fix(name):
         from vdr_db.encoders.image import ImageEncoder
 
@@ -254,7 +253,7 @@ def _naming_the_fix(model: str) -> Iterator[None]:
 def _refuse_text_model(model: str, error: ConfigError | None = None) -> NoReturn:
     raise ConfigError(
         f"An image needs a model that reads images, and {model!r} reads texts only; pass --model "
-        f"NAME_OR_FOLDER of a cross-modal model, such as {DEFAULT_IMAGE_MODEL} for pictograms or "
+        f"NAME_OR_FOLDER of a cross-modal model, such as {DEFAULT_MODEL} for pictograms or "
         "vsearch/vdr-cross-modal."
     ) from error
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from vdr_db.cli.exits import DONE, STORE_FAILED
 from vdr_db.cli.options import (
-    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     add_field_options,
     add_image_options,
@@ -114,8 +113,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
     add_store_options(parser)
     add_field_options(parser)
-    shown = f"{DEFAULT_MODEL}, {DEFAULT_IMAGE_MODEL} with --images"
-    add_model_options(parser, default=None, shown=shown)
+    add_model_options(parser, default=None, shown=DEFAULT_MODEL)
     parser.add_argument(
         "--tokens",
         action="store_true",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, get_args
 
-from vdr_db.checkpoints.assets import ASSETS, DEFAULT_IMAGE_MODEL, DEFAULT_MODEL, SHIPPED
+from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
 from vdr_db.errors import ConfigError
 from vdr_db.readers import Fields, Kind
 from vdr_db.towers.interface import Precision
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_COLLECTION",
-    "DEFAULT_IMAGE_MODEL",
     "DEFAULT_MODEL",
     "MODES",
     "THUMBNAIL_PX",

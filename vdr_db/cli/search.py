@@ -54,7 +54,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         require("rich", "cli")
     keep = _parsed_filter(arguments.filter)
     any_found = False
-    collection, encoder = open_with_model(arguments)
+    collection, encoder = open_with_model(arguments, texts_only=True)
     with collection:
         texts = collection.count()
         for query in [*arguments.queries, *map(Path, arguments.image)]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vdr_db.cli.options import (
     DEFAULT_COLLECTION,
-    DEFAULT_IMAGE_MODEL,
     DEFAULT_MODEL,
     THUMBNAIL_PX,
     fields_of,
 )
+from vdr_db.connectors.collections.encoding import has_images
 from vdr_db.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -105,11 +105,12 @@ def stamp_of(arguments: argparse.Namespace) -> EncoderStamp | None:
 
 
 def open_with_model(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, *, texts_only: bool = False
 ) -> tuple[VDRQdrant | VDRElasticsearch, SparseEncoder]:
     """The collection, and the model of `--model` or else the one it was made with.
 
-    Where that reads images too, the collection has the whole of it, and its text side comes here.
+    Where the collection has images too, or `--image` asks, the collection has the whole model, and
+    its text side comes here. With `texts_only` and no `--image` the part of images is not loaded.
     With `--mode alpha` nothing of the model but its tokenizer is read.
     """
     with opened(arguments) as collection:
@@ -124,7 +125,7 @@ def open_with_model(
             "SparseEncoder", TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
         )
         return opened(arguments, queries), queries
-    if stamp is not None and stamp.reads_images:
+    if _needs_images(arguments, stamp, texts_only=texts_only):
         both = load_cross_modal(arguments, name=made_with)
         return opened(arguments, both), both.text
     encoder = load_model(arguments, name=made_with)
@@ -152,7 +153,7 @@ def open_source(
             raise ConfigError("--tokens is for texts: an image has no tokens.")
         px = THUMBNAIL_PX if arguments.thumbnails else None
         images = ImageFolderSource(arguments.images, slice=slice, thumbnail_px=px, digest=digest)
-        return images, load_cross_modal(arguments, name=DEFAULT_IMAGE_MODEL)
+        return images, load_cross_modal(arguments, name=DEFAULT_MODEL)
     if arguments.thumbnails:
         raise ConfigError("--thumbnails is for --images FOLDER: a text has no image.")
     files = FileSource(
@@ -164,9 +165,21 @@ def open_source(
         unique=unique,
     )
     stamp = stamp_of(arguments) if getattr(arguments, "store", None) else None
+    name = stamp.model if stamp is not None and stamp.reads_images else DEFAULT_MODEL
+    if _needs_images(arguments, stamp, texts_only=True):
+        return files, load_cross_modal(arguments, name=name)
+    return files, load_model(arguments, name=name)
+
+
+def _needs_images(
+    arguments: argparse.Namespace, stamp: EncoderStamp | None, *, texts_only: bool
+) -> bool:
+    """Whether the encoder of images is asked for, or has to be there for a comparison."""
     if stamp is not None and stamp.reads_images:
-        return files, load_cross_modal(arguments, name=stamp.model)
-    return files, load_model(arguments, name=DEFAULT_MODEL)
+        # Stamps of earlier versions hold both parts in one.
+        return not texts_only or bool(getattr(arguments, "image", None)) or stamp.image is None
+    made_with = "" if stamp is None else stamp.model
+    return bool(getattr(arguments, "image", None)) and has_images(arguments.model or made_with)
 
 
 def _asked_for(arguments: argparse.Namespace, name: str | None) -> tuple[str, dict[str, Any]]:

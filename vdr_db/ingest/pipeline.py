@@ -133,7 +133,9 @@ class _Run:
         if encoder is None and getattr(source, "width", None) is None:
             # Only for texts and images: a collection may load its model when it is asked for it,
             # and rows made earlier may be of another model than its usual one.
-            self._encoder = getattr(target, "encoder", None)
+            usual = getattr(target, "encoder", None)
+            reads = "encoder_with_images" if hasattr(source, "encoding") else "encoder"
+            self._encoder = getattr(target, reads, usual)
         self._options = options
         self._reporter = reporter
         self._stop = stop
