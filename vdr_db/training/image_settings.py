@@ -34,7 +34,7 @@ class ImageConfig:
             `hidden_size`; where `train_text` trains its embeddings, images train them as well.
             `"own"` trains another one, which starts from it where widths agree. `"named"` trains
             the rows of words that two or more training pairs hold; all others stay the texts'.
-        activation: Of a new image side; empty for that of the text side.
+        activation: Of a new image side; None for that of the text side.
         head_scale: Factor of the norm of a new image head. It comes from the text side, whose
             logits may be too large for images to learn from: columns far below 0 have no slope.
         k: Columns of an image that the trained model keeps.
@@ -67,7 +67,7 @@ class ImageConfig:
     heads: int = 4
     intermediate_size: int = 512
     projection: Literal["text", "own", "named"] = "text"
-    activation: Activation | Literal[""] = ""
+    activation: Activation | None = None
     head_scale: float = 1.0
     k: int | None = 256
     sampled_columns: int = 0
