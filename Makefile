@@ -15,8 +15,8 @@ VENV ?= .venv
 # Of the tests alone. Installed first: left to pip's resolver, another package may bring another build.
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
-# Test files that run at the same time.
-JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
+# Test files that run at the same time: one more than there are cores, as many wait for servers.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
 .PHONY: demo test check docs workflows bench gpu gate train-mini train-mini-image clean
 

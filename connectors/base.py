@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from vdr_db.checkpoints.assets import DEFAULT_MODEL, REPLACED
 from vdr_db.connectors.passages import Passages
 from vdr_db.counts import counted
 from vdr_db.errors import InputError, StoreMismatch
 from vdr_db.sparse import SparseRows
-from vdr_db.stamp import EncoderStamp
+from vdr_db.stamp import REPLACED, EncoderStamp
 
 __all__ = [
     "BatchLimits",
@@ -335,8 +334,8 @@ def check_stamp(
     way = "use the model it was made for, or another collection."
     if stamp is not None and stamp.model in REPLACED:
         way = (
-            f"{stamp.model!r} is not shipped any more: encode again with {DEFAULT_MODEL!r} into a "
-            "new collection (another name or folder; on a server `rebuild`, or `vdr-db ingest "
+            f"{stamp.model!r} is not shipped any more: encode again with {REPLACED[stamp.model]!r} "
+            "into a new collection (another name or folder; on a server `rebuild`, or `vdr-db ingest "
             "--versioned`), or pass a folder that holds the old weights as the model."
         )
     raise StoreMismatch(

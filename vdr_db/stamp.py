@@ -9,7 +9,10 @@ from typing import Any
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["ADJUSTABLE", "EncoderStamp"]
+__all__ = ["ADJUSTABLE", "REPLACED", "EncoderStamp"]
+
+REPLACED = {"vdr-tiny": "vdr-mini", "vdr-tiny-image": "vdr-mini"}
+"""Models that were shipped once -> what has taken their place."""
 
 ADJUSTABLE = {
     "document_entry.k": "k",

@@ -109,11 +109,11 @@ def test_an_encoder_is_uploaded_as_it_is_saved(tmp_path, monkeypatch):
     assert seen == {"repo": "me/mine", "vectors": encoder.encode_documents(TEXTS)}
 
 
-def test_an_older_folder_of_two_towers_still_loads(tmp_path):
-    """Format 1 kept both towers in one file."""
+def test_a_folder_of_two_heads_on_one_body_loads(tmp_path):
+    """Format 3 keeps what towers share once."""
     encoder = SparseEncoder.from_pretrained("vdr-mini", device="cpu", runtime="torch")
     encoder.save_pretrained(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "vdr_db.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "saved" / "vdr_db.json").read_text())["format"] == 3
     back = SparseEncoder.from_pretrained(tmp_path / "saved", device="cpu")
     assert encoder.stamp().difference(back.stamp()) == []
     assert back.encode_queries(TEXTS) == encoder.encode_queries(TEXTS)

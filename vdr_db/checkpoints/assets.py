@@ -20,11 +20,11 @@ from pathlib import Path, PurePosixPath
 
 from vdr_db.digest import file_digest
 from vdr_db.errors import ConfigError
+from vdr_db.stamp import REPLACED
 
 __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
-    "REPLACED",
     "SHIPPED",
     "Asset",
     "cache_folder",
@@ -34,9 +34,6 @@ __all__ = [
 
 DEFAULT_MODEL = "vdr-mini"
 """What is used where no model is named, for texts and for images."""
-
-REPLACED = ("vdr-tiny", "vdr-tiny-image")
-"""Models that were shipped once; `DEFAULT_MODEL` has taken their place."""
 
 SHIPPED: Mapping[str, str] = {
     "vdr-mini": "MiniLM, 6 layers, 384 wide, with a sparse head a side and own weights, and for "
