@@ -335,8 +335,8 @@ def check_stamp(
     if stamp is not None and stamp.model in REPLACED:
         way = (
             f"{stamp.model!r} is not shipped any more: encode again with {REPLACED[stamp.model]!r} "
-            "into a new collection (another name or folder; on a server `rebuild`, or `vdr-db ingest "
-            "--versioned`), or pass a folder that holds the old weights as the model."
+            "into a new collection (another name or folder; on a server `rebuild`, or "
+            "`vdr-db ingest --versioned`), or pass a folder that holds the old weights as model."
         )
     raise StoreMismatch(
         f"{where}{made_for} cannot be opened{opened_with}: {'; '.join(reasons)}; {way}"
