@@ -43,7 +43,7 @@ class Tolerance:
 
 EXACT = Tolerance(0.999, 1e-4)
 BF16 = Tolerance(0.95, 0.05)
-INT8 = Tolerance(0.85, 0.45)
+INT8 = Tolerance(0.85, 0.3)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ documents and one for queries that read the mean of its states (`mean` in
 merged by Snowball stems, with saturated counts and an IDF of general text; factors {query:.2f} of
 queries and {document:.2f} of documents were learned with the heads.
 
+Images in the same space: [`image/`](image/README.md), where that part is there.
+
 ## What it saw
 
 {documents:,} documents and {queries:,} queries made of them: {parts}. Debian package descriptions

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdr_db import SparseEncoder
+from vdr_db.checkpoints.assets import fetch
 from vdr_db.cli.demo import unpack_sample
 from vdr_db.connectors import Passages
 from vdr_db.connectors.passages import PassageRows, checked_passages
@@ -115,15 +116,20 @@ def test_rows_of_documents_are_taken_by_document():
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
-def test_answers_at_the_end_of_long_documents_are_found(tmp_path):
-    """What `benchmarks/bench_passages.py` measures, small, with the same bars."""
+@pytest.mark.parametrize(("model", "least"), [("tiny-splade", 0.95), ("vdr-mini", 0.85)])
+def test_answers_at_the_end_of_long_documents_are_found(tmp_path, model, least):
+    """What `benchmarks/bench_passages.py` measures, small, with the same bars.
+
+    A mean over the ends of two texts in one passage says less of either than a maximum: `vdr-mini`
+    falls short of the bar.
+    """
     path = [*sys.path]
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     try:
         import bench_passages as bench
     finally:
         sys.path[:] = path
-    encoder = SparseEncoder.from_pretrained("vdr-mini", max_length=128)
+    encoder = SparseEncoder.from_pretrained(fetch(model), max_length=128)
     whole = TestCollection.load(unpack_sample(tmp_path / "debian"))
     made = bench.long_documents([replace(whole, queries=whole.queries[:16])], 40)
     assert all(
@@ -135,4 +141,4 @@ def test_answers_at_the_end_of_long_documents_are_found(tmp_path):
     texts, _ = bench.recall_10(made, encoder, *kinds["texts"])
     passages, _ = bench.recall_10(made, encoder, made.texts, made.ids, Passages())
     assert passages >= 2 * cut
-    assert passages >= 0.85 * texts
+    assert passages >= least * texts

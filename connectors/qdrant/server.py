@@ -196,8 +196,8 @@ class ServerEngine(ServerCalls):
                 return self._client.get_collection(self._collection)
             except Exception as error:
                 # One request where it is there, as before every write; only then is it asked for.
-                is_missing = classify(error).kind not in ("transient", "timeout")
-                if not is_missing or self._client.collection_exists(self._collection):
+                may_pass = classify(error).kind in ("transient", "timeout")
+                if may_pass or self._client.collection_exists(self._collection):
                     raise
                 return None
 

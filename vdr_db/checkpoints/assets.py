@@ -107,7 +107,7 @@ def fetch(name: str = DEFAULT_MODEL) -> Path:
         return _shipped(name)
     if name in REPLACED:
         raise ConfigError(
-            f"model {name!r} is not shipped any more: use {DEFAULT_MODEL!r}, which has taken its "
+            f"model {name!r} is not shipped any more: use {REPLACED[name]!r}, which has taken its "
             "place, and encode again, or pass a folder that holds the old weights."
         )
     if name not in ASSETS:

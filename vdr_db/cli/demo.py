@@ -113,7 +113,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 def _part_of(sample: TestCollection) -> TestCollection:
     """Documents from all over the sample, and the queries that are about one of them."""
     step = -(-len(sample.documents) // DOCUMENTS)
-    documents = sample.documents[step // 3 :: step]
+    documents = sample.documents[step // 3 :: step]  # of the sixths, the one that answers `QUERIES`
     ids = {document.id for document in documents}
     judgements = {
         query: found

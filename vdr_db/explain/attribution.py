@@ -1,7 +1,8 @@
 """Where a weight comes from: which token of a text, or which patch of an image, fires it.
 
-A weight is the largest over all positions, so each dimension has one position it comes from. Only
-the dimensions a vector keeps are computed here, `[P, D]` for P positions; never `[P, V]`.
+A weight is the largest over all positions, so each dimension has one position it comes from; under
+a head of the mean that is a position of its own, for the whole text. Only the dimensions a vector
+keeps are computed here, `[P, D]` for P positions; never `[P, V]`.
 """
 
 from __future__ import annotations
