@@ -9,7 +9,7 @@ from typing import Any
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["ADJUSTABLE", "REPLACED", "EncoderStamp"]
+__all__ = ["ADJUSTABLE", "EncoderStamp"]
 
 REPLACED = {"vdr-tiny": "vdr-mini", "vdr-tiny-image": "vdr-mini"}
 """Models that were shipped once -> what has taken their place."""
