@@ -70,7 +70,9 @@ def select_topk(
     is_whole = left.size == logits.size
     columns = _largest(logits, k) if is_whole else left[_largest(logits[left], k)]
     if lexical is not None:
-        columns = np.union1d(columns, lexical)
+        is_wanted = np.zeros(logits.size, bool)
+        is_wanted[columns] = is_wanted[lexical] = True
+        columns = np.flatnonzero(is_wanted)
     scores = logits[columns]
     with np.errstate(invalid="ignore"):
         weights = activate(scores, activation)

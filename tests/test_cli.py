@@ -59,6 +59,15 @@ def test_help_lists_every_command(run, capsys):
         assert "--json" in capsys.readouterr().out
 
 
+def test_a_command_imports_no_other(tmp_path):
+    code = (
+        "import sys; from vdr_db.cli.main import COMMANDS, make_parser; make_parser('search'); "
+        "print({c.module for c in COMMANDS.values() if f'vdr_db.cli.{c.module}' in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "{'search'}", done.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["search", "x"], ["encode", "--k", "many"]])
 def test_wrong_use_is_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

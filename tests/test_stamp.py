@@ -18,6 +18,7 @@ from model_folders import change_json, write_bert  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from vdr_db import CrossModalEncoder, EncoderStamp, SparseEncoder  # noqa: E402
+from vdr_db.checkpoints.digests import weight_digests  # noqa: E402
 from vdr_db.checkpoints.identity import settings_of_parts  # noqa: E402
 from vdr_db.cli.main import main  # noqa: E402
 from vdr_db.connectors import Collection, MemoryStore, QdrantStore  # noqa: E402
@@ -289,3 +290,34 @@ def test_weights_near_the_kth_do_not_count(saved):
     Collection(store, load(saved, k=5)).search("cat")
     Collection(store, load(saved, k=3)).search("cat")
     Collection(store, load(saved, k=50)).search("cat")
+
+
+def test_the_digest_that_a_folder_tells_is_that_of_its_weights(saved, tmp_path, monkeypatch):
+    told = json.loads((saved / "vdr_db.json").read_text())["weights"]
+    assert [load(saved, "torch").stamp().weights] == list(told.values())
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    change_json(folder / "vdr_db.json", weights=None)
+    assert load(folder).stamp() == replace(load(saved).stamp(), model=str(folder))
+    # Told for these places only: with other weights it is worked out, whatever the folder says.
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    change_json(folder / "vdr_db.json", weights=told, digests=weight_digests(folder))
+    changed = load(folder).stamp().weights
+    assert changed != load(saved).stamp().weights
+    assert changed == load(folder, "torch").stamp().weights
+    monkeypatch.setattr("vdr_db.encoders.base.digest", lambda weights: pytest.fail("read them all"))
+    load(saved).stamp()
+
+
+def test_a_collection_takes_the_encoder_that_its_stamp_names_and_no_other(saved, tmp_path):
+    store, encoder = made_with(load(saved)), load(saved)
+    collection = Collection(store)
+    collection.use_encoder(encoder)
+    assert collection.search(TEXTS[0])[0].payload["text"] == TEXTS[0]
+    shutil.copytree(saved, tmp_path / "other")
+    weights(tmp_path / "other")
+    with pytest.raises(StoreMismatch, match="weights digest"):
+        collection.use_encoder(load(tmp_path / "other", "torch"))
+    assert collection.encoder is encoder

@@ -90,6 +90,14 @@ class Collection(Reading):
         """The same; of one that is only named the part of images is loaded, too, if it has one."""
         return self._encoding.with_images()
 
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Takes another encoder from now on, such as the one that `store.stamp` names.
+
+        Raises:
+            StoreMismatch: The store holds vectors of another one; the encoder stays what it was.
+        """
+        self._encoding.use(encoder)
+
     @property
     def documents(self) -> Documents:
         """What the document side is."""

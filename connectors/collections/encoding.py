@@ -147,6 +147,13 @@ class Encoding:
                 self._take(both)
             return both
 
+    def use(self, encoder: Encoder) -> None:
+        """Uses another encoder from now on, unless the check refuses it."""
+        with self.turn:
+            self._take(encoder)
+            self._name, self._is_default = None, False
+            self._probed.clear()
+
     def _take(self, encoder: Encoder) -> None:
         """Uses an encoder that was loaded, unless the check refuses it."""
         before = self._encoder, self._stamp

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vdr_db.connectors.base import BatchLimits, Payload
+from vdr_db.connectors.failures import told
 from vdr_db.connectors.qdrant.edge_config import edge_config
 from vdr_db.connectors.qdrant.edge_folder import CollectionFolder
 from vdr_db.connectors.qdrant.edge_sums import SUM_FIELD, RowDamage, Sums
@@ -330,20 +331,22 @@ class EdgeEngine:
         shard.flush()
 
     def _load(self) -> None:
-        told, last = self._folder.damage(), self._sums.begin()
+        damage, last = self._folder.damage(), self._sums.begin()
         try:
             with self._translated("be opened"):
                 self._shard = self._edge.EdgeShard.load(str(self._folder.shard))
         except StoreUnavailable:
             raise
         except StoreError as error:
-            before = f" Before that, {told}" if told else ""
+            before = f" Before that, {damage}" if damage else ""
             raise StoreError(
                 f"{error}{before} Restore the folder from a backup, or build the collection again."
             ) from error
         self._folder.clear_damage()
         with self._translated("be read"):
             why = last.told(self._sum_of, self.count(None) if last.is_counted else 0)
+        if last.was_closed:
+            self._flushed_writes = self._writes
         if why:
             self._sums.note_lost(self._where, why)
         if lost := self._sums.lost():
@@ -419,14 +422,14 @@ class EdgeEngine:
                 self._broken = f"the engine panicked when it should {action}{named}."
                 self._folder.note_damage(self._broken)
                 raise StoreError(
-                    f"{self._where} cannot {action}{named}, the engine panicked: {_short(error)}; "
+                    f"{self._where} cannot {action}{named}, the engine panicked: {told(error)}; "
                     "close it and open it again."
                 ) from error
             if not isinstance(error, Exception):
                 raise
             full = isinstance(error, OSError) or any(s in str(error) for s in _UNAVAILABLE_SIGNS)
             kind = StoreUnavailable if full else StoreError
-            raise kind(f"{self._where} cannot {action}{named}: {_short(error)}.") from error
+            raise kind(f"{self._where} cannot {action}{named}: {told(error)}.") from error
         finally:
             self._writes += bool(points)
 
@@ -443,8 +446,3 @@ def _stored(record: Any, vector: str | None) -> Stored:
 
 def _plain_id(point: Any) -> PointId:
     return point if isinstance(point, int) else str(point)
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"

@@ -87,12 +87,14 @@ class LastUse:
         most: Documents there may be at most, more than `least` where a write was going on; `None`
             where that is not known.
         is_whole: Whether every row has a sum, as in collections that no earlier version wrote.
+        was_closed: Whether it was closed, so that its files hold all there is.
     """
 
     sums: Mapping[int | str, int | None] = field(default_factory=dict)
     least: int = 0
     most: int | None = None
     is_whole: bool = False
+    was_closed: bool = False
 
     @property
     def is_counted(self) -> bool:
@@ -218,8 +220,11 @@ class Sums:
         self._kept = {} if kept is None else kept["files"]
         self._states = _states(self._shard)
         (self._shard / _SUMS).unlink(missing_ok=True)
-        last = self._read(_LAST) if kept is None else LastUse(is_whole=kept["is_whole"])
-        last = last or LastUse()
+        last = (
+            self._read(_LAST) or LastUse()
+            if kept is None
+            else LastUse(is_whole=kept["is_whole"], was_closed=True)
+        )
         self.is_whole = last.is_whole
         return last
 

@@ -110,6 +110,15 @@ def test_flushing_syncs_files_only_after_a_write(path):
     store.upsert(rows(1), ["e"])
     store.close()
     assert watched.flushes == len(writes) + 1
+    for i in range(2):  # a collection that was closed is on the disk already
+        store = opened(path)
+        watched = store._engine._shard = Watched(store._engine._shard)
+        count = store.count()
+        store.upsert(rows(i), list("f" * i))
+        store.close()
+        assert watched.flushes == i
+        with opened(path) as store:
+            assert store.count() == count + i
 
 
 def test_only_one_opener(path):

@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from vdr_db.checkpoints.digests import DIGESTS, graph_digests
+from vdr_db.checkpoints.digests import DIGESTS, graph_digests, note_digest
 from vdr_db.checkpoints.folders import settings_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.plan import GRAPHS, Plan, StaticPlan, TowerPlan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.tokenizers import read_tokenizer
-from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint, refuse_unexpected
+from vdr_db.checkpoints.weights import (
+    SAFETENSORS,
+    Checkpoint,
+    named_weights,
+    refuse_unexpected,
+)
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, WeightNames
@@ -302,3 +307,8 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         graphs[-1].write_bytes(graph.SerializeToString(deterministic=True))
         files.append(place / SAFETENSORS)
     note_graphs(file, graphs, list(dict.fromkeys(files)), vocabulary.kind)
+    if not isinstance(plan.query, StaticPlan):
+        towers = open_text_towers(plan, vocabulary, None, "float32")
+        document = towers["document"]
+        query = towers.get("query", document)
+        note_digest(file, named_weights(document, query, plan.own_weights))

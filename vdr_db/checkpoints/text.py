@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vdr_db.checkpoints.digests import check_digests
+from vdr_db.checkpoints.digests import check_digests, known_digest
 from vdr_db.checkpoints.folders import understood
 from vdr_db.checkpoints.graphs import Runtime, has_stored_towers, runtime_of
 from vdr_db.checkpoints.layouts import OWN_FILE, TEXT_PART, read_plan
 from vdr_db.checkpoints.locate import find_tokenizer, locate_model
 from vdr_db.checkpoints.plan import Entry, FromCheckpoint, Plan, TowerPlan
 from vdr_db.checkpoints.sides import TextTower, load_sides
-from vdr_db.checkpoints.weights import MANY_LAYERS, Checkpoint, check_layers
+from vdr_db.checkpoints.weights import MANY_LAYERS, Checkpoint, check_layers, named_weights
 from vdr_db.errors import ConfigError
 from vdr_db.kernels import Activation
 from vdr_db.text.own_weights import OwnWeights
@@ -159,9 +159,10 @@ def load_text(name_or_folder: str | os.PathLike[str], options: LoadOptions) -> T
 
 def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) -> TextParts:
     plan = _with_options(read_plan(folder), options)
-    for own in (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE):
-        if own.is_file():
-            check_digests(own)
+    files = (folder / OWN_FILE, folder / TEXT_PART / OWN_FILE)
+    own = next((file for file in files if file.is_file()), None)
+    if own is not None:
+        check_digests(own)
     _refuse_deep(plan)
     tokenizer = find_tokenizer(
         tuple(dict.fromkeys((plan.tokenizer or plan.folder, plan.folder, folder))),
@@ -176,6 +177,9 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
         asked = options.asked_runtime()
         runtime = runtime_of(plan, vocabulary, asked, options.obstacles(), options.device)
     sides = load_sides(plan, tokenizer, vocabulary, runtime, options)
+    digest = sides.digest
+    if own is not None and runtime == "onnx":
+        digest = known_digest(own, named_weights(sides.document, sides.query, plan.own_weights))
     for words in {id(words): words for words in (tokenizer, sides.query_tokenizer)}.values():
         if options.special_tokens_as_text is not None and words is not None:
             words.special_as_text = options.special_tokens_as_text
@@ -199,7 +203,7 @@ def _load_text(folder: Path, model: str, revision: str, options: LoadOptions) ->
         query_gate=sides.query_gate,
         model=model,
         revision=revision,
-        digest=sides.digest,
+        digest=digest,
     )
 
 

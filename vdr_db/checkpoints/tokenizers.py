@@ -145,8 +145,8 @@ def _applied(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
     """tokenizer.json with the settings applied, or None where transformers has to do it."""
     file = folder / "tokenizer.json"
     try:
-        raw = json.loads(file.read_text("utf-8"))
-        backend = Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
+        told = file.read_text("utf-8")
+        raw, backend = json.loads(told), Tokenizer.from_str(told)
     except Exception as error:  # the library raises plain `Exception`
         raise ConfigError(
             f"{file} must be a tokenizer of the `tokenizers` library: {error}; "

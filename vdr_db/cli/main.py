@@ -15,22 +15,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from vdr_db.cli import (
-    check,
-    demo,
-    encode,
-    evaluate,
-    explain,
-    export,
-    info,
-    ingest,
-    search,
-    serve,
-    train,
-)
 from vdr_db.cli.exits import (
     EXTRA_MISSING,
     FAULT_OF_OURS,
@@ -48,70 +37,62 @@ __all__ = ["COMMANDS", "main", "make_parser"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it is for, and the functions of its file."""
+    """A command; its file is imported when it is asked for.
+
+    Attributes:
+        summary: What it is for.
+        module: Its file, in `vdr_db.cli`.
+        arguments: The function there that adds its options to a parser.
+        function: The one that carries it out and returns the exit code.
+    """
 
     summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
+    arguments: str = "add_arguments"
+    function: str = "run_command"
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Adds its options; `run` of what the parser gives carries it out."""
+        place: Any = import_module(f"vdr_db.cli.{self.module}")
+        getattr(place, self.arguments)(parser)
+        parser.set_defaults(run=getattr(place, self.function))
 
 
 COMMANDS = {
-    "encode": Command("texts to sparse vectors", encode.add_arguments, encode.run_command),
+    "encode": Command("texts to sparse vectors", "encode"),
     "index": Command(
-        "texts or images to a searchable collection", ingest.add_index_arguments, ingest.run_index
+        "texts or images to a searchable collection", "ingest", "add_index_arguments", "run_index"
     ),
     "ingest": Command(
         "large inputs to a collection, resumed after any kill",
-        ingest.add_ingest_arguments,
-        ingest.run_ingest,
+        "ingest",
+        "add_ingest_arguments",
+        "run_ingest",
     ),
     "load": Command(
-        "what `encode --spool` wrote, to a collection", ingest.add_load_arguments, ingest.run_load
+        "what `encode --spool` wrote, to a collection", "ingest", "add_load_arguments", "run_load"
     ),
-    "search": Command(
-        "the texts of a collection that match a query, and why",
-        search.add_arguments,
-        search.run_command,
-    ),
+    "search": Command("the texts of a collection that match a query, and why", "search"),
     "explain": Command(
-        "why a document matches a query, or what a text or an image says as words",
-        explain.add_arguments,
-        explain.run_command,
+        "why a document matches a query, or what a text or an image says as words", "explain"
     ),
-    "serve": Command(
-        "a collection as a web page and a JSON API", serve.add_arguments, serve.run_command
-    ),
+    "serve": Command("a collection as a web page and a JSON API", "serve"),
     "evaluate": Command(
-        "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it",
-        evaluate.add_arguments,
-        evaluate.run_command,
+        "nDCG, recall and MRR of a model on a BEIR folder, BM25 beside it", "evaluate"
     ),
     "train": Command(
         "a model from a configuration: CPU, GPU, or several with torchrun",
-        train.add_train_arguments,
-        train.run_train,
+        "train",
+        "add_train_arguments",
+        "run_train",
     ),
     "mine": Command(
-        "hard negatives for training examples", train.add_mine_arguments, train.run_mine
+        "hard negatives for training examples", "train", "add_mine_arguments", "run_mine"
     ),
-    "export": Command(
-        "a model folder that runs without torch", export.add_arguments, export.run_command
-    ),
-    "check": Command(
-        "whether a store or a spool still holds what was put in",
-        check.add_arguments,
-        check.run_command,
-    ),
-    "info": Command(
-        "versions, device, and what a model or a collection is",
-        info.add_arguments,
-        info.run_command,
-    ),
-    "demo": Command(
-        "1,500 real documents, real queries, measured: see it work",
-        demo.add_arguments,
-        demo.run_command,
-    ),
+    "export": Command("a model folder that runs without torch", "export"),
+    "check": Command("whether a store or a spool still holds what was put in", "check"),
+    "info": Command("versions, device, and what a model or a collection is", "info"),
+    "demo": Command("real documents, real queries, measured: see it work", "demo"),
 }
 
 
@@ -123,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = False
     try:
         try:
-            arguments = make_parser().parse_args(argv)
+            given = sys.argv[1:] if argv is None else argv
+            asked = next((one for one in given if not one.startswith("-")), "")
+            arguments = make_parser(asked).parse_args(given)
         finally:
             sys.stdout.flush()  # of `--help`, whose reader may have gone
         debug = arguments.debug
@@ -161,8 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAULT_OF_OURS
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` of its result carries the command out."""
+def make_parser(asked: str) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of the one that is asked for.
+
+    `run` of its result carries the command out.
+    """
     parser = argparse.ArgumentParser(
         prog="vdr-db",
         description="Learned sparse retrieval: text to weighted words to an index that says why.",
@@ -173,10 +159,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.summary, description=f"{command.summary}.")
-        command.add_arguments(own)
+        if name == asked:
+            command.add_to(own)
         own.add_argument("--json", action="store_true", help="one JSON object a line")
         own.add_argument("--debug", action="store_true", help="show tracebacks")
-        own.set_defaults(run=command.run)
     return parser
 
 

@@ -104,7 +104,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         if arguments.workers == 1:
             code, was_interrupted = DONE, _serve(arguments, address, started)
         else:
-            with opened(arguments, encoder=None) as collection:
+            with opened(arguments) as collection:
                 documents = collection.count()
             code, was_interrupted = serve_many(
                 partial(_work, arguments),

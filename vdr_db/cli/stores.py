@@ -81,14 +81,12 @@ def open_store(
     return open_collection(arguments.store, name, encoder, access=access, **options)
 
 
-def opened(
-    arguments: argparse.Namespace, encoder: SparseEncoder | CrossModalEncoder | None = None
-) -> VDRQdrant | VDRElasticsearch:
+def opened(arguments: argparse.Namespace) -> VDRQdrant | VDRElasticsearch:
     """The collection of `--store` and `--collection`, which must be there."""
     store = arguments.store
     if "://" not in store and not Path(store).exists():
         raise StoreUnavailable(f"There is no store at {store}; make one with `vdr-db index`.")
-    collection = open_store(arguments, encoder)
+    collection = open_store(arguments)
     if collection.store.width is None:
         collection.close()
         raise StoreUnavailable(
@@ -113,8 +111,20 @@ def open_with_model(
     its text side comes here. With `texts_only` and no `--image` the part of images is not loaded.
     With `--mode alpha` nothing of the model but its tokenizer is read.
     """
-    with opened(arguments) as collection:
-        stamp = collection.store.stamp
+    collection = opened(arguments)
+    try:
+        whole, texts = _model_for(arguments, collection.store.stamp, texts_only=texts_only)
+        collection.use_encoder(whole)
+    except BaseException:
+        collection.close()
+        raise
+    return collection, texts
+
+
+def _model_for(
+    arguments: argparse.Namespace, stamp: EncoderStamp | None, *, texts_only: bool
+) -> tuple[SparseEncoder | CrossModalEncoder, SparseEncoder]:
+    """The model for a collection with that stamp, and its text side; see `open_with_model`."""
     made_with = stamp.model if stamp else None
     if getattr(arguments, "mode", None) == "alpha" and not getattr(arguments, "image", None):
         from vdr_db.encoders.token_queries import TokenQueries
@@ -124,12 +134,12 @@ def open_with_model(
         queries = cast(
             "SparseEncoder", TokenQueries.from_pretrained(name, stamp=stamp, max_length=length)
         )
-        return opened(arguments, queries), queries
+        return queries, queries
     if _needs_images(arguments, stamp, texts_only=texts_only):
         both = load_cross_modal(arguments, name=made_with)
-        return opened(arguments, both), both.text
+        return both, both.text
     encoder = load_model(arguments, name=made_with)
-    return opened(arguments, encoder), encoder
+    return encoder, encoder
 
 
 def open_source(

@@ -174,9 +174,10 @@ class OnnxTower(Generic[Config, Item]):
         """The vocabulary matrix without scales, `[V, H]`: the file itself where that is float32."""
         rows, stored = self._rows, self.weights[self._matrix]
         first, last = int(rows[0]), int(rows[-1])
-        if last - first + 1 == rows.size and stored.dtype == "F32":
-            return stored.mapped()[first : last + 1]
-        return stored.read(rows)
+        if last - first + 1 != rows.size:
+            return stored.read(rows)
+        neighbours = slice(first, last + 1)
+        return stored.mapped()[neighbours] if stored.dtype == "F32" else stored.read(neighbours)
 
     def encoded(self) -> Codes:
         """Rows with their scales in 8 bit integers, for scans; made anew in each call."""

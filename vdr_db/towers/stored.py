@@ -83,10 +83,10 @@ class StoredTensor:
         """
         # Opened for each read: a map that stayed open would count as memory of the process.
         mapped = self.mapped()
-        chosen = np.array(mapped if rows is None else mapped[rows])
+        chosen = mapped if rows is None else mapped[rows]
         if self.dtype == "BF16":
             return (chosen.astype(np.uint32) << 16).view(np.float32)
-        return chosen.astype(np.float32, copy=False)
+        return chosen.astype(np.float32)
 
 
 @dataclass(frozen=True)
