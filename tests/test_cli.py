@@ -64,7 +64,9 @@ def test_a_command_imports_no_other(tmp_path):
         "import sys; from vdr_db.cli.main import COMMANDS, make_parser; make_parser('search'); "
         "print({c.module for c in COMMANDS.values() if f'vdr_db.cli.{c.module}' in sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "{'search'}", done.stderr
 
 
