@@ -6,7 +6,8 @@ OLD and NEW are folders of checkouts, DATA a folder in BEIR's format, whose text
 checkout has a process of its own with the same interpreter and packages; the two take turns, and
 what counts is processor time, which other programs of the machine disturb less than time on the
 wall. The models have random weights, in layouts that both checkouts read, and run on torch; or
-they are those of `--models`, and run as each checkout runs them by itself.
+they are those of `--models`, and run as each checkout runs them by itself. Early checkouts know no
+head like that of `vdr-mini`; they get its body with the head that published models have.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from bench_cold_start import commit_of, package_path
 from measure import Row, rows_of, write_csv
+from peer_models import MINILM, model_folder
 
 from vdr_db.checkpoints.assets import fetch
 from vdr_db.readers import BeirFolder
@@ -117,20 +119,12 @@ def measured(
     rows = []
     for size in models or SIZES:
         with tempfile.TemporaryDirectory() as scratch:
-            if models:
-                folder = fetch(size)
-            else:
-                folder = write_model(Path(scratch) / "model", size, tokenizer)
-            workers = {
-                name: Worker(
-                    checkout,
-                    Path(scratch) / name,
-                    json.dumps(
-                        [documents, queries, str(folder), {} if models else options_of(checkout)]
-                    ),
-                )
-                for name, checkout in checkouts.items()
-            }
+            folder = None if models else write_model(Path(scratch) / "model", size, tokenizer)
+            workers = {}
+            for name, checkout in checkouts.items():
+                read = folder or folder_for(checkout, size, Path(scratch) / "models")
+                given = [documents, queries, str(read), {} if models else options_of(checkout)]
+                workers[name] = Worker(checkout, Path(scratch) / name, json.dumps(given))
             for what in ("documents", "queries"):
                 samples: dict[str, list[float]] = {name: [] for name in checkouts}
                 for turn in range(rounds):
@@ -149,9 +143,21 @@ def measured(
     return rows
 
 
+def is_early(checkout: Path) -> bool:
+    """Whether a checkout knows torch alone, and the heads of published models."""
+    return not (checkout / "vdr_db" / "checkpoints").is_dir()
+
+
 def options_of(checkout: Path) -> dict[str, str]:
-    """What picks torch in a checkout; early ones had nothing else."""
-    return {"runtime": "torch"} if (checkout / "vdr_db" / "checkpoints").is_dir() else {}
+    """What picks torch in a checkout."""
+    return {} if is_early(checkout) else {"runtime": "torch"}
+
+
+def folder_for(checkout: Path, model: str, scratch: Path) -> Path:
+    """A shipped model, or its body with a head that an early checkout reads."""
+    if model == "vdr-mini" and is_early(checkout):
+        return model_folder(MINILM, scratch, ())
+    return fetch(model)
 
 
 def main() -> None:

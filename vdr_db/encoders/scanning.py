@@ -66,7 +66,7 @@ class HeadChoice:
     """The choice for one side of an encoder, remembered for each length of texts.
 
     Attributes:
-        scanned: Batches whose vectors came from a scan so far.
+        scanned: Texts, or batches of them, whose vectors came from a scan so far.
     """
 
     def __init__(self) -> None:
@@ -88,12 +88,12 @@ class HeadChoice:
         plain: Way,
         scan: Way,
     ) -> SparseRows:
-        """Vectors of a batch, by the way that is faster.
+        """Vectors of a text or a batch, by the way that is faster.
 
         Args:
             backend: `"cpu-int8"` forces a scan where it is possible, all but `"auto"` forbid it.
-            shape: Positions of the longest text, k and activation: what the time depends on.
-            tokens: Of the batch.
+            shape: States of the longest text, k and activation: what the time depends on.
+            tokens: Of all texts.
             weights: Something that changes when the weights do; measurements begin anew then.
             is_possible: Whether this machine and this head can scan; may take a while.
             plain: The way through all scores.

@@ -59,16 +59,34 @@ class OnnxScoring:
         """
         for batch in batches:
             own = self._own_columns(batch)
-            rows = self.choice.rows(
-                self.backend,
-                (max(run.length for run in batch.runs), self.k, self.activation),
-                tokens=len(batch.input_ids),
-                weights=None,  # those of a file never change
-                is_possible=self._can_scan,
-                plain=partial(self._rows, batch, own, self._scores),
-                scan=partial(self._rows, batch, own, self._scanned),
+            rows = [self._row(batch, place, columns) for place, columns in enumerate(own)]
+            yield batch, SparseRows.concat(rows)
+
+    def _row(self, batch: PackedBatch, place: int, own: OwnColumns) -> SparseRows:
+        """The row of one text: its states once, then its scores by the way that is faster."""
+        item = batch.item(place)
+        states = self.tower.states(item)
+
+        def kept(scores: FloatArray) -> SparseRows:
+            return row_of(
+                scores,
+                self.vocabulary,
+                k=self.k,
+                activation=self.activation,
+                norm=self.norm,
+                lexical=own,
+                name=f"text {batch.texts[place]}",
             )
-            yield batch, rows
+
+        return self.choice.rows(
+            self.backend,
+            (len(states), self.k, self.activation),
+            tokens=len(item.input_ids),
+            weights=None,  # those of a file never change
+            is_possible=self._can_scan,
+            plain=lambda: kept(self.tower.scores(states)),
+            scan=lambda: kept(self._scanned(states, own)),
+        )
 
     def _can_scan(self) -> bool:
         threads = self.tower.threads
@@ -86,30 +104,6 @@ class OnnxScoring:
             return [None] * len(batch.texts)
         bounds, columns = lexical_columns(own, self.vocabulary)
         return [columns[bounds[i] : bounds[i + 1]] for i in range(len(batch.texts))]
-
-    def _rows(
-        self,
-        batch: PackedBatch,
-        own: list[OwnColumns],
-        score: Callable[[FloatArray, OwnColumns], FloatArray],
-    ) -> SparseRows:
-        return SparseRows.concat(
-            [
-                row_of(
-                    score(self.tower.states(batch.item(place)), columns),
-                    self.vocabulary,
-                    k=self.k,
-                    activation=self.activation,
-                    norm=self.norm,
-                    lexical=columns,
-                    name=f"text {text}",
-                )
-                for place, (text, columns) in enumerate(zip(batch.texts, own, strict=True))
-            ]
-        )
-
-    def _scores(self, states: FloatArray, _: OwnColumns) -> FloatArray:
-        return self.tower.scores(states)
 
     def _scanned(self, states: FloatArray, own: OwnColumns) -> FloatArray:
         tower = self.tower
