@@ -173,7 +173,7 @@ class Run:
         from kernel_cases import DRY_CASES, FULL_CASES, Inputs, check, layouts_agree
 
         if self.options.dry_run:
-            from kernel_cases import quicken_interpreter
+            from quick_interpreter import quicken_interpreter
 
             quicken_interpreter()
         cases = DRY_CASES if self.options.dry_run else FULL_CASES

@@ -58,7 +58,6 @@ def time_calls(
 def peak_bytes_above(call: Callable[[], object], device: torch.device) -> int:
     """Device memory that a call needs at its highest, results included; 0 on the CPU."""
     if device.type != "cuda":
-        call()
         return 0
     call()
     torch.cuda.synchronize()

@@ -311,23 +311,6 @@ def other_layouts(given: Inputs) -> list[PoolTile]:
     ]
 
 
-def quicken_interpreter() -> None:
-    """Lets the interpreter reduce by NumPy what it would reduce by one Python call per element."""
-    import numpy as np
-    from triton.runtime.interpreter import ReduceOps
-
-    from vdr_db.kernels.cuda.primitives import nan_max
-
-    plain = ReduceOps.apply_impl
-
-    def apply_impl(self: ReduceOps, given: tuple[object, ...]) -> object:
-        if self.combine_fn is nan_max:
-            return self.min_max(given[0], val_reduce_op=np.max)
-        return plain(self, given)
-
-    ReduceOps.apply_impl = apply_impl
-
-
 def check_gradients(given: Inputs, columns: Tensor) -> list[str]:
     """Compares gradients with float64 sums over the positions found; returns what is wrong."""
     case, wrong = given.case, []

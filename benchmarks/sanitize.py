@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run or options.here:
         if options.dry_run:
             os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, hence before it
+            from quick_interpreter import quicken_interpreter
+
+            quicken_interpreter()
         run_all("cpu" if options.dry_run else "cuda")
         print("every kernel ran")
         return 0

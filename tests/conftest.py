@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["model_fixtures", "search_servers"]
+pytest_plugins = ["forking", "model_fixtures", "search_servers"]
 
 # Shared machines stall at times, so no deadline; CI repeats the same examples on every run.
 settings.register_profile("vdr_db", deadline=None, derandomize=bool(os.environ.get("CI")))

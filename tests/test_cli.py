@@ -17,6 +17,8 @@ from vdr_db.sparse import SparseRows
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture
 def run(capsys, monkeypatch):
@@ -439,7 +441,7 @@ def _waits_for_input(pid):
     ],
 )
 def test_closed_streams_and_readers_that_leave(tmp_path, store, command, code):
-    (tmp_path / "texts.txt").write_text("tea and cake\n" * 4000)
+    (tmp_path / "texts.txt").write_text("tea and cake\n" * 600)
     shell = command.format(store=store, notes=NOTES)
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m vdr_db.cli {shell}"],

@@ -13,7 +13,7 @@ from vdr_db.cli.main import main
 
 NOTES = Path(__file__).parent / "data" / "notes.jsonl"
 
-pytestmark = pytest.mark.usefixtures("tiny_splade_folder")
+pytestmark = pytest.mark.usefixtures("tiny_splade_folder", "loaded_once")
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from store_servers import KEY, KINDS, running_place
 
 from vdr_db.cli.main import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
+    pytest.mark.usefixtures("loaded_once"),
+]
 TEXTS = [
     ("tea", "Green tea is brewed from leaves that are not fermented.", 1),
     ("zoo", "Giraffes are the tallest animals on land.", 2),

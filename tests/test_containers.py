@@ -25,7 +25,8 @@ from vdr_db.connectors import ElasticsearchStore
 with DockerContainer({image!r}).with_exposed_ports(9200) as container:
     url = f"http://{{container.get_container_host_ip()}}:{{container.get_exposed_port(9200)}}"
     end = time.monotonic() + 240
-    while not services.answers(url) and time.monotonic() < end:
+    while not services.answers(url):
+        assert time.monotonic() < end, container.get_logs()
         time.sleep(0.5)
     rows = zipf_rows(100, 20, 500, seed=1)
     client = opensearchpy.OpenSearch([url], timeout=60)
@@ -44,10 +45,11 @@ with DockerContainer({image!r}).with_exposed_ports(9200) as container:
 def test_a_server_that_testcontainers_started(tmp_path, request):
     pytest.importorskip("testcontainers")
     with container_engine(tmp_path) as engine:
-        script = SCRIPT.format(image=engine.opensearch_image())
+        image = engine.opensearch_image()
+        engine.check_ports(image)
         # testcontainers reads its settings when it is imported, so it gets a process of its own.
         done = subprocess.run(
-            [sys.executable, "-c", script],
+            [sys.executable, "-c", SCRIPT.format(image=image)],
             env=environment_with(engine.environment),
             capture_output=True,
             text=True,

@@ -16,6 +16,8 @@ from vdr_db.evaluation.quality import TestCollection, evaluate_bm25
 
 DATA = Path(vdr_db.__file__).parent / "data"
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
@@ -57,8 +59,8 @@ def test_bm25_finds_the_topics(sample):
 
 @pytest.fixture
 def short_sample(sample, monkeypatch):
-    """The first 60 documents, and the queries that are about them."""
-    documents = sample.documents[:60]
+    """The first 30 documents, and the queries that are about them."""
+    documents = sample.documents[:30]
     ids = {document.id for document in documents}
     judgements = {
         query: found
@@ -83,7 +85,7 @@ def test_the_demo_shows_hits_quality_and_what_to_type_next(capsys, monkeypatch, 
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert [line for line in lines if line in QUERIES] == list(QUERIES)
-    table = next(i for i, line in enumerate(lines) if line.startswith("debian: 60 documents"))
+    table = next(i for i, line in enumerate(lines) if line.startswith("debian: 30 documents"))
     assert all(len(line.rstrip()) <= 80 for line in lines[: table + 4])
     assert [line.split()[0] for line in lines[table + 1 : table + 4]] == [
         "ranked",
@@ -91,7 +93,7 @@ def test_the_demo_shows_hits_quality_and_what_to_type_next(capsys, monkeypatch, 
         "BM25",
     ]
     assert f'vdr-db search "make music" --store {store}' in out
-    assert "encoding and indexing 60" in err
+    assert "encoding and indexing 30" in err
     assert main(["search", "bittorrent", "--store", str(store), "--json"]) in (0, 1)
 
 

@@ -200,6 +200,7 @@ WITHOUT_TORCH = [
 """What of the tests runs in an environment that has no torch; most others compare with torch."""
 
 
+@pytest.mark.slow
 def test_tests_that_need_no_torch_pass_without_it(bare_python, tmp_path):
     needs = ["pytest", "pytest-timeout", "hypothesis", "scipy", "pytest-xdist"]
     pip = [bare_python, "-m", "pip", "install", "-q", "--no-compile", *needs]

@@ -116,7 +116,10 @@ def test_rows_of_documents_are_taken_by_document():
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
-@pytest.mark.parametrize(("model", "least"), [("tiny-splade", 0.95), ("vdr-mini", 0.85)])
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [("tiny-splade", 0.95), pytest.param("vdr-mini", 0.85, marks=pytest.mark.slow)],
+)
 def test_answers_at_the_end_of_long_documents_are_found(tmp_path, model, least):
     """What `benchmarks/bench_passages.py` measures, small, with the same bars.
 

@@ -19,16 +19,16 @@ MEASURES = ("ndcg_10", "recall_100", "mrr_10", "query_nonzeros", "document_nonze
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """80 documents of the demo's, and 40 queries about them."""
+    """40 documents of the demo's, and 30 queries about them."""
     whole = TestCollection.load(unpack_sample(tmp_path_factory.mktemp("sample") / "debian"))
-    documents = whole.documents[:80]
+    documents = whole.documents[:40]
     ids = {document.id for document in documents}
     judgements = {
         query: found
         for query, grades in whole.judgements.items()
         if (found := {id: grade for id, grade in grades.items() if id in ids})
     }
-    queries = [query for query in whole.queries if query.id in judgements][:40]
+    queries = [query for query in whole.queries if query.id in judgements][:30]
     return replace(whole, documents=documents, queries=queries, judgements=judgements)
 
 

@@ -7,37 +7,19 @@ not behind the name must be listed as a leftover.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import sys
 import time
-from multiprocessing import forkserver
 
 import pytest
 import services
+from forking import FORKS
 from ingest_worker import make_store
 from qdrant_contract_server import QdrantContractServer
 from rebuild_worker import COUNT, ROWS, WIDTH, replace_forever, replace_once
 from search_servers import note_real_server, remove_indices
 
 KILLS = 22
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["rebuild_worker", "opensearchpy", "qdrant_client", "vdr_db.connectors.elasticsearch.store"]
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forks(tmp_path_factory):
-    """The process that forks starts with this one's paths, which it would not know otherwise.
-
-    From elsewhere, because the current folder would be searched for modules first.
-    """
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        patched.chdir(tmp_path_factory.mktemp("forks"))
-        forkserver.ensure_running()
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture(params=["opensearch", "qdrant"])

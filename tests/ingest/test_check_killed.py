@@ -40,6 +40,8 @@ from pathlib import Path
 import qdrant_edge
 from vdr_db.cli.main import main
 from vdr_db.connectors import QdrantStore
+from vdr_db.connectors.collections import vdr_qdrant
+from vdr_db.connectors.qdrant import edge
 from vdr_db.errors import StoreError
 from vdr_db.ingest import checking
 from vdr_db.sparse import SparseRows
@@ -135,6 +137,7 @@ def run(script, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process for each flip")
 def test_flips_after_a_kill_are_said_where_they_change_an_answer(tmp_path):

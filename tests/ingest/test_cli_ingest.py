@@ -122,7 +122,7 @@ def test_bad_use_is_explained(run, tmp_path, corpus):
 
 def test_interrupt_says_how_to_go_on(tmp_path, corpus):
     with open(corpus, "a", encoding="utf-8") as stream:
-        for i in range(40, 2000):
+        for i in range(40, 1000):
             stream.write(json.dumps({"_id": f"n{i}", "text": f"{TEXTS[i % 4]} {i}"}) + "\n")
     command = [sys.executable, "-m", "vdr_db.cli", "ingest", str(corpus), "--store", "notes"]
     command += ["--model", "tiny-splade"]
@@ -144,7 +144,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, corpus):
     assert process.returncode == 130, err
     report = json.loads(out)
     assert report["is_interrupted"]
-    assert 0 < report["totals"]["acknowledged"] < 2000
+    assert 0 < report["totals"]["acknowledged"] < 1000
     assert "go on with: vdr-db ingest" in err
     began = time.monotonic()
     again = subprocess.run(
@@ -154,7 +154,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, corpus):
     assert time.monotonic() - began < 120
     report_again = json.loads(again.stdout)
     assert report_again["totals"]["resumed"] == report["totals"]["acknowledged"]
-    assert report_again["acknowledged_in_total"] == 2000
+    assert report_again["acknowledged_in_total"] == 1000
 
 
 def test_the_command_to_go_on_shows_no_secret(monkeypatch):

@@ -1,7 +1,7 @@
 """Kill −9 at random moments: nothing acknowledged is lost, nothing is twice, the end is exact.
 
-The ingest runs in a process of its own, which writes each acknowledgement of the store to a pipe
-before anything else happens. It is killed at a random acknowledgement or a random time after its
+The ingest runs in a process of its own, which sends each acknowledgement of the store before
+anything else happens. It is killed at a random acknowledgement or a random time after its
 start; then the store is looked at, and the next process resumes. What this proves is death of the
 process, at any instruction; loss of power is another matter (see docs/ingest.md).
 """
@@ -12,25 +12,24 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import opensearch_node
 import pytest
 import services
 from faults import FaultPlan
+from forking import FORKS
 from hashing_encoder import HashingEncoder
-from ingest_worker import make_store
+from ingest_worker import make_store, work
 from opensearch_node import OpenSearchNode
 from qdrant_contract_server import QdrantContractServer
 from search_servers import note_real_server, remove_indices
 
 from vdr_db.ingest.ledger import Ranges
 
-WORKER = Path(__file__).parents[1] / "support" / "ingest_worker.py"
+pytestmark = pytest.mark.usefixtures("forks")
+
 COUNT = 20_000
 
 
@@ -50,25 +49,23 @@ class Worker:
         self.acknowledged: list[str] = []
         self.report = None
         self.arrived = threading.Condition()
-        self.errors = open(folder / "worker.err", "w+b")  # noqa: SIM115, closed in `end`
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(job)],
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        self.errors = folder / "worker.err"
+        self.told, tell = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=work, args=(job, folder, tell))
+        self.process.start()
+        tell.close()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
-        for line in self.process.stdout:
-            if not line.endswith(b"\n"):
+        while True:
+            try:
+                told = self.told.recv()
+            except (EOFError, OSError):  # the process has ended, perhaps in the middle of it
                 return
-            told = json.loads(line)
             with self.arrived:
                 if isinstance(told, dict):
-                    self.report = told["report"]
+                    self.report = told
                 else:
                     self.acknowledged.extend(told)
                 self.arrived.notify_all()
@@ -77,21 +74,19 @@ class Worker:
         """Returns at the n-th acknowledged document, at the end of the process or of the time."""
         until = time.monotonic() + seconds
         with self.arrived:
-            while len(self.acknowledged) < count and self.process.poll() is None:
+            while len(self.acknowledged) < count and self.process.is_alive():
                 if time.monotonic() > until:
                     return
                 self.arrived.wait(0.01)
 
     def end(self, signal_number=None):
-        if signal_number is not None and self.process.poll() is None:
-            self.process.send_signal(signal_number)
-        code = self.process.wait(60)
+        if signal_number is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal_number)
+        self.process.join(60)
+        code = self.process.exitcode
         self.reader.join(10)
-        self.process.stdout.close()
-        self.errors.seek(0)
-        said = self.errors.read().decode()
-        self.errors.close()
-        return code, said
+        self.told.close()
+        return code, self.errors.read_text() if self.errors.exists() else ""
 
 
 def settled_numbers(ledger):
@@ -176,7 +171,7 @@ def ingest_with_kills(
         is_early = chance.random() < 0.2 and turn not in outages
         worker.wait_for(
             10**9 if is_early else chance.randrange(1, max(2, 2 * COUNT // (kills + 1))),
-            chance.uniform(0.2, 0.8) if is_early else 30,
+            chance.uniform(0.0, 0.3) if is_early else 30,
         )
         time.sleep(chance.uniform(0, 0.01))
         if turn in outages:

@@ -7,19 +7,20 @@ import json
 import hub_layouts as hub
 import pytest
 
-mteb = pytest.importorskip("mteb")
-
-from mteb.mocks.mock_tasks import reranking, retrieval  # noqa: E402
-
-from vdr_db.encoders.text import SparseEncoder  # noqa: E402
-from vdr_db.integrations.mteb import MtebModel  # noqa: E402
+from vdr_db.encoders.text import SparseEncoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of mteb and of its data sets
 ]
 
 
-def score(model, task) -> float:
+@pytest.fixture(scope="module")
+def mteb():
+    """Imported here: it takes seconds, which only the process that runs these tests need spend."""
+    return pytest.importorskip("mteb")
+
+
+def score(mteb, model, task) -> float:
     """nDCG@10 of a model on a task whose data lie in the package."""
     found = mteb.evaluate(
         model, task, cache=None, overwrite_strategy="always", raise_error=True, co2_tracker=False
@@ -33,18 +34,25 @@ def folder(tmp_path_factory):
     return hub.ROWS["8 opensearch doc-v2"](tmp_path_factory.mktemp("mteb") / "m")
 
 
-@pytest.mark.parametrize("make", [retrieval.MockRetrievalTask, reranking.MockRerankingTask])
-def test_scores_are_those_of_sentence_transformers(folder, make):
+@pytest.mark.parametrize("kind", ["retrieval", "reranking"])
+def test_scores_are_those_of_sentence_transformers(mteb, folder, kind):
+    from mteb.mocks.mock_tasks import reranking, retrieval
     from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
 
+    from vdr_db.integrations.mteb import MtebModel
+
+    tasks = {"retrieval": retrieval.MockRetrievalTask, "reranking": reranking.MockRerankingTask}
+    make = tasks[kind]
     ours = MtebModel(SparseEncoder.from_pretrained(folder, device="cpu"))
     theirs = SparseEncoderWrapper(str(folder), device="cpu")
-    found = score(ours, make())
-    assert found == pytest.approx(score(theirs, make()))
+    found = score(mteb, ours, make())
+    assert found == pytest.approx(score(mteb, theirs, make()))
     assert found > 0
 
 
-def test_an_encoder_is_loaded_by_its_folder(folder):
+def test_an_encoder_is_loaded_by_its_folder(mteb, folder):
+    from vdr_db.integrations.mteb import MtebModel
+
     model = MtebModel(str(folder), device="cpu")
     assert isinstance(model, mteb.EncoderProtocol)
     assert model.mteb_model_meta.name.endswith("/m")

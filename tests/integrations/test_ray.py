@@ -195,6 +195,7 @@ def test_blocks_of_many_tasks_reach_one_folder(cluster, tmp_path):
         assert report.totals.unchanged == len(rows)
 
 
+@pytest.mark.slow
 def test_a_real_model_on_two_actors_of_a_small_cluster(
     cluster, tmp_path, tiny_splade, tiny_splade_folder
 ):

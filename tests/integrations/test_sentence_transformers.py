@@ -8,12 +8,6 @@ import pickle
 import pytest
 
 torch = pytest.importorskip("torch")
-st = pytest.importorskip("sentence_transformers")
-
-from sentence_transformers.base.modules.transformer import Transformer  # noqa: E402
-from sentence_transformers.sparse_encoder import losses  # noqa: E402
-from sentence_transformers.sparse_encoder.modules import SpladePooling  # noqa: E402
-
 from vdr_db.errors import ConfigError  # noqa: E402
 from vdr_db.integrations.sentence_transformers import TOLERANCE, accelerate  # noqa: E402
 
@@ -27,8 +21,17 @@ TEXTS = [
 PAIRS = (["a cat on a sofa", "how tall is a giraffe"], ["the cat sleeps", "giraffes are tall"])
 
 
+@pytest.fixture(scope="module")
+def st():
+    """Imported here: it takes seconds, which only the process that runs these tests need spend."""
+    return pytest.importorskip("sentence_transformers")
+
+
 @pytest.fixture
-def model(tiny_splade_folder):
+def model(st, tiny_splade_folder):
+    from sentence_transformers.base.modules.transformer import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
     transformer = Transformer(str(tiny_splade_folder), transformer_task="fill-mask")
     return st.SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu")
 
@@ -46,6 +49,8 @@ def without_dropout(model):
 
 
 def loss_and_gradients(model):
+    from sentence_transformers.sparse_encoder import losses
+
     loss = losses.SpladeLoss(
         model,
         losses.SparseMultipleNegativesRankingLoss(model),
@@ -117,7 +122,7 @@ def test_copies_and_pickles_stay_whole(model):
         assert torch.equal(encode(twin), expected)
 
 
-def test_saved_files_are_those_of_the_plain_model(model, tmp_path):
+def test_saved_files_are_those_of_the_plain_model(st, model, tmp_path):
     names = [name for name, _ in model.named_parameters()]
     accelerate(model)
     assert [name for name, _ in model.named_parameters()] == names

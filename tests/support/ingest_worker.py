@@ -1,15 +1,13 @@
-"""An ingest in a process of its own, made to be killed.
-
-Run as `python ingest_worker.py JSON`. Each acknowledgement of the store is written to standard
-output as a line of ids, right after the store returned and before anything else happens.
-"""
+"""An ingest in a process of its own, made to be killed."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import threading
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from hashing_encoder import HashingEncoder
@@ -46,8 +44,15 @@ def make_store(place: dict[str, Any]) -> Any:
         return QdrantStore("articles", **place)
 
 
-def main() -> int:
-    job = json.loads(sys.argv[1])
+def work(job: dict[str, Any], folder: Path, told: Connection) -> None:
+    """Ingests; the exit status is that of the command.
+
+    Each acknowledgement of the store is sent as a list of ids, right after the store returned and
+    before anything else happens; the report is sent as a dictionary. Complaints go to `worker.err`
+    in the folder.
+    """
+    os.chdir(folder)
+    os.dup2(os.open("worker.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if "file_limit" in job:  # no file may grow beyond: to SQLite this is a disk that is full
         import resource
 
@@ -57,10 +62,12 @@ def main() -> int:
 
     def upsert(rows: Any, ids: Any, payloads: Any = None, **more: Any) -> Any:
         written = write(rows, ids, payloads, **more)
-        os.write(1, (json.dumps(list(ids)) + "\n").encode())
+        with sending:
+            told.send(list(ids))
         time.sleep(job.get("pause_s", 0))
         return written
 
+    sending = threading.Lock()
     store.upsert = upsert  # type: ignore[method-assign]
     options = IngestOptions(retry=RetryPolicy(**job.get("retry", {})), **job.get("options", {}))
     with store, stop_on_signals(Stop()) as stop:
@@ -72,9 +79,5 @@ def main() -> int:
             ledger=job["ledger"],
             stop=stop,
         )
-    os.write(1, (json.dumps({"report": report.to_dict()}) + "\n").encode())
-    return 130 if report.is_interrupted else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    told.send(report.to_dict())
+    sys.exit(130 if report.is_interrupted else 0)

@@ -43,3 +43,30 @@ def bert_tokenizer(tiny_splade_folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_splade_folder)
+
+
+@pytest.fixture(scope="session")
+def _loaded() -> dict[object, Any]:
+    return {}
+
+
+@pytest.fixture
+def loaded_once(_loaded: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process share models that are given by a package's name."""
+    from vdr_db import CrossModalEncoder, SparseEncoder
+
+    def shared(kind: Any) -> Any:
+        plain = kind.from_pretrained
+
+        def load(name: str, **options: Any) -> Any:
+            if Path(name).exists():  # a folder may change
+                return plain(name, **options)
+            key = (kind, name, repr(sorted(options.items())))
+            if key not in _loaded:
+                _loaded[key] = plain(name, **options)
+            return _loaded[key]
+
+        return load
+
+    for kind in (SparseEncoder, CrossModalEncoder):
+        monkeypatch.setattr(kind, "from_pretrained", shared(kind))

@@ -8,7 +8,7 @@ interpreter (`TRITON_INTERPRET=1`, set before any kernel is defined), which
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,26 +89,11 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_interpreter() -> Iterator[None]:
-    """Reduces with one call of NumPy where the interpreter calls Python for each element."""
-    if not IS_INTERPRETED:
-        yield
-        return
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime.interpreter import ReduceOps
+def quick_interpreter() -> None:
+    """The interpreter does what it does once, and by NumPy."""
+    if IS_INTERPRETED:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+            from quick_interpreter import quicken_interpreter
 
-    from vdr_db.kernels.cuda.primitives import nan_max
-
-    quick = ((nan_max, np.max), (tl.standard._xor_combine, np.bitwise_xor.reduce))  # of tl.sort
-    plain = ReduceOps.apply_impl
-
-    def apply_impl(self, given):
-        for combine, reduce in quick:
-            if self.combine_fn is combine:
-                return self.min_max(given[0], val_reduce_op=reduce)
-        return plain(self, given)
-
-    ReduceOps.apply_impl = apply_impl
-    yield
-    ReduceOps.apply_impl = plain
+            quicken_interpreter()
