@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, get_args
 
 from vdr_db.checkpoints.assets import ASSETS, DEFAULT_MODEL, SHIPPED
 from vdr_db.errors import ConfigError
-from vdr_db.readers import Fields, Kind
 from vdr_db.towers.interface import Precision
 
 if TYPE_CHECKING:
     from vdr_db.connectors.collections.collection import Mode
     from vdr_db.connectors.passages import Passages
+    from vdr_db.readers import Fields
 
 __all__ = [
     "DEFAULT_COLLECTION",
@@ -136,6 +136,8 @@ def add_field_options(parser: argparse.ArgumentParser) -> None:
 
 def fields_of(arguments: argparse.Namespace) -> Fields:
     """The fields that `add_field_options` read."""
+    from vdr_db.readers import Fields
+
     payload = arguments.payload_field
     return Fields(
         id=arguments.id_field,
@@ -147,6 +149,8 @@ def fields_of(arguments: argparse.Namespace) -> Fields:
 
 
 def _column(text: str) -> tuple[str, str]:
+    from vdr_db.readers import Kind
+
     name, is_named, kind = text.rpartition("=")
     if not is_named or kind not in get_args(Kind):
         raise argparse.ArgumentTypeError(

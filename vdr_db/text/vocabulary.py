@@ -130,14 +130,15 @@ class Vocabulary:
                 f"token ids must lie below {BUDGET.vocabulary_ids:,}, got {largest:,}; vectors are "
                 "as wide as the largest id: the tokenizer is damaged."
             )
-        tokens = [f"[id {i}]" for i in range(max(table.values()) + 1)] if table else []
+        found: list[str | None] = [None] * (largest + 1 if table else 0)
         if len(set(table.values())) != len(table):
             raise InputError(
                 "every token must have an id of its own, got a tokenizer with shared ids; "
                 "save it anew from its source."
             )
         for token, id in table.items():
-            tokens[id] = token
+            found[id] = token
+        tokens = [f"[id {id}]" if token is None else token for id, token in enumerate(found)]
         return cls(tokens, kind=kind, special_ids=tokenizer.all_special_ids)
 
     @property
