@@ -1,11 +1,12 @@
 """Ingest and query beside the bare clients, on whatever server is at hand.
 
-    python benchmarks/bench_servers.py [--rows 20000] [--csv benchmarks/results/servers.csv]
+    python benchmarks/bench_servers.py --rows 10000 --csv benchmarks/results/servers.csv [--append]
 
 OpenSearch is the one of `VDR_TEST_OPENSEARCH_URL`, else a node of one's own (Maven and a JDK);
 Qdrant the one of `VDR_TEST_QDRANT_URL`. Ours and the bare client take turns in one process, and
 what is told are medians of the ratios: below 1 we are faster. The bare clients do what their
-documentation shows: `helpers.bulk` with dictionaries, `upsert` of `PointStruct`.
+documentation shows: `helpers.bulk` with dictionaries, `upsert` of `PointStruct`. An earlier
+checkout is measured by putting it first on `PYTHONPATH`, with `--append` and the same server.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench_cold_start import commit_of
+
+import vdr_db
 from vdr_db import SparseRows
 from vdr_db.connectors import ElasticsearchStore, QdrantStore
 
@@ -167,8 +171,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     arguments = parser.parse_args()
     rows = zipf_rows(arguments.rows, NNZ, WIDTH, seed=1)
+    commit = commit_of(Path(vdr_db.__file__).resolve().parents[1])
     found: list[dict[str, Any]] = []
     with ExitStack() as running:
         servers = {}
@@ -186,15 +192,16 @@ def main() -> None:
             for op, wall, cpu in results:
                 found.append(
                     {"server": server, "op": op, "rows": len(rows), "nnz": NNZ}
-                    | {"wall_ratio": round(wall, 3), "cpu_ratio": round(cpu, 3)}
+                    | {"wall_ratio": round(wall, 3), "cpu_ratio": round(cpu, 3), "commit": commit}
                 )
                 print(f"{server:10} {op:6} wall {wall:5.2f}x  processor {cpu:5.2f}x of the client")
     if not found:
         print("no server is at hand: set VDR_TEST_OPENSEARCH_URL or VDR_TEST_QDRANT_URL")
     elif arguments.csv is not None:
-        with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+        with arguments.csv.open("a" if arguments.append else "w", newline="") as file:
             writer = csv.DictWriter(file, found[0])
-            writer.writeheader()
+            if not file.tell():
+                writer.writeheader()
             writer.writerows(found)
 
 
