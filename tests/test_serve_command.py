@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_a_snippet_shows_what_matters():
     assert snippet("short", [Mark(0, 5, 1.0)]) == ("short", [Mark(0, 5, 1.0)])
     wall = "x" * 2000
     assert len(snippet(wall, [Mark(1990, 2000, 1.0)])[0]) < 360
+
+
+def test_answers_wait_for_no_acknowledgement():
+    address = listen("127.0.0.1", 0)
+    with address.socket, socket.create_connection(address.socket.getsockname()):
+        accepted, _ = address.socket.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_impossible_addresses():
