@@ -33,11 +33,11 @@ __all__ = ["KINDS", "Vocabulary", "is_piece"]
 
 IdArray = npt.NDArray[np.int32]
 
-KINDS: Mapping[str, Callable[[int, str], bool]] = {
-    "all": lambda _id, _token: True,
-    "from_999": lambda id, _token: id >= 999,
-    "from_1000": lambda id, _token: id >= 1000,
-    "ascii_from_999": lambda id, token: id >= 999 and token.isascii(),
+KINDS: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] = {
+    "all": lambda tokens: range(len(tokens)),
+    "from_999": lambda tokens: range(999, len(tokens)),
+    "from_1000": lambda tokens: range(1000, len(tokens)),
+    "ascii_from_999": lambda tokens: [id for id in range(999, len(tokens)) if tokens[id].isascii()],
 }
 
 # Byte-level BPE tokenizers write a leading space as this letter, sentence-piece ones as the bar.
@@ -94,8 +94,7 @@ class Vocabulary:
                 f"special ids must lie in [0, {len(self.tokens)}), got {outside[:3]}; "
                 "tokens and special ids come from different tokenizers."
             )
-        keep = KINDS[kind]
-        kept = [id for id, token in enumerate(self.tokens) if keep(id, token)]
+        kept = KINDS[kind](self.tokens)
         if not kept:
             raise ConfigError(
                 f"kind {kind!r} keeps none of the {len(self.tokens)} tokens; "
@@ -350,6 +349,5 @@ def _fingerprint(tokens: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for token in tokens:
         encoded = token.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(4, "little"))
-        digest.update(encoded)
+        digest.update(len(encoded).to_bytes(4, "little") + encoded)
     return digest.hexdigest()
