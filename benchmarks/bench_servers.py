@@ -198,7 +198,8 @@ def main() -> None:
     if not found:
         print("no server is at hand: set VDR_TEST_OPENSEARCH_URL or VDR_TEST_QDRANT_URL")
     elif arguments.csv is not None:
-        with arguments.csv.open("a" if arguments.append else "w", newline="") as file:
+        mode = "a" if arguments.append else "w"
+        with arguments.csv.open(mode, newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, found[0])
             if not file.tell():
                 writer.writeheader()

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def note_digest(settings: Path, weights: Mapping[str, Weight]) -> None:
         weights: All of the encoder.
     """
     content = settings_of(settings)
-    places = _digest_of_places(settings, weights)
+    places = _digest_of_places(settings.parent, content, weights)
     if places is not None:
         told = {**content, WEIGHTS: {places: digest(weights)}}
         settings.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -92,20 +93,33 @@ def known_digest(settings: Path, weights: Mapping[str, Weight]) -> str:
     Only to be asked after `check_digests`: then the same places hold the same values, and to read
     a small file takes a thousandth of reading all weights.
     """
-    told = settings_of(settings).get(WEIGHTS)
-    known = told.get(_digest_of_places(settings, weights)) if isinstance(told, Mapping) else None
+    content = settings_of(settings)
+    told = content.get(WEIGHTS)
+    if not isinstance(told, Mapping):
+        return ""
+    known = told.get(_digest_of_places(settings.parent, content, weights))
     return known if isinstance(known, str) else ""
 
 
-def _digest_of_places(settings: Path, weights: Mapping[str, Weight]) -> str | None:
-    """SHA-256 (hex) of which bytes of which files all weights are; None where that is not known."""
-    told = settings_of(settings).get(DIGESTS) or {}
-    files = {(settings.parent / name).resolve(): found for name, found in told.items()}
+def _digest_of_places(
+    folder: Path, content: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> str | None:
+    """SHA-256 (hex) of which bytes of which files all weights are; None where that is not known.
+
+    Args:
+        folder: Of the settings file.
+        content: What that file holds.
+        weights: All of an encoder.
+    """
+    told = content.get(DIGESTS) or {}
+    digests = {(folder / name).resolve(): found for name, found in told.items()}
+    stored = {weight.file for weight in weights.values() if isinstance(weight, StoredTensor)}
+    files = {file: digests.get(file.resolve()) for file in stored}
     total = hashlib.sha256()
     for name in sorted(weights):
         weight = weights[name]
-        if isinstance(weight, StoredTensor) and weight.file.resolve() in files:
-            place = f"{files[weight.file.resolve()]} {weight.dtype} {weight.offset}"
+        if isinstance(weight, StoredTensor) and files[weight.file] is not None:
+            place = f"{files[weight.file]} {weight.dtype} {weight.offset}"
         elif isinstance(weight, np.ndarray):
             place = hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()
         else:
