@@ -34,7 +34,7 @@ SOURCES = $(wildcard vdr_db/*.py vdr_db/*/*.py vdr_db/*/*/*.py vdr_db/data/* vdr
 $(VENV)/ready-test: $(VENV)/ready-base $(SOURCES)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet \
-		--editable '.[gpu,export,qdrant,elasticsearch,parquet,train,images,cli,bench]' \
+		--editable '.[gpu,export,openvino,qdrant,elasticsearch,parquet,train,images,cli,bench]' \
 		--group test --group lint --config-settings editable_mode=strict
 	touch $@
 

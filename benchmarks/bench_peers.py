@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from bench_scan import flags
 from measure import Row, rows_of, write_csv
-from peer_models import BASE, MINILM, TINY, model_folder
+from peer_models import BASE, MINI, TINY, model_folder
 from peers import ARMS, Arm, Dense, Encode, Source, dense
 
 from vdr_db.errors import ConfigError
 from vdr_db.readers import BeirFolder
 
-DOCUMENTS = {TINY: 24, MINILM: 6, BASE: 3}
+DOCUMENTS = {TINY: 24, MINI: 12, BASE: 3}
 """How many of each model; the first of the folder."""
 CALIBRATION = 16
 COMPARED = 8

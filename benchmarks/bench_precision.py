@@ -32,7 +32,8 @@ ARMS = {
     "float32 onnx": {"runtime": "onnx", "threads": 1},
     "int8 onnx": {"precision": "int8", "threads": 1},
     "float32 torch": {"runtime": "torch"},
-    "bfloat16 torch": {"precision": "bfloat16"},
+    "bfloat16 torch": {"precision": "bfloat16", "runtime": "torch"},
+    "bfloat16 openvino": {"precision": "bfloat16", "runtime": "openvino", "threads": 1},
 }
 """Name -> options of `from_pretrained`; the first is what others are compared with."""
 FIRST = next(iter(ARMS))
@@ -108,7 +109,9 @@ def main() -> None:
                 share = 1 if model != BASE else 4
                 rows += timed(encoders, side, some[::share], arguments.rounds, shape)
             # float32 on torch ranks as on ONNX Runtime: the vectors are the same up to rounding.
-            for name in (FIRST, "int8 onnx", "bfloat16 torch") if model != BASE else ():
+            for name in (
+                (FIRST, "int8 onnx", "bfloat16 torch", "bfloat16 openvino") if model != BASE else ()
+            ):
                 quality = evaluate_model(collection, encoders[name])
                 samples = {"ndcg_10": [quality.ndcg_10]}
                 rows += rows_of("evaluate", name, shape, name.partition(" ")[0], samples)

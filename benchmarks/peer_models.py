@@ -1,8 +1,9 @@
 """The models of `bench_peers.py`: folders as the hub has them, which every library opens.
 
-Nothing is downloaded but the tiny SPLADE. `minilm` is the trained body and head of the shipped
-`vdr-mini` with the GELU that heads of masked language models have, and less what they cannot say
-(a position's own token, own weights); it keeps nearly as many columns. `bert-base-random` has
+Nothing is downloaded but the tiny SPLADE. `vdr-mini` is the shipped model without own weights; its
+head reads the mean of a text, for which other libraries have no name. `minilm`, of
+`bench_checkouts.py`, has its body and weights with the head of masked language models, which
+every checkout opens. `bert-base-random` has
 weights from a seed; its bias is lowered until documents keep 256 columns, as trained models do.
 """
 
@@ -18,26 +19,60 @@ from safetensors.torch import load_file
 from vdr_db import SparseEncoder
 from vdr_db.checkpoints.assets import fetch
 
-TINY, MINILM, BASE = "tiny-splade", "minilm", "bert-base-random"
+TINY, MINI, MINILM, BASE = "tiny-splade", "vdr-mini", "minilm", "bert-base-random"
 KEPT = 256
+WEIGHTS = "model.safetensors"
 
 
 def model_folder(name: str, scratch: Path, texts: Sequence[str]) -> Path:
     """Folder of a model.
 
     Args:
-        name: One of `TINY`, `MINILM`, `BASE`.
+        name: One of `TINY`, `MINI`, `MINILM`, `BASE`.
         scratch: Where to write one that is made here.
         texts: Documents that set the bias of `BASE`.
     """
     folder = scratch / name
-    tiny = fetch("tiny-splade")
-    shutil.copytree(tiny, folder)  # peers write their own files beside the weights
+    # A copy: peers write their own files beside the weights.
+    shutil.copytree(fetch(MINI if name == MINI else TINY), folder)
     if name == MINILM:
         write_minilm(folder)
     elif name == BASE:
         write_random_base(folder, texts)
     return folder
+
+
+class MeanScores(torch.nn.Module):
+    """The documents' side of `vdr-mini`, without own weights: ids `[1, L]` to weights `[1, V]`.
+
+    Args:
+        folder: The model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        saved = {name: part.float() for name, part in load_file(folder / WEIGHTS).items()}
+        config = BertConfig.from_pretrained(folder, attn_implementation="eager")
+        self.body = BertModel(config, add_pooling_layer=False).eval()
+        body = {name[5:]: part for name, part in saved.items() if name.startswith("bert.")}
+        self.body.load_state_dict(body, strict=True)
+        width = config.hidden_size
+        self.dense, self.norm = torch.nn.Linear(width, width), torch.nn.LayerNorm(width)
+        self.decoder = torch.nn.Linear(width, config.vocab_size)
+        with torch.no_grad():
+            for part, name in ((self.dense, "dense"), (self.norm, "norm")):
+                part.weight.copy_(saved[f"document.{name}.weight"])
+                part.bias.copy_(saved[f"document.{name}.bias"])
+            words = self.body.embeddings.word_embeddings.weight
+            self.decoder.weight.copy_(words * saved["document.scale"].clamp_min(0)[:, None])
+            self.decoder.bias.copy_(saved["document.bias"])
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Weights of all dimensions."""
+        states = self.body(input_ids=input_ids).last_hidden_state
+        return torch.log1p(torch.relu(self.decoder(self.norm(self.dense(states.mean(1))))))
 
 
 def write_minilm(folder: Path) -> None:
@@ -49,7 +84,7 @@ def write_minilm(folder: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     source = fetch("vdr-mini")
-    saved = {name: part.float() for name, part in load_file(source / "model.safetensors").items()}
+    saved = {name: part.float() for name, part in load_file(source / WEIGHTS).items()}
     config = BertConfig.from_pretrained(source, tie_word_embeddings=False)
     model = BertForMaskedLM(config)
     words = saved["bert.embeddings.word_embeddings.weight"]

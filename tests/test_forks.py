@@ -176,25 +176,29 @@ def test_an_application_made_before_its_workers_fork(tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("backend", ["cpu", "cpu-int8"])
-def test_a_child_encodes_with_onnx_runtime(threads, backend):
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize(
+    ("runtime", "backend"), [("onnx", "cpu"), ("onnx", "cpu-int8"), ("openvino", "cpu")]
+)
+def test_a_child_encodes_by_graphs(threads, runtime, backend):
+    pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
     told = run(
         """
         from vdr_db import SparseEncoder
+        runtime, place = sys.argv[1:]
         texts = ["hot water on green leaves", "a giraffe"] * 20
-        encoder = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx", backend=place)
+        encoder = SparseEncoder.from_pretrained("vdr-mini", runtime=runtime, backend=place)
         expected = encoder.encode_documents(texts)
 
         def again():
             assert encoder.encode_documents(texts).values.tobytes() == expected.values.tobytes()
-            other = SparseEncoder.from_pretrained("vdr-mini", runtime="onnx")
+            other = SparseEncoder.from_pretrained("vdr-mini", runtime=runtime)
             print(other.encode_queries(texts).nnz > 0)
 
         print(in_child(again), in_child(lambda: None), in_child(again, ends="os._exit"))
         with fork.Pool(1) as pool:
             print(pool.apply(encoder.encode_documents, (texts,)).nnz == expected.nnz)
         """,
+        runtime,
         backend,
         threads=threads,
     )

@@ -237,13 +237,12 @@ def test_the_runtime_is_chosen_by_folder_and_options(exported):
     assert chosen(device="cpu", precision="float32", k=3, max_length=9) == "onnx"
     assert chosen(device="cpu", runtime="torch") == "torch"
     assert chosen(folder=exported / "source", device="cpu") == "torch"
-    assert chosen(device="cpu", precision="bfloat16") == "torch"
     assert chosen(device="cpu", backend="reference") == "torch"
     assert chosen(device="cpu", backend="cpu-int8") == chosen(device="cpu", backend="cpu") == "onnx"
     assert chosen(device="cpu", compatibility="max_length") == "torch"
     for options, said in (
         ({"dtype": "float16"}, "`dtype` must be None or 'float32', got 'float16'"),
-        ({"precision": "bfloat16"}, "`precision` must be 'float32' or 'int8', got 'bfloat16'"),
+        ({"precision": "bfloat16"}, "'float32' or 'int8' on ONNX Runtime, got 'bfloat16'"),
         ({"device": "meta"}, "`device` must be None or 'cpu', got 'meta'"),
         ({"backend": "reference"}, "`backend` must be left alone"),
         ({"compatibility": "longest"}, "`compatibility` must be left alone"),

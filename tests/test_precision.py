@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from image_folders import write_cross_modal
 from model_folders import write_bert
 from onnx import helper, numpy_helper
+from processor import needs_bfloat16
 
 from vdr_db import CrossModalEncoder, SparseEncoder, SparseRows
 from vdr_db.checkpoints.assets import fetch
@@ -158,30 +159,38 @@ def test_graphs_do_not_lead_out_of_their_folder(tmp_path, name):
 # Vectors
 
 
-@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_a_vector_depends_on_its_text_alone(precision):
-    encoder = load(precision=precision)
+LOWER = [
+    {"precision": "int8"},
+    {"precision": "bfloat16", "runtime": "torch"},
+    pytest.param({"precision": "bfloat16", "runtime": "openvino"}, marks=needs_bfloat16),
+]
+
+
+@pytest.mark.parametrize("options", LOWER, ids=str)
+def test_a_vector_depends_on_its_text_alone(options):
+    encoder = load(**options)
     together = encoder.encode_documents(TEXTS)
     assert SparseRows.concat([encoder.encode_documents([text]) for text in TEXTS]) == together
     order = np.array([3, 1, 4, 0, 2])
     assert encoder.encode_documents([TEXTS[i] for i in order]) == together[order]
     for backend in ("cpu", "cpu-int8"):
-        assert load(precision=precision, backend=backend).encode_documents(TEXTS) == together
+        assert load(**options, backend=backend).encode_documents(TEXTS) == together
 
 
-@pytest.mark.parametrize(("precision", "least"), [("int8", 0.95), ("bfloat16", 0.97)])
-def test_nearly_all_columns_stay(precision, least):
-    wanted, encoder = load().encode_documents(TEXTS), load(precision=precision)
+@pytest.mark.parametrize("options", LOWER, ids=str)
+def test_nearly_all_columns_stay(options):
+    wanted, encoder = load().encode_documents(TEXTS), load(**options)
     found = encoder.encode_documents(TEXTS)
     kept = [
         np.isin(row.indices, other.indices).mean()
         for row, other in zip(wanted, found, strict=True)
         if len(row.indices)
     ]
-    assert least < np.mean(kept)
+    assert np.mean(kept) > (0.95 if options["precision"] == "int8" else 0.97)
     assert found != wanted, "it is another precision"
     # Scores are float32 whatever the body is, so that no two columns are equal by rounding.
     assert (found.values.view(np.uint32) & 0xFFFF != 0).mean() > 0.9, "below bfloat16"
+    precision = options["precision"]
     assert encoder.precision == precision
     assert f", {precision} on cpu" in repr(encoder)
 
@@ -221,7 +230,7 @@ def test_collections_know_vectors_by_their_precision(rounded):
 
 def test_older_names_still_work():
     with pytest.warns(FutureWarning, match="now called precision='bfloat16'"):
-        assert load(dtype=torch.bfloat16).precision == "bfloat16"
+        assert load(dtype=torch.bfloat16, runtime="torch").precision == "bfloat16"
     with pytest.warns(FutureWarning, match="now called precision='float32'"):
         assert load(dtype="float32").precision == "float32"
     assert load(dtype="float64").precision == "float64"
@@ -232,9 +241,13 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     for options, said in (
         ({"precision": "half"}, "`precision` must be one of"),
         ({"precision": "int8", "dtype": "float16"}, "one of `precision` and `dtype` must be left"),
-        ({"precision": "int8", "runtime": "torch"}, "on torch, got 'int8'"),
+        ({"precision": "int8", "runtime": "torch"}, "runtime='torch', got 'int8'"),
+        ({"precision": "int8", "runtime": "openvino"}, "runtime='openvino', got 'int8'"),
         ({"precision": "int8", "device": "meta"}, "`device` must be None or 'cpu'"),
-        ({"precision": "bfloat16", "runtime": "onnx"}, "must be 'float32' or 'int8', got"),
+        (
+            {"precision": "bfloat16", "runtime": "onnx"},
+            r"must be .*, got 'bfloat16', which vdr-db\[openvino\]",
+        ),
     ):
         with pytest.raises(ConfigError, match=said):
             SparseEncoder.from_pretrained(fetch("vdr-mini"), **options)

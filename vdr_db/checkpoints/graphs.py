@@ -32,7 +32,7 @@ from vdr_db.checkpoints.weights import (
 from vdr_db.errors import ConfigError, MissingExtraError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.families import HEADS, WeightNames
-from vdr_db.towers.interface import Precision
+from vdr_db.towers.interface import LIBRARIES, GraphRuntime, Precision
 from vdr_db.towers.onnx import OnnxTextTower, OnnxTower
 from vdr_db.towers.stored import StoredTensor, header_digest
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 TorchKind = TypeVar("TorchKind", bound="TorchTower")
 AnyOnnx: TypeAlias = OnnxTower[Any, Any]
 
-Runtime: TypeAlias = Literal["auto", "onnx", "torch"]
+Runtime: TypeAlias = Literal["auto", "onnx", "openvino", "torch"]
 
 
 def note_graphs(
@@ -79,11 +79,11 @@ def note_graphs(
 def chosen_runtime(
     asked: Runtime, obstacles: Mapping[str, str], *, device: object, folder: Path
 ) -> Literal["onnx", "torch"]:
-    """The runtime of a folder.
+    """Whether a folder runs by its ONNX graphs or on torch.
 
     Args:
-        asked: `"auto"` takes ONNX Runtime where it can be and nothing speaks for torch.
-        obstacles: Why it cannot be ONNX Runtime: option or file -> the rest of a sentence.
+        asked: `"auto"` takes the graphs where that can be and nothing speaks for torch.
+        obstacles: Why it cannot be the graphs: option or file -> the rest of a sentence.
         device: As in `SparseEncoder.from_pretrained`.
         folder: Of the model.
 
@@ -97,14 +97,16 @@ def chosen_runtime(
     if asked == "torch":
         return "torch"
     has_torch = importlib.util.find_spec("torch") is not None
-    if not obstacles and (asked == "onnx" or not (device is None and has_torch and _has_cuda())):
+    if not obstacles and (asked != "auto" or not (device is None and has_torch and _has_cuda())):
         return "onnx"
     if asked == "auto" and has_torch:
         return "torch"
     why = "; ".join(f"{name} {reason}" for name, reason in obstacles.items())
     ways = f"write a folder with graphs with `vdr-db export {folder} --out FOLDER`"
-    if asked == "onnx":
-        raise ConfigError(f"{folder} cannot run on ONNX Runtime: {why}; {ways}, or use torch.")
+    if asked != "auto":
+        raise ConfigError(
+            f"{folder} cannot run on {LIBRARIES[asked]}: {why}; {ways}, or use torch."
+        )
     raise MissingExtraError(
         f"{folder} needs torch, which is not installed: {why}; either run pip install "
         f"'vdr-db[torch]', or, where torch is, {ways} and load that here."
@@ -121,7 +123,7 @@ def _has_cuda() -> bool:
 
 
 def folder_obstacles(saved: object, files: Sequence[Path], vocabulary: str) -> dict[str, str]:
-    """Why a folder cannot run on ONNX Runtime, apart from options.
+    """Why a folder cannot run by its graphs, apart from options.
 
     Args:
         saved: Entry `GRAPHS` of its settings file, or None.
@@ -207,8 +209,8 @@ def runtime_of(
     Args:
         plan: Of its folder.
         vocabulary: Of the columns.
-        asked: `"auto"`, `"onnx"` or `"torch"`.
-        obstacles: What options speak against ONNX Runtime.
+        asked: As in `chosen_runtime`.
+        obstacles: What options speak against graphs.
         device: As in `SparseEncoder.from_pretrained`.
     """
     files = [_place(plan, where) / SAFETENSORS for where in _sides(plan).values()]
@@ -233,7 +235,11 @@ def has_stored_towers(plan: Plan) -> bool:
 
 
 def open_text_towers(
-    plan: Plan, vocabulary: Vocabulary, threads: int | None, precision: Precision
+    plan: Plan,
+    vocabulary: Vocabulary,
+    threads: int | None = None,
+    precision: Precision = "float32",
+    runtime: GraphRuntime = "onnx",
 ) -> dict[str, OnnxTextTower]:
     """Towers by side, `"query"` where it has one of its own; nothing is loaded yet.
 
@@ -241,7 +247,8 @@ def open_text_towers(
         plan: Of a folder with graphs.
         vocabulary: Of the columns.
         threads: Of a session; None for one a core.
-        precision: `"float32"` or `"int8"`.
+        precision: One that the runtime has.
+        runtime: What computes bodies.
 
     Raises:
         ConfigError: Weights are missing or of another model.
@@ -265,6 +272,7 @@ def open_text_towers(
             column_to_row=matrix_rows(vocabulary),
             threads=threads,
             precision=precision,
+            runtime=runtime,
         )
     for folder, known in used.items():
         refuse_unexpected(Checkpoint(folder), known, plan.ignored)
@@ -308,7 +316,7 @@ def add_graphs(folder: str | os.PathLike[str]) -> None:
         files.append(place / SAFETENSORS)
     note_graphs(file, graphs, list(dict.fromkeys(files)), vocabulary.kind)
     if not isinstance(plan.query, StaticPlan):
-        towers = open_text_towers(plan, vocabulary, None, "float32")
+        towers = open_text_towers(plan, vocabulary)
         document = towers["document"]
         query = towers.get("query", document)
         note_digest(file, named_weights(document, query, plan.own_weights))

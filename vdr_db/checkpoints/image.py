@@ -105,7 +105,7 @@ def _load_image(folder: Path, model: str, revision: str, options: LoadOptions) -
     tower: ImageTower | OnnxImageTower
     known = ""
     if runtime == "onnx":
-        tower = open_image_tower(plan, vocabulary, options.threads)
+        tower = open_image_tower(plan, vocabulary, options.threads, options.graph_runtime)
     else:
         from vdr_db.checkpoints.image_towers import build_tower
 

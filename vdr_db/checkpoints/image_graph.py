@@ -19,6 +19,7 @@ from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint
 from vdr_db.errors import ConfigError
 from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.image_config import BodySizes, HybridConfig, VitConfig, image_config
+from vdr_db.towers.interface import GraphRuntime
 from vdr_db.towers.onnx import OnnxImageTower
 from vdr_db.towers.stored import SharedMatrix, StoredTensor
 
@@ -33,7 +34,7 @@ def weight_file(plan: ImagePlan) -> Path:
 
 
 def open_image_tower(
-    plan: ImagePlan, vocabulary: Vocabulary, threads: int | None
+    plan: ImagePlan, vocabulary: Vocabulary, threads: int | None, runtime: GraphRuntime
 ) -> OnnxImageTower:
     """The tower; nothing is loaded yet.
 
@@ -41,6 +42,7 @@ def open_image_tower(
         plan: Of a folder with a graph.
         vocabulary: Of the columns.
         threads: Of the session; None for one a core.
+        runtime: What computes the body.
 
     Raises:
         ConfigError: Weights are missing.
@@ -55,6 +57,7 @@ def open_image_tower(
         matrix=PROJECTION,
         column_to_row=np.arange(weights[PROJECTION].shape[0]),
         threads=threads,
+        runtime=runtime,
     )
     tower.constants = asdict(config)
     return tower

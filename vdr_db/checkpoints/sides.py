@@ -23,7 +23,7 @@ from vdr_db.checkpoints.tower_plans import read_static
 from vdr_db.errors import ConfigError, require
 from vdr_db.text.tokenization import TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.interface import Precision
+from vdr_db.towers.interface import GraphRuntime, Precision
 from vdr_db.towers.onnx import OnnxTextTower
 from vdr_db.towers.static import StaticTower
 
@@ -51,11 +51,15 @@ class TowerOptions(Protocol):
 
     @property
     def threads(self) -> int | None:
-        """Of ONNX Runtime."""
+        """Of a graph."""
+
+    @property
+    def graph_runtime(self) -> GraphRuntime:
+        """What computes graphs."""
 
     @property
     def precision(self) -> Precision:
-        """Of ONNX Runtime; torch has its dtype."""
+        """Of a graph; torch has its dtype."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ def load_sides(
         plan: Of a folder.
         tokenizer: Of the documents.
         vocabulary: Of the columns.
-        runtime: That computes towers.
-        options: Device and dtype for torch, threads and precision for ONNX Runtime.
+        runtime: `"onnx"` for the graphs of the folder.
+        options: Device and dtype for torch, threads, precision and library for graphs.
 
     Raises:
         ConfigError: Weights are missing or damaged, or the sides have other tokens.
@@ -165,7 +169,9 @@ def _load_sides(
     query: TextTower | StaticTower | None
     digest = ""
     if runtime == "onnx":
-        towers = open_text_towers(plan, vocabulary, options.threads, options.precision)
+        towers = open_text_towers(
+            plan, vocabulary, options.threads, options.precision, options.graph_runtime
+        )
         document = towers["document"]
         query = None if isinstance(plan.query, StaticPlan) else towers.get("query", document)
     elif isinstance(plan.query, StaticPlan) and find_spec("torch") is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,7 @@ from vdr_db.kernels import Activation
 from vdr_db.text.own_weights import OwnWeights
 from vdr_db.text.tokenization import AnyTokenizer, TextTokenizer
 from vdr_db.text.vocabulary import Vocabulary
-from vdr_db.towers.interface import Precision
+from vdr_db.towers.interface import GraphRuntime, Precision
 from vdr_db.towers.static import StaticTower
 
 if TYPE_CHECKING:
@@ -84,20 +85,34 @@ class LoadOptions:
         """
         if self.precision != "int8":
             return self.runtime
-        if self.runtime == "torch":
+        if self.runtime not in ("auto", "onnx"):
             raise ConfigError(
-                "`precision` must be 'float32' or 'bfloat16' on torch, got 'int8'; leave `runtime` "
-                "alone to run ONNX graphs, which `vdr-db export` writes."
+                "`precision` must be 'float32' or 'bfloat16' with runtime="
+                f"{self.runtime!r}, got 'int8'; leave `runtime` alone to run ONNX graphs on ONNX "
+                "Runtime; `vdr-db export` writes them."
             )
         return "onnx"
 
+    @property
+    def graph_runtime(self) -> GraphRuntime:
+        """What would run graphs: OpenVINO for bfloat16, too, where it is installed."""
+        if self.runtime == "auto" and self.precision == "bfloat16" and find_spec("openvino"):
+            return "openvino"
+        return "openvino" if self.runtime == "openvino" else "onnx"
+
     def obstacles(self) -> dict[str, str]:
-        """Options that ONNX Runtime cannot follow: option -> the rest of a sentence."""
+        """What keeps graphs from running as asked: option -> the rest of a sentence."""
         found = {}
         if str(self.device or "cpu") != "cpu":
             found["`device`"] = f"must be None or 'cpu', got {self.device!r}"
+        if self.graph_runtime == "openvino" and not find_spec("openvino"):
+            found["openvino"] = "is not installed, run pip install 'vdr-db[openvino]'"
         if self.precision == "bfloat16":
-            found["`precision`"] = "must be 'float32' or 'int8', got 'bfloat16'"
+            if self.graph_runtime == "onnx":
+                found["`precision`"] = (
+                    "must be 'float32' or 'int8' on ONNX Runtime, got 'bfloat16', which "
+                    "vdr-db[openvino] computes"
+                )
         elif str(self.dtype or "float32").removeprefix("torch.") != "float32":
             found["`dtype`"] = f"must be None or 'float32', got {self.dtype!r}"
         asked = [name for name, is_set in self.needs_torch.items() if is_set]

@@ -104,7 +104,8 @@ class CrossModalEncoder:
         Args:
             name_or_folder: A folder, else the id of a model on the hub.
             device: Where to compute; None for CUDA if there is one, else the CPU.
-            precision: As in `SparseEncoder.from_pretrained`; images stay in float32 with `"int8"`.
+            precision: As in `SparseEncoder.from_pretrained`; images stay in float32 unless
+                torch computes.
             dtype: The same.
             k: Dimensions kept of each text and image; None keeps all.
             image_k: The same for images only; left alone, it follows `k` where that is given.
@@ -116,7 +117,7 @@ class CrossModalEncoder:
             tokenizer: A tokenizer or a folder with one, for folders that hold none.
             revision: Branch, tag or commit on the hub.
             runtime: As in `SparseEncoder.from_pretrained`.
-            threads: Of ONNX Runtime; None for one a core.
+            threads: Of graphs; None for one a core.
             pool_padding: Older name of `compatibility`.
 
         Raises:
@@ -133,16 +134,6 @@ class CrossModalEncoder:
                 f"{file} must have format {CROSS_MODAL_FORMAT}, got "
                 f"{settings_of(file).get('format')!r}; install the version of vdr-db that wrote it."
             )
-        image = ImageEncoder.from_pretrained(
-            folder,
-            device=device,
-            dtype=dtype,
-            k=k if image_k == "checkpoint" else image_k,
-            backend=backend,
-            tokenizer=tokenizer,
-            runtime=runtime,
-            threads=threads,
-        )
         text = SparseEncoder.from_pretrained(
             folder,
             device=device,
@@ -152,6 +143,16 @@ class CrossModalEncoder:
             max_length=max_length,
             lexical=lexical,
             compatibility=padding,
+            backend=backend,
+            tokenizer=tokenizer,
+            runtime=runtime,
+            threads=threads,
+        )
+        image = ImageEncoder.from_pretrained(
+            folder,
+            device=device,
+            dtype=text.dtype if precision == "bfloat16" else dtype,  # graphs have float32
+            k=k if image_k == "checkpoint" else image_k,
             backend=backend,
             tokenizer=tokenizer,
             runtime=runtime,

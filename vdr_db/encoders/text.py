@@ -199,8 +199,9 @@ class SparseEncoder(TextEncoding):
             device: Where to compute; None for CUDA if there is one, else the CPU.
             precision: In which the body computes; docs/models.md says what each costs and saves.
                 `"int8"` rounds what its linear layers multiply, and runs on ONNX Runtime;
-                `"bfloat16"` rounds weights and states, and runs on torch. Products with the
-                vocabulary are float32 in any case.
+                `"bfloat16"` rounds weights and states, and runs on OpenVINO where that is installed
+                and the folder has graphs, else on torch. Products with the vocabulary are float32
+                in any case.
             dtype: Of weights and hidden states on torch: `"float16"` or `"float64"`. Other values
                 are older names of a `precision`.
             k: Dimensions kept per text; None keeps all that have a weight. The checkpoint says 768
@@ -234,10 +235,11 @@ class SparseEncoder(TextEncoding):
                 as they are to static sides and to bags of tokens. None means as the folder says,
                 which mostly is that they are special, as in sentence-transformers.
             revision: Branch, tag or commit on the hub.
-            runtime: `"onnx"` runs the ONNX graphs of the folder on the CPU without torch, `"torch"`
-                trains and runs on CUDA, too. `"auto"` takes ONNX Runtime where the folder has
-                graphs, no option needs torch, and torch would not find a GPU.
-            threads: Of ONNX Runtime; None for one a core. torch has a setting of its own.
+            runtime: `"onnx"` runs the ONNX graphs of the folder on the CPU without torch,
+                `"openvino"` too, with bodies by OpenVINO, `"torch"` trains and runs on CUDA, too.
+                `"auto"` takes graphs where the folder has some, no option needs torch, and torch
+                would not find a GPU.
+            threads: Of graphs; None for one a core. torch has a setting of its own.
             pool_padding: Older name of `compatibility`.
             padding_batch_size: Older name of the number in `Compatibility("longest", n)`.
 

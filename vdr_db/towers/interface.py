@@ -19,7 +19,9 @@ from vdr_db.towers.families import BodyConfig
 from vdr_db.towers.packing import TextItem
 
 __all__ = [
+    "LIBRARIES",
     "FloatArray",
+    "GraphRuntime",
     "ImageSizes",
     "ImageTowerLike",
     "Precision",
@@ -30,6 +32,10 @@ __all__ = [
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 """Of the products in a body. Scores of columns that are kept are float32 in any case."""
+GraphRuntime: TypeAlias = Literal["onnx", "openvino"]
+"""What computes the graph of a body."""
+LIBRARIES: dict[GraphRuntime, str] = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+"""How messages call them."""
 Config_co = TypeVar("Config_co", covariant=True)
 Item_contra = TypeVar("Item_contra", contravariant=True)
 

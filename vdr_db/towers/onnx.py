@@ -1,14 +1,18 @@
-"""Towers that ONNX Runtime computes: a graph beside its weights, one item a run, no torch.
+"""Towers that are graphs beside their weights: one item a run, no torch.
 
 One item a run needs no padding, and makes a vector independent of its batch by construction. The
 graph ends with the states; products with the vocabulary matrix are `vdr_db.kernels.cpu.products`.
+ONNX Runtime runs a graph, or OpenVINO where that is asked for.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +27,21 @@ from vdr_db.kernels.cpu.products import exact_levels, largest
 from vdr_db.kernels.cpu.scan import Codes, encoded
 from vdr_db.kernels.cpu.sessions import opened
 from vdr_db.towers.families import BodyConfig
-from vdr_db.towers.interface import FloatArray, ImageSizes, Precision
+from vdr_db.towers.interface import (
+    LIBRARIES,
+    FloatArray,
+    GraphRuntime,
+    ImageSizes,
+    Precision,
+)
 from vdr_db.towers.onnx_int8 import LEVELS, weight_files, with_integers
 from vdr_db.towers.packing import TextItem
 from vdr_db.towers.stored import SharedMatrix, StoredTensor
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from vdr_db.towers.openvino import OpenvinoSession
 
 __all__ = ["OnnxImageTower", "OnnxTextTower", "OnnxTower"]
 
@@ -56,8 +68,9 @@ class OnnxTower(Generic[Config, Item]):
         head_name: Name of the head in stamps and files.
         weights: By the names of the torch modules, as they lie in their file.
         columns: Number V of columns.
-        threads: Of ONNX Runtime; None for one a core.
-        precision: `"float32"` or `"int8"`, of the linear layers of the body.
+        threads: Of a run; None for one a core.
+        precision: Of the linear layers of the body.
+        runtime: What computes the body.
         constants: What the body has beside weights and `config`, as JSON types.
     """
 
@@ -78,6 +91,7 @@ class OnnxTower(Generic[Config, Item]):
         column_to_row: npt.NDArray[np.int64],
         threads: int | None = None,
         precision: Precision = "float32",
+        runtime: GraphRuntime = "onnx",
     ) -> None:
         """Takes the parts over; nothing is loaded yet.
 
@@ -89,7 +103,8 @@ class OnnxTower(Generic[Config, Item]):
             matrix: Name of the vocabulary matrix among the weights.
             column_to_row: `[V]` row of each column in that matrix.
             threads: Of the session; None for one a core.
-            precision: `"float32"`, or `"int8"` for rounded linear layers.
+            precision: `"float32"`, `"int8"` of ONNX Runtime, or `"bfloat16"` of OpenVINO.
+            runtime: What computes the body.
 
         Raises:
             ConfigError: The matrix has fewer rows than columns need.
@@ -109,7 +124,8 @@ class OnnxTower(Generic[Config, Item]):
         self._rows = column_to_row
         self.threads = threads
         self.precision = precision
-        self._session: InferenceSession | None = None
+        self.runtime = runtime
+        self._session: InferenceSession | OpenvinoSession | None = None
         self._lock = threading.Lock()
         renew_after_fork(self)
 
@@ -137,10 +153,11 @@ class OnnxTower(Generic[Config, Item]):
         try:
             found: FloatArray = session.run(["states"], self.inputs(item))[0]
         except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
-            raise _unusable(self._graph, str(error)) from error
+            raise _unusable(self._graph, self.runtime, str(error)) from error
         wanted = "x", self.weights[self._matrix].shape[1]
         if found.dtype != np.float32 or ("x", *found.shape[1:]) != wanted:
-            raise _unusable(self._graph, f"its states are {found.dtype} {list(found.shape)}")
+            wrong = f"its states are {found.dtype} {list(found.shape)}"
+            raise _unusable(self._graph, self.runtime, wrong)
         return found
 
     def pooled(self, item: Item) -> FloatArray:
@@ -218,10 +235,12 @@ class OnnxTower(Generic[Config, Item]):
         """Inputs of the graph for one item."""
         raise NotImplementedError
 
-    def _opened(self) -> InferenceSession:
+    def _opened(self) -> InferenceSession | OpenvinoSession:
         with self._lock:
             if self._session is None:
-                self._session = open_session(self._graph, self.threads, self.precision)
+                self._session = open_session(
+                    self._graph, self.threads, self.precision, self.runtime
+                )
             return self._session
 
 
@@ -242,20 +261,30 @@ class OnnxImageTower(OnnxTower[ImageSizes, FloatArray]):
 
 
 def open_session(
-    graph: Path, threads: int | None, precision: Precision = "float32"
-) -> InferenceSession:
-    """A session of ONNX Runtime on the CPU.
+    graph: Path,
+    threads: int | None,
+    precision: Precision = "float32",
+    runtime: GraphRuntime = "onnx",
+) -> InferenceSession | OpenvinoSession:
+    """A session on the CPU.
 
     Args:
         graph: File of the graph; its weights lie beside it.
         threads: For one run; None for one a core.
-        precision: `"float32"`, or `"int8"` for rounded linear layers.
+        precision: Of the linear layers, as in `OnnxTower`.
+        runtime: Whose session.
 
     Raises:
-        ConfigError: The file is damaged, or belongs to other weights.
-        MissingExtraError: `onnxruntime` is not installed.
+        ConfigError: The file is damaged, belongs to other weights, or this processor lacks the
+            precision.
+        MissingExtraError: The package of the runtime is not installed.
     """
     try:
+        if runtime == "openvino":
+            from vdr_db.towers.openvino import OpenvinoSession
+
+            with _together(graph) as place:
+                return OpenvinoSession(place, threads, precision)
         if precision != "int8":
             return opened(graph, threads)
         is_signed = exact_levels(threads) == LEVELS
@@ -263,10 +292,32 @@ def open_session(
         beside, moved = _followed(graph.parent, weight_files(told))
         rounded = with_integers(told, is_signed=is_signed, moved=moved)
         return opened(rounded, threads, beside=beside)
-    except MissingExtraError:
+    except (ConfigError, MissingExtraError):
         raise
     except Exception as error:  # the library raises many kinds, some of them plain RuntimeError
-        raise _unusable(graph, str(error)) from error
+        raise _unusable(graph, runtime, str(error)) from error
+
+
+@contextmanager
+def _together(graph: Path) -> Iterator[Path]:
+    """The graph, or one for a moment where no link leads its weights elsewhere, as OpenVINO asks.
+
+    Weights are linked there, or copied where the place is on another disk.
+    """
+    home, names = graph.resolve().parent, weight_files(graph.read_bytes())
+    beside, moved = _followed(graph.parent, names)
+    if all(beside / moved[name] == home / name for name in names):
+        yield graph.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="vdr-db-", ignore_cleanup_errors=True) as folder:
+        for name, file in moved.items():
+            place = Path(folder) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(beside / file, place)
+            except OSError:
+                shutil.copyfile(beside / file, place)
+        yield Path(shutil.copyfile(graph, Path(folder) / graph.name))
 
 
 def _followed(folder: Path, names: Iterable[str]) -> tuple[Path, dict[str, str]]:
@@ -284,8 +335,8 @@ def _followed(folder: Path, names: Iterable[str]) -> tuple[Path, dict[str, str]]
     return beside, {name: file.relative_to(beside).as_posix() for name, file in files.items()}
 
 
-def _unusable(graph: Path, why: str) -> ConfigError:
+def _unusable(graph: Path, runtime: GraphRuntime, why: str) -> ConfigError:
     return ConfigError(
-        f"{graph} cannot be used by ONNX Runtime: {' '.join(why.split())[:300]}; write the graphs "
-        "anew with `vdr-db export`, or load the model with runtime='torch'."
+        f"{graph} cannot be used by {LIBRARIES[runtime]}: {' '.join(why.split())[:300]}; write the "
+        "graphs anew with `vdr-db export`, or load the model with runtime='torch'."
     )
