@@ -32,8 +32,9 @@ class ImageConfig:
         intermediate_size: Width of the feed-forward parts.
         projection: `"text"` shares the matrix of the text side, which for a ViT must be as wide as
             `hidden_size`; where `train_text` trains its embeddings, images train them as well.
-            `"own"` trains another one, which starts from it where widths agree. `"named"` trains
-            the rows of words that two or more training pairs hold; all others stay the texts'.
+            `"own"` trains another one, which starts from it where widths agree. `"kept"` trains
+            the rows of words that vectors of ten or more training texts keep, as queries or as
+            documents; all others stay the texts'.
         activation: Of a new image side; None for that of the text side.
         head_scale: Factor of the norm of a new image head. It comes from the text side, whose
             logits may be too large for images to learn from: columns far below 0 have no slope.
@@ -66,7 +67,7 @@ class ImageConfig:
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 512
-    projection: Literal["text", "own", "named"] = "text"
+    projection: Literal["text", "own", "kept"] = "text"
     activation: Activation | None = None
     head_scale: float = 1.0
     k: int | None = 256

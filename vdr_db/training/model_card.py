@@ -31,7 +31,7 @@ _KINDS = (
 _PROJECTIONS = {
     "text": "the text side's matrix",
     "own": "its own",
-    "named": "the text side's matrix, but for rows of its own of words in training texts",
+    "kept": "the text side's matrix, but for rows of its own of words that training texts keep",
 }
 
 

@@ -29,8 +29,8 @@ from vdr_db.training.settings import TrainConfig
 __all__ = [
     "channel_statistics",
     "has_stem_states",
+    "kept_columns",
     "load_pair",
-    "named_columns",
     "save_pair",
     "standardise",
     "trainable_pair",
@@ -39,8 +39,8 @@ __all__ = [
 POSITION_SPREAD = 0.02
 STEM = "body.stem."
 SMALLEST_DEVIATION = 1e-3
-NAMED = 2
-"""Pairs that a word must be in to get a row of its own: one image alone is learned by heart."""
+KEPT = 10
+"""Vectors that a word must be in to get a row of its own."""
 
 
 def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> CrossModalEncoder:
@@ -206,14 +206,12 @@ def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
             narrow.bias.copy_(-narrow.weight @ mean)
 
 
-def named_columns(text: SparseEncoder, pairs: Sequence[Pair]) -> Tensor:
-    """Columns of tokens that the texts of at least `NAMED` pairs hold, `[M]` int64, ascending."""
+def kept_columns(text: SparseEncoder, pairs: Sequence[Pair]) -> Tensor:
+    """Columns that at least `KEPT` vectors of texts keep, as queries and documents, `[M]` int64."""
     every = sorted({one for pair in pairs for one in pair.texts})
-    held = dict(zip(every, text.bag_of_tokens(every, "query"), strict=True))
-    counts = np.zeros(text.vocabulary.size, np.int64)
-    for pair in pairs:
-        counts[np.unique(np.concatenate([held[one].indices for one in pair.texts]))] += 1
-    return torch.from_numpy(text.vocabulary.columns_of(np.flatnonzero(counts >= NAMED)))
+    sides = text.encode_queries(every), text.encode_documents(every)
+    counts = sum(np.bincount(rows.indices, minlength=text.vocabulary.size) for rows in sides)
+    return torch.from_numpy(text.vocabulary.columns_of(np.flatnonzero(counts >= KEPT)))
 
 
 def trainable_pair(

@@ -19,13 +19,13 @@ from vdr_db.training.images.data import ImageExample, Pair, PairBatches, read_pa
 from vdr_db.training.images.models import (
     channel_statistics,
     has_stem_states,
+    kept_columns,
     load_pair,
-    named_columns,
     save_pair,
     standardise,
     trainable_pair,
 )
-from vdr_db.training.images.vectors import DenseHeads, ImageSide, NamedRows, TextSide
+from vdr_db.training.images.vectors import DenseHeads, ImageSide, KeptRows, TextSide
 from vdr_db.training.images.views import PairImages, StemStates
 from vdr_db.training.images.watch import HeldOutPairs
 from vdr_db.training.models import DTYPES, MODEL_FOLDER, set_dropout
@@ -113,13 +113,13 @@ class ImageTask(Task[ImageExample, ImageBatch]):
             self.parameters |= {f"dense.{name}": p for name, p in dense.named_parameters()}
         self.texts = TextSide(encoder, image, dense)
         centre = self._centred(device) if has_stem_states(encoder) else None
-        named = None
-        if image.projection == "named" and not is_dense:
-            columns = named_columns(encoder.text, self.data.pairs).to(device)
-            named = NamedRows(encoder.image.tower.head.projection, columns)
-            self.parameters["image.named.word.weight"] = named.rows  # learns as embeddings do
+        kept = None
+        if image.projection == "kept" and not is_dense:
+            columns = kept_columns(encoder.text, self.data.pairs).to(device)
+            kept = KeptRows(encoder.image.tower.head.projection, columns)
+            self.parameters["image.kept.word.weight"] = kept.rows  # learns as embeddings do
         self.side = ImageSide(
-            encoder, image, dense=dense, is_sparse=not is_dense, centre=centre, named=named
+            encoder, image, dense=dense, is_sparse=not is_dense, centre=centre, kept=kept
         )
 
     def _centred(self, device: torch.device) -> Tensor:
@@ -196,5 +196,5 @@ class ImageTask(Task[ImageExample, ImageBatch]):
 
     def _settle(self) -> None:
         """Puts what is trained beside the encoders into them."""
-        if self.side.named is not None:
-            self.side.named.settle()
+        if self.side.kept is not None:
+            self.side.kept.settle()

@@ -6,7 +6,9 @@
     heads       norm(linear(CLS state)), norm(linear(mean over patches of states))
     matrix      norm((V(text) + BoW(text)) . matrix), norm(mean over patches of states)
 
-`norm` scales to L2 norm 1 over all columns, before any are left out.
+`norm` scales to L2 norm 1 over all columns, before any are left out. Of an encoder with own weights
+V(text) is norm(its query), and norm(its document) stands in the place of BoW(text): own words weigh
+so much in queries that their bag says little else.
 
 Source: Zhou et al., "Retrieval-based Disentangled Representation Learning with Natural Language
 Supervision", ICLR 2024, for the sparse vectors; Radford et al., "Learning Transferable Visual
@@ -33,7 +35,7 @@ from vdr_db.training.images.columns import ColumnSample
 from vdr_db.training.sparse_ops import GatedRows, weigh
 from vdr_db.training.vectors import Need, Side, Vectors, known
 
-__all__ = ["DenseHeads", "ImageSide", "NamedRows", "TextSide"]
+__all__ = ["DenseHeads", "ImageSide", "KeptRows", "TextSide"]
 
 
 class DenseHeads(nn.Module):
@@ -56,7 +58,7 @@ class DenseHeads(nn.Module):
             self.register_parameter(name, nn.Parameter(drawn))
 
 
-class NamedRows:
+class KeptRows:
     """Rows of a projection that are trained while all others stay; used in training only.
 
     Attributes:
@@ -87,7 +89,8 @@ class NamedRows:
 class TextSide:
     """Texts as vectors of length 1; those of a frozen encoder are computed once.
 
-    With own weights, which no text side learns beside, they are those of the encoder's queries.
+    With own weights, which no text side learns beside, they are those of the encoder's queries, and
+    the place of bags is taken by those of its documents, which images look for.
     """
 
     def __init__(
@@ -155,8 +158,8 @@ class TextSide:
         encoder = self.side.encoder
         if encoder.own_weights is not None:
             gated = self._over_columns(encoder.encode_queries(texts))
-            bags = self._over_columns(encoder.bag_of_tokens(texts, "query"))
-            return Vectors(gated=_unit(gated), bags=_unit(bags))
+            stored = self._over_columns(encoder.encode_documents(texts))
+            return Vectors(gated=_unit(gated), bags=_unit(stored))
         with_all = "gated" in needs and not self.unit_sample
         found = self._tokens(texts, needs | ({"dense"} if with_all else set()))
         gated = known(found.gated)
@@ -195,7 +198,7 @@ class ImageSide:
         dense: DenseHeads | None = None,
         is_sparse: bool = True,
         centre: Tensor | None = None,
-        named: NamedRows | None = None,
+        kept: KeptRows | None = None,
     ) -> None:
         """Takes the image side of an encoder.
 
@@ -205,10 +208,10 @@ class ImageSide:
             dense: Of dense vectors; None takes mean states, to compare with rows of the matrix.
             is_sparse: Whether vectors are sparse ones.
             centre: `[C]`, what channels that are dropped are set to; None for 0.
-            named: Rows of the projection that are trained; None for those of the encoder.
+            kept: Rows of the projection that are trained; None for those of the encoder.
         """
         self.encoder, self.settings = encoder.image, settings
-        self.dense, self.is_sparse, self.centre, self.named = dense, is_sparse, centre, named
+        self.dense, self.is_sparse, self.centre, self.kept = dense, is_sparse, centre, kept
 
     def encode(self, inputs: Tensor, sample: ColumnSample | None = None) -> Vectors:
         """Vectors of images.
@@ -276,8 +279,8 @@ class ImageSide:
         bounds = torch.arange(count + 1, dtype=torch.int32, device=states.device) * patches
         packed = states.float().flatten(0, 1)
         projection: Tensor = self.encoder.tower.head.projection
-        if self.named is not None:
-            projection = self.named.of(columns)
+        if self.kept is not None:
+            projection = self.kept.of(columns)
         elif columns is not None:
             projection = projection[columns]
         return project_pool(packed, bounds, projection, backend=self.encoder.backend).logits

@@ -38,7 +38,9 @@ def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     return np.where(own[:, 0] == 0, len(scores), places)
 
 
-def recalls(scores: npt.NDArray[np.floating]) -> dict[str, float]:
+def recalls(
+    scores: npt.NDArray[np.floating], stored: npt.NDArray[np.floating] | None = None
+) -> dict[str, float]:
     """R@1, R@5 and R@10 of texts looking for images and the other way, and nDCG@10.
 
     Each text has one image and each image one text, so nDCG@10 of a row is 1 / log2(1 + rank)
@@ -46,10 +48,13 @@ def recalls(scores: npt.NDArray[np.floating]) -> dict[str, float]:
 
     Args:
         scores: `[N, N]`, texts in rows, images in columns.
+        stored: The same of texts as a collection stores them, for images that look for texts; None
+            where texts have one vector.
     """
     found = {}
     gains = []
-    for name, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
+    backwards = scores if stored is None else stored
+    for name, matrix in (("text_to_image", scores), ("image_to_text", backwards.T)):
         places = ranks(matrix)
         for cutoff in CUTOFFS:
             found[f"{name}_r@{cutoff}"] = float((places <= cutoff).mean())
@@ -73,8 +78,8 @@ class HeldOutPairs:
     def measure(self, encoder: CrossModalEncoder, side: ImageSide) -> dict[str, float]:
         """Recalls of sparse vectors, and how many words an image keeps."""
         rows = self.rows(encoder, side)
-        queries = encoder.encode_queries(self.texts)
-        found = recalls(queries.dot(rows))
+        sides = encoder.encode_queries(self.texts), encoder.encode_documents(self.texts)
+        found = recalls(*(side.dot(rows) for side in sides))
         return {**found, "image_nonzeros": float(rows.counts.mean())}
 
     def measure_dense(self, texts: TextSide, side: ImageSide) -> dict[str, float]:
