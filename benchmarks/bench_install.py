@@ -21,7 +21,10 @@ from pathlib import Path
 from measure import rows_of, write_csv
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("", "qdrant", "elasticsearch", "opensearch", "cli", "serve", "images", "parquet", "torch")
+EXTRAS = (
+    *("", "qdrant", "elasticsearch", "opensearch", "cli", "serve", "images", "parquet"),
+    *("openvino", "torch"),
+)
 
 
 def folder_mb(folder: Path) -> float:

@@ -16,6 +16,7 @@ from vdr_db.checkpoints.assets import fetch
 from vdr_db.connectors import VDRQdrant
 from vdr_db.encoders.stamps import read_stamp
 from vdr_db.training.images.data import read_pairs
+from vdr_db.training.images.models import kept_columns
 from vdr_db.training.images.task import ImageTask
 from vdr_db.training.trainer import Trainer
 
@@ -99,20 +100,39 @@ def test_one_folder_opens_for_texts_and_for_both(made):
     np.testing.assert_allclose(weights[0].max(0), rows[0].values[:5], rtol=1e-3)
 
 
-def test_only_words_of_names_get_rows(made):
+def test_only_words_that_texts_keep_get_rows(made):
     folder, _ = made
     stored = load_file(folder / "model" / "image" / "model.safetensors")
     both = CrossModalEncoder.from_pretrained(folder / "model", device="cpu", runtime="torch")
-    names = {pair.texts[0] for pair in read_pairs(folder / "pairs" / "train.jsonl")}
-    held = np.unique(both.bag_of_tokens(sorted(names), "query").indices)
+    columns = kept_columns(both.text, read_pairs(folder / "pairs" / "train.jsonl")).numpy()
+    held = both.vocabulary.column_to_id[columns]
     assert "head.projection" not in stored
     np.testing.assert_array_equal(stored["head.own_ids"], held)
-    words = both.text.query_tower.body.embeddings.word.weight.detach().numpy()
-    assert (stored["head.own_rows"] != words[held].astype(np.float16)).any(axis=1).all()
     assert both.is_tied
-    kept = both.image.tower.matrix().detach()
-    columns = both.vocabulary.columns_of(held)
-    np.testing.assert_array_equal(kept[columns].numpy(), stored["head.own_rows"].astype(np.float32))
+    words = both.text.query_tower.body.embeddings.word.weight.detach().numpy()
+    kept = both.image.tower.matrix().detach().numpy()
+    assert (kept[columns] != words[held]).any(axis=1).all()
+    others = np.setdiff1d(np.arange(both.vocabulary.columns), columns)
+    np.testing.assert_array_equal(kept[others], words[both.vocabulary.column_to_id[others]])
+
+
+def test_rows_are_8_bit_integers_with_a_scale_each(made):
+    folder, _ = made
+    stored = load_file(folder / "model" / "image" / "model.safetensors")
+    trained = load_file(folder / "run" / "model" / "image" / "model.safetensors")
+    rows, scales = stored["head.own_rows"], stored["head.own_scales"]
+    assert rows.dtype == np.int8
+    assert (np.abs(rows.astype(np.int32)).max(axis=1) == 127).all()
+    gaps = np.abs(rows * scales[:, None] - trained["head.own_rows"].astype(np.float32))
+    assert (gaps.max(axis=1) <= 0.5001 * scales).all()
+    both = [
+        CrossModalEncoder.from_pretrained(folder / "model", device="cpu", runtime=runtime)
+        for runtime in ("torch", "onnx")
+    ]
+    columns = both[0].vocabulary.columns_of(stored["head.own_ids"])
+    for encoder in both:
+        found = encoder.image._main_tower.rows(columns)
+        np.testing.assert_array_equal(found, rows.astype(np.float32) * scales[:, None])
 
 
 def test_images_score_for_their_names_as_documents_do(made):

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import safe_open
 
 from vdr_db.checkpoints.graphs import matrix_rows, note_graphs, stored_weights
-from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, PROJECTION, ImagePlan
+from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, OWN_SCALES, PROJECTION, ImagePlan
 from vdr_db.checkpoints.layouts import read_plan
 from vdr_db.checkpoints.text_names import DECODER, WORDS, weight_names
 from vdr_db.checkpoints.weights import SAFETENSORS, Checkpoint
@@ -21,7 +21,7 @@ from vdr_db.text.vocabulary import Vocabulary
 from vdr_db.towers.image_config import BodySizes, HybridConfig, VitConfig, image_config
 from vdr_db.towers.interface import GraphRuntime
 from vdr_db.towers.onnx import OnnxImageTower
-from vdr_db.towers.stored import SharedMatrix, StoredTensor
+from vdr_db.towers.stored import RoundedTensor, SharedMatrix, StoredTensor, stored_tensors
 
 __all__ = ["open_image_tower", "weight_file", "write_image_graph"]
 
@@ -95,7 +95,7 @@ def _own_weights(plan: ImagePlan) -> dict[str, StoredTensor]:
     """Weights in the folder itself, but for rows that replace those of a lent matrix."""
     checkpoint = Checkpoint(plan.folder)
     names = plan.names or {name: (name,) for name in checkpoint.names}
-    others = {OWN_ROWS, OWN_IDS}
+    others = {OWN_ROWS, OWN_IDS, OWN_SCALES}
     return stored_weights(
         checkpoint, {ours: it for ours, it in names.items() if ours not in others}
     )
@@ -109,10 +109,14 @@ def _weights(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, StoredTensor 
     lender = Checkpoint(text.folder)
     lent, _ = weight_names(text, text.document, lender)
     matrix = DECODER if DECODER in lent else WORDS
-    own, ids = Checkpoint(plan.folder).stored(OWN_ROWS), np.zeros(0, np.int64)
+    stored = stored_tensors(plan.folder / SAFETENSORS)
+    own: StoredTensor | RoundedTensor | None = stored.get(OWN_ROWS)
+    ids = np.zeros(0, np.int64)
     if own is not None:
         with safe_open(own.file, framework="np") as tensors:
             ids = tensors.get_tensor(OWN_IDS)
+        if OWN_SCALES in stored:
+            own = RoundedTensor(own, stored[OWN_SCALES])
     weights[PROJECTION] = SharedMatrix(
         stored_weights(lender, {matrix: lent[matrix]})[matrix],
         matrix_rows(vocabulary),

@@ -27,6 +27,7 @@ __all__ = [
     "IMAGE_FORMAT",
     "OWN_IDS",
     "OWN_ROWS",
+    "OWN_SCALES",
     "PROJECTION",
     "ImagePlan",
     "read_image_plan",
@@ -37,6 +38,8 @@ IMAGE_FORMAT = 1
 PROJECTION = "head.projection"
 OWN_ROWS, OWN_IDS = "head.own_rows", "head.own_ids"
 """Rows of a projection that the text encoder lends all others of, and their token ids."""
+OWN_SCALES = "head.own_scales"
+"""Where rows are 8 bit integers: `[M]`, what one step of a row stands for."""
 UPSTREAM_TOKENIZER = "bert-base-uncased"
 
 

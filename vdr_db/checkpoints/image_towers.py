@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, PROJECTION, ImagePlan
+from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, OWN_SCALES, PROJECTION, ImagePlan
 from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.weights import (
     Checkpoint,
@@ -70,9 +70,14 @@ def _fill(tower: ImageTower, plan: ImagePlan, vocabulary: Vocabulary) -> None:
         buffers[PROJECTION] = _text_matrix(plan.matrix_of)
         if OWN_ROWS in present:
             own = vocabulary.columns_of(checkpoint.tensor(OWN_IDS).numpy())
-            buffers[PROJECTION][torch.from_numpy(own)] = checkpoint.floats(OWN_ROWS)
+            if OWN_SCALES in present:
+                rows = checkpoint.tensor(OWN_ROWS).float()
+                rows *= checkpoint.floats(OWN_SCALES)[:, None]
+            else:
+                rows = checkpoint.floats(OWN_ROWS)
+            buffers[PROJECTION][torch.from_numpy(own)] = rows
     used = assign(tower, checkpoint, weights, others=buffers)
-    used |= {names[ours][0] for ours in buffers} | {OWN_ROWS, OWN_IDS}
+    used |= {names[ours][0] for ours in buffers} | {OWN_ROWS, OWN_IDS, OWN_SCALES}
     refuse_unexpected(checkpoint, used, plan.ignored)
 
 

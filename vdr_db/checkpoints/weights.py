@@ -168,7 +168,8 @@ class Checkpoint:
 
             return read
 
-        places = stored_tensors(file)
+        stored = stored_tensors(file)
+        places = {name: place for name, place in stored.items() if place.dtype != "I8"}
         with safe_open(file, framework="np") as tensors:  # names and shapes need no torch
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 shape = tensors.get_slice(name).get_shape()

@@ -184,11 +184,11 @@ class CrossModalEncoder:
 
     @property
     def is_tied(self) -> bool:
-        """Whether images are projected by the matrix of texts, or by most of its rows."""
+        """Whether images are projected by the matrix of texts, or by a quarter of its rows."""
         return self._own_columns() is not None
 
     def _own_columns(self) -> npt.NDArray[np.int64] | None:
-        """Columns whose rows images do not share with texts; None where they are most of them."""
+        """Columns whose rows images do not share with texts; None for three quarters or more."""
         parts = np.array_split(np.arange(self.vocabulary.columns), PARTS_COMPARED)
         text, image = self.text.tower("document"), self.image._main_tower
         own: list[npt.NDArray[np.int64]] = []
@@ -198,7 +198,7 @@ class CrossModalEncoder:
                 return None
             own.append(part[(theirs != ours).any(axis=1)])
         found = np.concatenate(own)
-        return found if 2 * found.size < self.vocabulary.columns else None
+        return found if 4 * found.size < 3 * self.vocabulary.columns else None
 
     @property
     def vocabulary(self) -> Vocabulary:

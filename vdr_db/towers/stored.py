@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vdr_db.errors import ConfigError
 
-__all__ = ["SharedMatrix", "StoredTensor", "header_digest", "stored_tensors"]
+__all__ = ["RoundedTensor", "SharedMatrix", "StoredTensor", "header_digest", "stored_tensors"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -27,6 +27,7 @@ _DTYPES: dict[str, np.dtype[np.generic]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),  # the upper half of a float32
+    "I8": np.dtype("i1"),
 }
 _MOST_HEADER_BYTES = 100_000_000
 """As the format's own library has it."""
@@ -38,7 +39,7 @@ class StoredTensor:
 
     Attributes:
         file: The file.
-        dtype: `"F64"`, `"F32"`, `"F16"` or `"BF16"`.
+        dtype: `"F64"`, `"F32"`, `"F16"`, `"BF16"` or `"I8"`.
         shape: Its shape.
         offset: First byte in the file.
     """
@@ -90,6 +91,25 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class RoundedTensor:
+    """Rows of 8 bit integers, each with a scale.
+
+    Attributes:
+        integers: `[M, H]`.
+        scales: `[M]`, what one step of a row stands for.
+    """
+
+    integers: StoredTensor
+    scales: StoredTensor
+
+    def read(self, rows: npt.NDArray[np.int64] | slice | None = None) -> FloatArray:
+        """The rows in memory, float32; see `StoredTensor.read`."""
+        found = self.integers.read(rows)
+        found *= self.scales.read(rows)[:, None]
+        return found
+
+
+@dataclass(frozen=True)
 class SharedMatrix:
     """Rows of a tensor of another folder, some of them replaced by rows of a second tensor.
 
@@ -102,7 +122,7 @@ class SharedMatrix:
 
     lent: StoredTensor
     chosen: npt.NDArray[np.int64]
-    own: StoredTensor | None
+    own: StoredTensor | RoundedTensor | None
     places: npt.NDArray[np.int64]
 
     dtype = "F32"
@@ -127,7 +147,7 @@ class SharedMatrix:
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
-    """Tensors of floats in a safetensors file, by name; no tensor is read.
+    """Tensors of floats and bytes in a safetensors file, by name; no tensor is read.
 
     Raises:
         ConfigError: The file is no such file, or is cut short.
