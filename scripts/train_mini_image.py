@@ -5,8 +5,8 @@
 Fetches images and names (`make_pictogram_pairs.py`; needs `npm`, `resvg-py` and Debian's `apt`)
 and the weights of the convolutional stem, then trains in two stages by `train_mini_image.yaml` and
 what is changed in it here, beside queries and documents of the model in `--out`, which stay as
-they are: own weights are in what images are compared with. The image part is written into that folder,
-which opens with `SparseEncoder` as before, and with `CrossModalEncoder` for images, too.
+they are: own weights are in what images are compared with. The image part is written into that
+folder, which opens with `SparseEncoder` as before, and with `CrossModalEncoder` for images, too.
 
 With `--dense`, the dense baseline is trained beside it: the same frozen text side, data and number
 of steps. A run that was stopped goes on when started again; states of the stem know nothing of the

@@ -119,6 +119,21 @@ def test_threads_and_copies_have_their_own(exported):
     assert all(rows == wanted for rows in found)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="asks Linux")
+def test_no_thread_is_bound_to_a_core():
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from vdr_db.towers.openvino import OpenvinoSession\n"
+        f"graph = Path({str(fetch('vdr-mini') / 'document.onnx')!r}).resolve()\n"
+        "session = OpenvinoSession(graph, 2, 'float32')\n"
+        "threads = [int(name) for name in os.listdir('/proc/self/task')]\n"
+        "print(*{os.sched_getaffinity(thread) == os.sched_getaffinity(0) for thread in threads})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_what_cannot_be_is_refused_by_name(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "broken")
     change_json(folder / "vdr_db.json", digests=None)

@@ -41,7 +41,11 @@ class OpenvinoSession:
         library = require("openvino", "openvino")
         end_children_at_once()
         hint = _HINTS[precision]
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": hint,
+            "ENABLE_CPU_PINNING": "NO",  # other processes would be bound to the same cores
+        }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._compiled = library.Core().compile_model(str(graph), "CPU", settings)
