@@ -110,13 +110,11 @@ def _weights(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, StoredTensor 
     lent, _ = weight_names(text, text.document, lender)
     matrix = DECODER if DECODER in lent else WORDS
     stored = stored_tensors(plan.folder / SAFETENSORS)
-    own: StoredTensor | RoundedTensor | None = stored.get(OWN_ROWS)
-    ids = np.zeros(0, np.int64)
-    if own is not None:
-        with safe_open(own.file, framework="np") as tensors:
+    rows, scales, ids = stored.get(OWN_ROWS), stored.get(OWN_SCALES), np.zeros(0, np.int64)
+    if rows is not None:
+        with safe_open(rows.file, framework="np") as tensors:
             ids = tensors.get_tensor(OWN_IDS)
-        if OWN_SCALES in stored:
-            own = RoundedTensor(own, stored[OWN_SCALES])
+    own = rows if rows is None or scales is None else RoundedTensor(rows, scales)
     weights[PROJECTION] = SharedMatrix(
         stored_weights(lender, {matrix: lent[matrix]})[matrix],
         matrix_rows(vocabulary),
