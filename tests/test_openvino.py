@@ -10,9 +10,9 @@ import threading
 
 import numpy as np
 import pytest
+from graph_samples import FOLDERS, TEXTS, assert_close
 from model_folders import change_json, write_bert
 from processor import needs_bfloat16
-from test_onnx import FOLDERS, TEXTS, assert_close
 
 from vdr_db import CrossModalEncoder, SparseEncoder
 from vdr_db.checkpoints.assets import fetch
