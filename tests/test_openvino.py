@@ -120,7 +120,7 @@ def test_threads_and_copies_have_their_own(exported):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="asks Linux")
-def test_no_thread_is_bound_to_a_core():
+def test_no_thread_is_bound_to_a_core(tmp_path):
     code = (
         "import os\n"
         "from pathlib import Path\n"
@@ -130,7 +130,9 @@ def test_no_thread_is_bound_to_a_core():
         "threads = [int(name) for name in os.listdir('/proc/self/task')]\n"
         "print(*{os.sched_getaffinity(thread) == os.sched_getaffinity(0) for thread in threads})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert done.stdout == "True\n"
 
 
@@ -145,7 +147,7 @@ def test_what_cannot_be_is_refused_by_name(exported, tmp_path):
         SparseEncoder.from_pretrained(exported, runtime="openvino", dtype="float16")
 
 
-def test_a_processor_without_bfloat16_says_so(exported):
+def test_a_processor_without_bfloat16_says_so(exported, tmp_path):
     code = (
         "from vdr_db import SparseEncoder\n"
         f"encoder = SparseEncoder.from_pretrained({str(exported)!r}, precision='bfloat16')\n"
@@ -156,6 +158,7 @@ def test_a_processor_without_bfloat16_says_so(exported):
         capture_output=True,
         text=True,
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"},
+        cwd=tmp_path,
         check=False,
     )
     said = done.stderr.splitlines()[-1]
