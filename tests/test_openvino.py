@@ -1,12 +1,12 @@
 """Bodies by OpenVINO: the graphs of ONNX Runtime, the same vectors, and what only it can."""
 
-import importlib.util
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import threading
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -68,15 +68,18 @@ def test_bfloat16_takes_it_where_it_is_installed(exported, monkeypatch):
     both = CrossModalEncoder.from_pretrained(fetch("vdr-mini"), device="cpu", precision="bfloat16")
     assert (both.text.precision, both.image.precision) == ("bfloat16", "float32")
 
-    find = importlib.util.find_spec
-    for module in ("vdr_db.checkpoints.text", "importlib.util"):
-        monkeypatch.setattr(
-            f"{module}.find_spec", lambda name, *rest: name != "openvino" and find(name, *rest)
-        )
-    on_torch = SparseEncoder.from_pretrained(exported, device="cpu", precision="bfloat16")
-    assert str(on_torch.dtype) == "torch.bfloat16"
-    with pytest.raises(ConfigError, match=r"on OpenVINO: openvino is not .*'vdr-db\[openvino\]'"):
-        SparseEncoder.from_pretrained(exported, runtime="openvino")
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    for told, said in (
+        (absent, "openvino is not installed"),
+        (lambda name: "2026.2.1", r"openvino must be 2026\.4 or later, got 2026\.2\.1"),
+    ):
+        monkeypatch.setattr("vdr_db.checkpoints.text.version", told)
+        on_torch = SparseEncoder.from_pretrained(exported, device="cpu", precision="bfloat16")
+        assert str(on_torch.dtype) == "torch.bfloat16"
+        with pytest.raises(ConfigError, match=rf"on OpenVINO: {said}, .*'vdr-db\[openvino\]'"):
+            SparseEncoder.from_pretrained(exported, runtime="openvino")
 
 
 @needs_bfloat16

@@ -11,8 +11,7 @@ from vdr_db import CrossModalEncoder
 from vdr_db.checkpoints.assets import fetch
 from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.data import Pair
-from vdr_db.training.images.models import KEPT, kept_columns
-from vdr_db.training.images.vectors import KeptRows, TextSide
+from vdr_db.training.images.vectors import KEPT, KeptRows, TextSide, kept_columns
 from vdr_db.training.images.watch import recalls
 
 NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("cat", "boat")]
@@ -53,7 +52,8 @@ def test_words_that_ten_vectors_keep_get_rows(encoder):
     )
     assert wanted
     assert len(wanted) < len(counts)
-    assert kept_columns(encoder.text, pairs * 2).tolist() == wanted  # a text counts once
+    side = TextSide(encoder, ImageConfig())
+    assert kept_columns(side, pairs * 2).tolist() == wanted  # a text counts once
 
 
 def test_only_kept_rows_are_trained():

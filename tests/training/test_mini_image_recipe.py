@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from shape_pictures import write_shapes
 from stem_weights import published_weights
 from training_curves import SCRIPTS, recipe
@@ -15,9 +15,12 @@ from vdr_db import CrossModalEncoder, SparseEncoder
 from vdr_db.checkpoints.assets import fetch
 from vdr_db.connectors import VDRQdrant
 from vdr_db.encoders.stamps import read_stamp
+from vdr_db.errors import ConfigError
+from vdr_db.towers.stored import header_digest
+from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.data import read_pairs
-from vdr_db.training.images.models import kept_columns
 from vdr_db.training.images.task import ImageTask
+from vdr_db.training.images.vectors import TextSide, kept_columns
 from vdr_db.training.trainer import Trainer
 
 SMALL = {
@@ -104,7 +107,8 @@ def test_only_words_that_texts_keep_get_rows(made):
     folder, _ = made
     stored = load_file(folder / "model" / "image" / "model.safetensors")
     both = CrossModalEncoder.from_pretrained(folder / "model", device="cpu", runtime="torch")
-    columns = kept_columns(both.text, read_pairs(folder / "pairs" / "train.jsonl")).numpy()
+    pairs = read_pairs(folder / "pairs" / "train.jsonl")
+    columns = kept_columns(TextSide(both, ImageConfig()), pairs).numpy()
     held = both.vocabulary.column_to_id[columns]
     assert "head.projection" not in stored
     np.testing.assert_array_equal(stored["head.own_ids"], held)
@@ -133,6 +137,22 @@ def test_rows_are_8_bit_integers_with_a_scale_each(made):
     for encoder in both:
         found = encoder.image._main_tower.rows(columns)
         np.testing.assert_array_equal(found, rows.astype(np.float32) * scales[:, None])
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_integers_without_scales_are_refused(made, tmp_path, runtime):
+    folder = shutil.copytree(made[0] / "model", tmp_path / "model")
+    file = folder / "image" / "model.safetensors"
+    weights = load_file(file)
+    del weights["head.own_scales"]
+    save_file(weights, file)
+    settings = folder / "image" / "vdr_db_image.json"
+    told = json.loads(settings.read_text())
+    told["digests"] = None
+    told["graphs"]["weights"] = [header_digest(file)]
+    settings.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"must have `head\.own_scales`"):
+        CrossModalEncoder.from_pretrained(folder, device="cpu", runtime=runtime)
 
 
 def test_images_score_for_their_names_as_documents_do(made):

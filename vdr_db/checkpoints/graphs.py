@@ -152,8 +152,8 @@ def trainable(tower: TorchKind | AnyOnnx) -> TorchKind:
     """
     if isinstance(tower, OnnxTower):
         raise ConfigError(
-            "an encoder must run on torch to be trained or saved, got one on ONNX Runtime; load it "
-            "with runtime='torch'."
+            "an encoder must run on torch to be trained or saved, got one that runs by its graphs; "
+            "load it with runtime='torch'."
         )
     return tower
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import safe_open
 
 from vdr_db.checkpoints.graphs import matrix_rows, note_graphs, stored_weights
@@ -23,7 +24,7 @@ from vdr_db.towers.interface import GraphRuntime
 from vdr_db.towers.onnx import OnnxImageTower
 from vdr_db.towers.stored import RoundedTensor, SharedMatrix, StoredTensor, stored_tensors
 
-__all__ = ["open_image_tower", "weight_file", "write_image_graph"]
+__all__ = ["open_image_tower", "own_rows", "weight_file", "write_image_graph"]
 
 GRAPH = "image.onnx"
 
@@ -109,16 +110,36 @@ def _weights(plan: ImagePlan, vocabulary: Vocabulary) -> dict[str, StoredTensor 
     lender = Checkpoint(text.folder)
     lent, _ = weight_names(text, text.document, lender)
     matrix = DECODER if DECODER in lent else WORDS
-    stored = stored_tensors(plan.folder / SAFETENSORS)
-    rows, scales, ids = stored.get(OWN_ROWS), stored.get(OWN_SCALES), np.zeros(0, np.int64)
-    if rows is not None:
-        with safe_open(rows.file, framework="np") as tensors:
-            ids = tensors.get_tensor(OWN_IDS)
-    own = rows if rows is None or scales is None else RoundedTensor(rows, scales)
+    own, places = own_rows(plan, vocabulary)
     weights[PROJECTION] = SharedMatrix(
         stored_weights(lender, {matrix: lent[matrix]})[matrix],
         matrix_rows(vocabulary),
         own,
-        vocabulary.columns_of(ids),
+        places,
     )
     return weights
+
+
+def own_rows(
+    plan: ImagePlan, vocabulary: Vocabulary
+) -> tuple[StoredTensor | RoundedTensor | None, npt.NDArray[np.int64]]:
+    """Rows that replace those of a lent matrix, None without, and their M columns.
+
+    Raises:
+        ConfigError: Rows of integers have no scales.
+    """
+    file = plan.folder / SAFETENSORS
+    stored = stored_tensors(file)
+    rows, scales = stored.get(OWN_ROWS), stored.get(OWN_SCALES)
+    if rows is None:
+        return None, np.zeros(0, np.int64)
+    with safe_open(file, framework="np") as tensors:
+        places = vocabulary.columns_of(tensors.get_tensor(OWN_IDS))
+    if rows.dtype != "I8":
+        return rows, places
+    if scales is None:
+        raise ConfigError(
+            f"`{OWN_ROWS}` in {file} must have `{OWN_SCALES}`, since they are integers, got none; "
+            "fetch the file again."
+        )
+    return RoundedTensor(rows, scales), places

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vdr_db.checkpoints.image_graph import own_rows
 from vdr_db.checkpoints.image_plan import OWN_IDS, OWN_ROWS, OWN_SCALES, PROJECTION, ImagePlan
 from vdr_db.checkpoints.text import LoadOptions, load_text
 from vdr_db.checkpoints.weights import (
@@ -68,14 +69,9 @@ def _fill(tower: ImageTower, plan: ImagePlan, vocabulary: Vocabulary) -> None:
     if plan.matrix_of is not None:
         weights.pop(PROJECTION)
         buffers[PROJECTION] = _text_matrix(plan.matrix_of)
-        if OWN_ROWS in present:
-            own = vocabulary.columns_of(checkpoint.tensor(OWN_IDS).numpy())
-            if OWN_SCALES in present:
-                rows = checkpoint.tensor(OWN_ROWS).float()
-                rows *= checkpoint.floats(OWN_SCALES)[:, None]
-            else:
-                rows = checkpoint.floats(OWN_ROWS)
-            buffers[PROJECTION][torch.from_numpy(own)] = rows
+        own, places = own_rows(plan, vocabulary)
+        if own is not None:
+            buffers[PROJECTION][torch.from_numpy(places)] = torch.from_numpy(own.read())
     used = assign(tower, checkpoint, weights, others=buffers)
     used |= {names[ours][0] for ours in buffers} | {OWN_ROWS, OWN_IDS, OWN_SCALES}
     refuse_unexpected(checkpoint, used, plan.ignored)

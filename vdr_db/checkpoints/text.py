@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +37,9 @@ __all__ = ["LoadOptions", "TextParts", "load_text"]
 
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
 """Keys of configs that say how many layers a body has."""
+
+LEAST_OPENVINO = (2026, 4)
+"""Earlier versions cannot read the attention of our graphs."""
 
 VDR_K = 768
 """Dimensions a new VDR encoder keeps, as the published ones do."""
@@ -95,8 +98,8 @@ class LoadOptions:
 
     @property
     def graph_runtime(self) -> GraphRuntime:
-        """What would run graphs: OpenVINO for bfloat16, too, where it is installed."""
-        if self.runtime == "auto" and self.precision == "bfloat16" and find_spec("openvino"):
+        """What would run graphs: OpenVINO for bfloat16, too, where it can."""
+        if self.runtime == "auto" and self.precision == "bfloat16" and not _openvino_obstacle():
             return "openvino"
         return "openvino" if self.runtime == "openvino" else "onnx"
 
@@ -105,8 +108,8 @@ class LoadOptions:
         found = {}
         if str(self.device or "cpu") != "cpu":
             found["`device`"] = f"must be None or 'cpu', got {self.device!r}"
-        if self.graph_runtime == "openvino" and not find_spec("openvino"):
-            found["openvino"] = "is not installed, run pip install 'vdr-db[openvino]'"
+        if self.graph_runtime == "openvino" and (why := _openvino_obstacle()):
+            found["openvino"] = f"{why}, run pip install 'vdr-db[openvino]'"
         if self.precision == "bfloat16":
             if self.graph_runtime == "onnx":
                 found["`precision`"] = (
@@ -117,6 +120,17 @@ class LoadOptions:
             found["`dtype`"] = f"must be None or 'float32', got {self.dtype!r}"
         asked = [name for name, is_set in self.needs_torch.items() if is_set]
         return {**found, **dict.fromkeys(asked, "must be left alone")}
+
+
+def _openvino_obstacle() -> str:
+    """Why OpenVINO cannot run graphs; empty where it can."""
+    try:
+        found = version("openvino")
+    except PackageNotFoundError:
+        return "is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < LEAST_OPENVINO:
+        return f"must be {'.'.join(map(str, LEAST_OPENVINO))} or later, got {found}"
+    return ""
 
 
 @dataclass(frozen=True)

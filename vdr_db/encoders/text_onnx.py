@@ -1,4 +1,4 @@
-"""Texts through a tower of ONNX Runtime, one by one."""
+"""Texts through a tower that is a graph, one by one."""
 
 from __future__ import annotations
 

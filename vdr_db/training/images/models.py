@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +20,12 @@ from vdr_db.towers.image_body import ImageBody, VitBody, VitConfig
 from vdr_db.towers.image_hybrid import HybridBody, HybridConfig
 from vdr_db.towers.image_stem import IMAGENET_MEAN, IMAGENET_STD, read_published
 from vdr_db.training.image_settings import ImageConfig
-from vdr_db.training.images.data import Pair
 from vdr_db.training.models import in_dtype, load_start, start_folder
 from vdr_db.training.settings import TrainConfig
 
 __all__ = [
     "channel_statistics",
     "has_stem_states",
-    "kept_columns",
     "load_pair",
     "save_pair",
     "standardise",
@@ -39,8 +35,6 @@ __all__ = [
 POSITION_SPREAD = 0.02
 STEM = "body.stem."
 SMALLEST_DEVIATION = 1e-3
-KEPT = 10
-"""Vectors that a word must be in to get a row of its own."""
 
 
 def load_pair(config: TrainConfig, image: ImageConfig, device: torch.device) -> CrossModalEncoder:
@@ -204,14 +198,6 @@ def standardise(body: HybridBody, mean: Tensor, deviation: Tensor) -> None:
         narrow.weight.div_(deviation)
         if narrow.bias is not None:
             narrow.bias.copy_(-narrow.weight @ mean)
-
-
-def kept_columns(text: SparseEncoder, pairs: Sequence[Pair]) -> Tensor:
-    """Columns that at least `KEPT` vectors of texts keep, as queries and documents, `[M]` int64."""
-    every = sorted({one for pair in pairs for one in pair.texts})
-    sides = text.encode_queries(every), text.encode_documents(every)
-    counts = sum(np.bincount(rows.indices, minlength=text.vocabulary.size) for rows in sides)
-    return torch.from_numpy(text.vocabulary.columns_of(np.flatnonzero(counts >= KEPT)))
 
 
 def trainable_pair(

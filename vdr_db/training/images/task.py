@@ -19,13 +19,18 @@ from vdr_db.training.images.data import ImageExample, Pair, PairBatches, read_pa
 from vdr_db.training.images.models import (
     channel_statistics,
     has_stem_states,
-    kept_columns,
     load_pair,
     save_pair,
     standardise,
     trainable_pair,
 )
-from vdr_db.training.images.vectors import DenseHeads, ImageSide, KeptRows, TextSide
+from vdr_db.training.images.vectors import (
+    DenseHeads,
+    ImageSide,
+    KeptRows,
+    TextSide,
+    kept_columns,
+)
 from vdr_db.training.images.views import PairImages, StemStates
 from vdr_db.training.images.watch import HeldOutPairs
 from vdr_db.training.models import DTYPES, MODEL_FOLDER, set_dropout
@@ -115,7 +120,7 @@ class ImageTask(Task[ImageExample, ImageBatch]):
         centre = self._centred(device) if has_stem_states(encoder) else None
         kept = None
         if image.projection == "kept" and not is_dense:
-            columns = kept_columns(encoder.text, self.data.pairs).to(device)
+            columns = kept_columns(self.texts, self.data.pairs)
             kept = KeptRows(encoder.image.tower.head.projection, columns)
             self.parameters["image.kept.word.weight"] = kept.rows  # learns as embeddings do
         self.side = ImageSide(

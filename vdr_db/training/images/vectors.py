@@ -32,10 +32,14 @@ from vdr_db.sparse import SparseRows
 from vdr_db.towers.image_hybrid import HybridBody
 from vdr_db.training.image_settings import ImageConfig
 from vdr_db.training.images.columns import ColumnSample
+from vdr_db.training.images.data import Pair
 from vdr_db.training.sparse_ops import GatedRows, weigh
 from vdr_db.training.vectors import Need, Side, Vectors, known
 
-__all__ = ["DenseHeads", "ImageSide", "KeptRows", "TextSide"]
+__all__ = ["DenseHeads", "ImageSide", "KeptRows", "TextSide", "kept_columns"]
+
+KEPT = 10
+"""Vectors that a word must be in to get a row of its own."""
 
 
 class DenseHeads(nn.Module):
@@ -179,6 +183,15 @@ class TextSide:
             torch.tensor(rows.values, device=device),
             vocabulary.columns,
         )
+
+
+def kept_columns(texts: TextSide, pairs: Sequence[Pair]) -> Tensor:
+    """Columns that at least `KEPT` vectors of texts keep, of both kinds, `[M]` int64, ascending."""
+    every = sorted({one for pair in pairs for one in pair.texts})
+    with torch.no_grad():
+        found = texts.encode(every, {"gated", "bags"})
+    both = GatedRows.concat([known(found.gated), known(found.bags)])
+    return torch.nonzero(torch.bincount(both.columns) >= KEPT)[:, 0]
 
 
 def _unit(rows: GatedRows) -> GatedRows:
